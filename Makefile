@@ -1,0 +1,41 @@
+# Two commands matter: `make demo` and `make test`. Both set up what they need in .venv first.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+LOCK := requirements/cpu-py311.txt
+
+.PHONY: help setup demo test lint unit e2e figures clean
+.DEFAULT_GOAL := help
+
+help:  ## Show the targets
+	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## /  make \1\t/' | expand -t 20
+
+$(VENV)/.installed: $(LOCK) pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --progress-bar on --no-deps -r $(LOCK)
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+setup: $(VENV)/.installed  ## Create .venv with every pinned package (about 3 minutes, 4 GB)
+
+demo: setup  ## Train two decode modules, serve them over one prefill, play a session
+	@$(BIN)/python -m examples.demo
+
+test: lint unit e2e  ## Everything: style, types, unit tests, tests against real vLLM processes
+
+lint: setup  ## Style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+unit: setup  ## Tests that need no vLLM process
+	$(BIN)/pytest tests --ignore tests/e2e
+
+e2e: setup  ## Tests against real vLLM processes
+	$(BIN)/pytest tests/e2e
+
+figures: setup  ## The accuracy table of the README (hours on a small CPU; resumes where it stopped)
+	$(BIN)/python -m examples.demo.compare
+
+clean:  ## Remove what the demo made; keeps .venv
+	rm -rf artifacts logs

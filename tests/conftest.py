@@ -1,0 +1,33 @@
+"""Fixtures that more than one room's tests use."""
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+
+
+def write_safetensors(file: Path, tensors: dict[str, bytes]) -> None:
+    """A safetensors file of uint8 vectors, so that tests of file handling need no torch."""
+    header, offset = {}, 0
+    for name, data in tensors.items():
+        header[name] = {"dtype": "U8", "shape": [len(data)], "data_offsets": [offset, offset + len(data)]}
+        offset += len(data)
+    encoded = json.dumps(header).encode()
+    file.write_bytes(struct.pack("<Q", len(encoded)) + encoded + b"".join(tensors.values()))
+
+
+def write_checkpoint(folder: Path, weights: bytes = b"abcd", template: str = "{{ messages }}") -> Path:
+    """The files of a checkpoint that its identity looks at, with made-up content."""
+    folder.mkdir(parents=True)
+    write_safetensors(folder / "model.safetensors", {"a": weights, "b": b"12"})
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "rope_theta": 10000.0}))
+    (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"x": 0}}}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "x"}))
+    (folder / "chat_template.jinja").write_text(template)
+    return folder
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return write_checkpoint(tmp_path / "base")

@@ -1,0 +1,29 @@
+from pathlib import Path
+
+import pytest
+
+from prefillshare.hardware import preferred_dtype
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("flags\t\t: fpu avx2 avx512f avx512_bf16", "bfloat16"),
+        ("flags\t\t: fpu avx2 amx_bf16", "bfloat16"),
+        ("Features\t: fp asimd bf16", "bfloat16"),
+        ("flags\t\t: fpu avx2 avx512f", "float32"),
+        ("model name\t: bf16", "float32"),
+    ],
+)
+def test_bfloat16_only_where_the_cpu_has_units_for_it(tmp_path: Path, line: str, expected: str) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor\t: 0\n{line}\n")
+    assert preferred_dtype(cpuinfo, gpu=tmp_path / "no-gpu") == expected
+
+
+def test_a_gpu_means_bfloat16(tmp_path: Path) -> None:
+    assert preferred_dtype(tmp_path / "no-cpuinfo", gpu=tmp_path) == "bfloat16"
+
+
+def test_an_unknown_cpu_means_float32(tmp_path: Path) -> None:
+    assert preferred_dtype(tmp_path / "no-cpuinfo", gpu=tmp_path / "no-gpu") == "float32"

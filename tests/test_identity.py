@@ -1,0 +1,130 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from prefillshare import identity as identity_room
+from prefillshare.errors import UserError
+from prefillshare.identity import BaseMismatch, compute_identity, require_same_base
+from tests.conftest import write_checkpoint, write_safetensors
+
+
+def test_same_content_elsewhere_has_the_same_identity(tmp_path: Path) -> None:
+    first = compute_identity(write_checkpoint(tmp_path / "one"))
+    second = compute_identity(write_checkpoint(tmp_path / "two"))
+    assert first == second
+    assert first.digest.startswith("sha256:")
+
+
+def test_sharding_does_not_change_the_identity(tmp_path: Path) -> None:
+    whole = compute_identity(write_checkpoint(tmp_path / "whole"))
+    sharded = write_checkpoint(tmp_path / "sharded")
+    (sharded / "model.safetensors").unlink()
+    write_safetensors(sharded / "model-00001-of-00002.safetensors", {"b": b"12"})
+    write_safetensors(sharded / "model-00002-of-00002.safetensors", {"a": b"abcd"})
+    assert compute_identity(sharded) == whole
+
+
+def edit_weights(folder: Path) -> None:
+    write_safetensors(folder / "model.safetensors", {"a": b"abcX", "b": b"12"})
+
+
+def edit_rope(folder: Path) -> None:
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "rope_theta": 5e5}))
+
+
+def edit_vocabulary(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"y": 0}}}))
+
+
+def edit_template(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("{{ messages }} ")
+
+
+@pytest.mark.parametrize(
+    ("edit", "part"),
+    [
+        (edit_weights, "weights"),
+        (edit_rope, "architecture"),
+        (edit_vocabulary, "tokenizer"),
+        (edit_template, "chat_template"),
+    ],
+)
+def test_whatever_shapes_the_kv_changes_its_part_and_the_digest(tmp_path: Path, edit, part: str) -> None:
+    before = compute_identity(write_checkpoint(tmp_path / "before"))
+    changed = write_checkpoint(tmp_path / "after")
+    edit(changed)
+    after = compute_identity(changed)
+    assert after.digest != before.digest
+    assert [name for name in before.parts if before.parts[name] != after.parts[name]] == [part]
+
+
+def test_a_chat_template_counts_wherever_it_is_kept(checkpoint: Path) -> None:
+    in_file = compute_identity(checkpoint).parts["chat_template"]
+    (checkpoint / "chat_template.jinja").unlink()
+    (checkpoint / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
+    assert compute_identity(checkpoint).parts["chat_template"] == in_file
+
+
+def test_who_saved_the_checkpoint_does_not_matter(checkpoint: Path) -> None:
+    before = compute_identity(checkpoint)
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | {"transformers_version": "9", "dtype": "float32"}))
+    assert compute_identity(checkpoint) == before
+
+
+def test_weights_are_read_once_until_a_file_changes(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = compute_identity(checkpoint)
+    monkeypatch.setattr(identity_room, "_digest_weights", lambda files: pytest.fail("read the weights again"))
+    assert compute_identity(checkpoint) == first
+    monkeypatch.undo()
+    stat = (checkpoint / "model.safetensors").stat()
+    edit_weights(checkpoint)
+    os.utime(checkpoint / "model.safetensors", ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    assert compute_identity(checkpoint) != first
+
+
+def test_a_damaged_cache_is_ignored(checkpoint: Path) -> None:
+    first = compute_identity(checkpoint)
+    (checkpoint / ".prefillshare-identity.json").write_text("{")
+    assert compute_identity(checkpoint) == first
+
+
+@pytest.mark.parametrize("missing", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_an_incomplete_checkpoint_is_refused_by_file(checkpoint: Path, missing: str) -> None:
+    (checkpoint / missing).unlink()
+    with pytest.raises(UserError, match=r"\*\.safetensors" if missing.startswith("model") else missing):
+        compute_identity(checkpoint)
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a folder"):
+        compute_identity(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 64, b"\x02\x00\x00\x00\x00\x00\x00\x00{"])
+def test_weights_that_are_not_safetensors_are_refused(checkpoint: Path, content: bytes) -> None:
+    (checkpoint / "model.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match=r"model\.safetensors"):
+        compute_identity(checkpoint)
+
+
+def test_truncated_weights_are_refused(checkpoint: Path) -> None:
+    weights = checkpoint / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(UserError, match="shorter"):
+        compute_identity(checkpoint)
+
+
+def test_a_mismatch_names_both_identities_and_the_part(tmp_path: Path) -> None:
+    expected = compute_identity(write_checkpoint(tmp_path / "one"))
+    found = compute_identity(write_checkpoint(tmp_path / "two", weights=b"other"))
+    require_same_base(module="sql", expected=expected, found=expected, found_at=tmp_path)
+    with pytest.raises(BaseMismatch) as caught:
+        require_same_base(module="sql", expected=expected, found=found, found_at=tmp_path / "two")
+    message = str(caught.value)
+    assert expected.digest in message
+    assert found.digest in message
+    assert "weights differ" in message
+    assert "'sql'" in message
