@@ -1,0 +1,1 @@
+"""Cache-conditioned fine-tuning and the reference that everything else is checked against."""

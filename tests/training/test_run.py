@@ -1,0 +1,176 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from prefillshare.errors import UserError
+from prefillshare.identity import compute_identity
+from prefillshare.module import load_module, verify_module
+from prefillshare.training import run
+from prefillshare.training.base_cache import base_pass
+from prefillshare.training.config import TrainConfig
+from prefillshare.training.conversation import read_examples
+from prefillshare.training.reference import generate, load_base, load_decode
+from tests.training.tiny import byte_tokenizer, save_base, tiny_model
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stored in bfloat16, as most bases are."""
+    return save_base(tmp_path_factory.mktemp("run") / "base", tiny_model().to(torch.bfloat16))
+
+
+@pytest.fixture
+def config(base: Path, tmp_path: Path) -> TrainConfig:
+    rows = [{"prompt": f"say {word}: ", "completion": word} for word in ("one", "two", "three", "four")]
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return TrainConfig(
+        model_name_or_path=base,
+        dataset_name=data,
+        output_dir=tmp_path / "modules" / "words",
+        max_steps=60,
+        per_device_train_batch_size=4,
+        learning_rate=1e-2,
+        dtype="float32",
+    )
+
+
+def answer(config: TrainConfig, prompt: str) -> str:
+    tokenizer = byte_tokenizer()
+    base = load_base(config.model_name_or_path)
+    decode = load_decode(load_module(config.output_dir), config.model_name_or_path)
+    tokens = generate(
+        base, decode, tokenizer(prompt)["input_ids"], max_new_tokens=9, eos_token_ids={tokenizer.eos_token_id}
+    )
+    return tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("use_peft", [False, True], ids=["full", "lora"])
+def test_what_was_learnt_is_in_the_artefact(config: TrainConfig, use_peft: bool) -> None:
+    config = config.model_copy(update={"use_peft": use_peft, "lora_r": 8})
+    module = run.train(config, show_progress=False)
+    assert [answer(config, f"say {word}: ") for word in ("one", "three")] == ["one", "three"]
+
+    assert module == load_module(config.output_dir)
+    assert (module.name, module.kind) == ("words", "lora" if use_peft else "full")
+    assert module.manifest.base.identity == compute_identity(config.model_name_or_path)
+    verify_module(module, config.model_name_or_path)
+    record = module.manifest.training
+    assert record["data"]["rows"] == 4
+    assert record["hyper_parameters"]["learning_rate"] == 1e-2
+    assert record["steps"] == 60
+    assert 0 < record["final_loss"] < 0.5
+    assert list(config.output_dir.parent.iterdir()) == [config.output_dir]  # no scratch folder is left
+
+    weights = load_file(next(config.output_dir.glob("*model.safetensors")))
+    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+    if not use_peft:
+        for file in ("tokenizer.json", "chat_template.jinja"):
+            assert (config.output_dir / file).read_bytes() == (config.model_name_or_path / file).read_bytes()
+
+
+def test_the_base_on_disk_is_not_touched(config: TrainConfig) -> None:
+    def content() -> dict[str, bytes]:
+        files = [file for file in config.model_name_or_path.iterdir() if not file.name.startswith(".")]
+        return {file.name: file.read_bytes() for file in files}
+
+    before = content()
+    run.train(config.model_copy(update={"max_steps": 1}), show_progress=False)
+    assert content() == before
+
+
+def test_an_output_folder_in_use_is_only_replaced_on_demand(config: TrainConfig) -> None:
+    config.output_dir.mkdir(parents=True)
+    (config.output_dir / "precious.txt").write_text("keep")
+    with pytest.raises(UserError, match=r"is not empty; .*overwrite_output_dir=true"):
+        run.train(config, show_progress=False)
+    assert (config.output_dir / "precious.txt").exists()
+
+    run.train(config.model_copy(update={"max_steps": 1, "overwrite_output_dir": True}), show_progress=False)
+    assert not (config.output_dir / "precious.txt").exists()
+    assert load_module(config.output_dir).name == "words"
+
+
+def test_an_interrupted_run_leaves_the_old_module_and_no_scratch(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = config.model_copy(update={"max_steps": 1})
+    before = run.train(short, show_progress=False)
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "save_manifest", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run.train(short.model_copy(update={"overwrite_output_dir": True}), show_progress=False)
+    assert load_module(config.output_dir) == before
+    assert list(config.output_dir.parent.iterdir()) == [config.output_dir]
+
+
+def no_model(*_: object, **__: object) -> None:
+    raise AssertionError("the model was loaded before the inputs were checked")
+
+
+def test_bad_inputs_are_found_before_the_model_is_loaded(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "make_trainer", no_model)
+    bad_row = tmp_path / "bad.jsonl"
+    bad_row.write_text('{"prompt": "x"}\n')
+    for change, problem in (
+        ({"dataset_name": bad_row}, "bad.jsonl, line 1, field 'completion'"),
+        ({"dataset_name": tmp_path / "absent.jsonl"}, "absent.jsonl: cannot read it"),
+        ({"model_name_or_path": tmp_path / "absent"}, "absent is not a folder"),
+        ({"output_dir": bad_row}, "output_dir: .* is a file"),
+        ({"max_length": 5}, "line 1: the row has .* max_length is 5"),
+        ({"max_length": 5000}, "max_length: 5000 is more than the base's 512 positions"),
+    ):
+        with pytest.raises(UserError, match=problem):
+            run.train(config.model_copy(update=change), show_progress=False)
+
+
+def test_several_processes_are_refused(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="WORLD_SIZE=2: training runs in one process"):
+        run.train(config, show_progress=False)
+
+
+def test_an_unproven_architecture_is_refused_by_name(config: TrainConfig, tmp_path: Path) -> None:
+    base = save_base(tmp_path / "strange")
+    settings = json.loads((base / "config.json").read_text())
+    for architecture in ("gpt_neox", "no_such_thing"):
+        (base / "config.json").write_text(json.dumps({**settings, "model_type": architecture}))
+        with pytest.raises(UserError, match=rf"architecture '{architecture}'.*llama, mistral, qwen2, qwen3"):
+            run.train(config.model_copy(update={"model_name_or_path": base}), show_progress=False)
+
+
+def test_target_modules_that_the_base_lacks_are_refused(config: TrainConfig) -> None:
+    config = config.model_copy(update={"use_peft": True, "lora_target_modules": ("no_such_proj",)})
+    with pytest.raises(UserError, match=r"lora_target_modules: .*no_such_proj"):
+        run.train(config, show_progress=False)
+
+
+@pytest.mark.parametrize("use_peft", [False, True], ids=["full", "lora"])
+def test_the_base_is_kept_in_the_compute_dtype_and_trained_weights_in_float32(
+    config: TrainConfig, tmp_path: Path, use_peft: bool
+) -> None:
+    config = config.model_copy(update={"dtype": "bfloat16", "use_peft": use_peft, "max_steps": 2})
+    examples = read_examples(config.dataset_name, byte_tokenizer())
+    trainer = run.make_trainer(config, examples, tmp_path / "scratch")
+    prefixes = [example.prompt_ids[:-1] for example in examples]
+    kv = trainer.prompt_kv(prefixes)
+    if not use_peft:  # bit for bit what a server in that dtype computes, rotary frequencies included
+        with torch.no_grad():
+            served = base_pass(load_base(config.model_name_or_path, dtype=torch.bfloat16), prefixes)
+        assert all(
+            torch.equal(a, b)
+            for ours, theirs in zip(kv.layers, served.layers, strict=True)
+            for a, b in zip(ours, theirs, strict=True)
+        )
+    assert kv.layers[0][0].dtype == torch.bfloat16
+    assert {weight.dtype for weight in trainer.model.parameters() if weight.requires_grad} == {torch.float32}
+    trainer.train()
+    assert run.final_loss(trainer) > 0
