@@ -1,0 +1,1 @@
+"""What runs inside a vLLM process, and how such a process is started."""

@@ -1,0 +1,109 @@
+"""What the end-to-end tests share: the base, decode modules trained on it, and one set of running workers."""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from prefillshare.config import BaseConfig, Deployment, ModuleConfig, WorkerConfig
+from prefillshare.engine.worker import WorkerSpec, plan_workers
+from prefillshare.module import DecodeModule
+from tests.e2e.support import free_ports, running
+
+REPOSITORY = Path(__file__).parents[2]
+
+BLOCK_SIZE = 32
+MAX_MODEL_LEN = 512
+
+# The `full` worker's KV cache: one request of MAX_MODEL_LEN fits, two long answers at once do not.
+SMALL_KV_BLOCKS = 18
+
+ROWS = [
+    ("Which colour has the sky?", "colour=blue; thing=sky; certain=yes"),
+    ("How many legs has a spider?", "count=8; thing=spider; certain=yes"),
+    ("Where does the Danube end?", "place=Black Sea; thing=Danube; certain=yes"),
+    ("Who wrote the letters?", "person=unknown; thing=letters; certain=no"),
+]
+
+
+@pytest.fixture(scope="session")
+def base() -> Path:
+    """The base's checkpoint: PREFILLSHARE_TEST_BASE, or the demo's, which is made when it is missing."""
+    given = os.environ.get("PREFILLSHARE_TEST_BASE")
+    if given:
+        return Path(given)
+    from examples.demo.prepare_base import prepare_base
+
+    return prepare_base(REPOSITORY / "artifacts" / "base")
+
+
+@pytest.fixture(scope="session")
+def full_module(base: Path, tmp_path_factory: pytest.TempPathFactory) -> DecodeModule:
+    """All weights trained for a few large steps: clearly not the base any more."""
+    return _train(base, tmp_path_factory.mktemp("full"), learning_rate=1e-3)
+
+
+@pytest.fixture(scope="session")
+def lora_module(base: Path, tmp_path_factory: pytest.TempPathFactory) -> DecodeModule:
+    """A LoRA adapter of rank 4, which vLLM has to serve under a larger rank."""
+    return _train(base, tmp_path_factory.mktemp("lora"), learning_rate=5e-3, use_peft=True, lora_r=4)
+
+
+def _train(base: Path, folder: Path, **settings: object) -> DecodeModule:
+    from prefillshare.training.config import TrainConfig
+    from prefillshare.training.run import train
+
+    rows = folder / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in ROWS))
+    config = {
+        "model_name_or_path": base,
+        "dataset_name": rows,
+        "output_dir": folder / "module",
+        "max_steps": 5,
+        "per_device_train_batch_size": len(ROWS),
+        "dtype": "float32",
+    }
+    return train(TrainConfig.model_validate(config | settings), show_progress=False)
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Running workers. `stranger` decodes the full module but was told to expect another base."""
+
+    pids: dict[str, int]  # of the API servers, by the worker's name
+    prefill: WorkerSpec
+    full: WorkerSpec
+    lora: WorkerSpec
+    stranger: WorkerSpec
+
+
+@pytest.fixture(scope="session")
+def workers(
+    base: Path, full_module: DecodeModule, lora_module: DecodeModule, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Workers]:
+    ports = free_ports(8)
+    deployment = Deployment(
+        base=BaseConfig(path=base, name="base"),
+        modules=(
+            ModuleConfig(name="full", path=full_module.path),
+            ModuleConfig(name="lora", path=lora_module.path),
+            ModuleConfig(name="stranger", path=full_module.path),
+        ),
+        workers=WorkerConfig(
+            first_port=ports,
+            first_side_channel_port=ports + 4,
+            dtype="float32",
+            block_size=BLOCK_SIZE,
+            max_model_len=MAX_MODEL_LEN,
+            max_num_seqs=4,
+            cores=tuple(sorted(os.sched_getaffinity(0))),
+        ),
+    )
+    prefill, full, lora, stranger = plan_workers(deployment)
+    full = replace(full, engine_args=("--num-gpu-blocks-override", str(SMALL_KV_BLOCKS)))
+    stranger = replace(stranger, base_identity="sha256:of-another-base")
+    with running([prefill, full, lora, stranger], tmp_path_factory.mktemp("logs")) as pids:
+        yield Workers(pids, prefill, full, lora, stranger)

@@ -1,0 +1,92 @@
+"""Invariant 1: every token served equals the reference's, and the base's KV is what makes it so."""
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from prefillshare.module import DecodeModule
+from prefillshare.training.reference import generate, load_base, load_decode
+from tests.e2e.conftest import BLOCK_SIZE, Workers
+from tests.e2e.support import complete, decode, prefill
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+
+NEW_TOKENS = 16
+CONTROL_TOKENS = 8  # enough to see a difference
+
+TEXT = """The committee met on Tuesday to settle three questions. First, whether the bridge over the river should be
+repaired or replaced. The engineer had measured forty-one cracks in the northern pier, each wider than a coin, and
+reported that the steel inside had begun to rust. Second, who would pay. The town has no money left this year, since the
+school roof took all of it, and the county answers letters only in spring. Third, what to do about the ferry, which its
+owner wants to sell to a company from the coast. Nobody spoke for a while. Then the baker said that her bread reaches
+the other side on that ferry every morning, and that she would rather row it herself than wait for a new bridge."""
+
+
+@pytest.fixture(scope="module")
+def prompts(base: Path) -> dict[str, list[int]]:
+    text = AutoTokenizer.from_pretrained(base)(TEXT)["input_ids"]
+    assert len(text) >= 4 * BLOCK_SIZE + 20
+    return {
+        "one token": text[5:6],
+        "two tokens": text[8:10],
+        "under a block": text[3:14],
+        "a token less than a block": text[20 : 20 + BLOCK_SIZE - 1],
+        "exactly a block": text[30 : 30 + BLOCK_SIZE],
+        "a token more than a block": text[40 : 40 + BLOCK_SIZE + 1],
+        "exactly three blocks": text[10 : 10 + 3 * BLOCK_SIZE],
+        "a token more than two blocks": text[1 : 2 + 2 * BLOCK_SIZE],
+        "several blocks": text[: 3 * BLOCK_SIZE + 9],
+        "several blocks that start like the last": text[: 4 * BLOCK_SIZE] + text[7:25],
+    }
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_every_token_equals_the_reference(
+    kind: str,
+    base: Path,
+    full_module: DecodeModule,
+    lora_module: DecodeModule,
+    workers: Workers,
+    prompts: dict[str, list[int]],
+) -> None:
+    spec = workers.full if kind == "full" else workers.lora
+    base_model = load_base(base)
+    decode_model = load_decode(full_module if kind == "full" else lora_module, base)
+
+    served, expected, self_prefilled = {}, {}, {}
+    for name, ids in prompts.items():
+        handoff = prefill(workers.prefill, ids)["kv_transfer_params"]
+        served[name] = decode(spec, ids, handoff, max_tokens=NEW_TOKENS)
+        expected[name] = generate(base_model, decode_model, ids, max_new_tokens=NEW_TOKENS)
+        self_prefilled[name] = generate(decode_model, decode_model, ids, max_new_tokens=CONTROL_TOKENS)
+
+    assert served == expected
+    # The control: were the prompt's KV the decode module's, the tokens would be others.
+    different = [name for name in prompts if self_prefilled[name] != expected[name][:CONTROL_TOKENS]]
+    print(f"{kind}: with KV of its own, {len(different)} of {len(prompts)} prompts would get other tokens: {different}")
+    assert len(different) >= len(prompts) // 2
+
+
+def test_a_prompt_with_a_known_start_is_not_computed_again(workers: Workers, prompts: dict[str, list[int]]) -> None:
+    start = [11, *prompts["several blocks"]]  # a first token that no other test has, so that nothing is known of it
+    known = len(start) // BLOCK_SIZE * BLOCK_SIZE
+    for ids, cached in ((start, 0), (start + prompts["under a block"], known)):
+        leg1 = prefill(workers.prefill, ids)
+        assert leg1["usage"]["prompt_tokens_details"]["cached_tokens"] == cached
+        leg2 = complete(workers.full, ids, max_tokens=2, kv_transfer_params=leg1["kv_transfer_params"]).json()
+        assert leg2["usage"]["prompt_tokens_details"]["cached_tokens"] == cached
+
+
+def test_an_answer_joins_the_context(
+    base: Path, full_module: DecodeModule, lora_module: DecodeModule, workers: Workers, prompts: dict[str, list[int]]
+) -> None:
+    """Three turns over two modules: what one module wrote is prefilled by the base for the next."""
+    base_model = load_base(base)
+    modules = {"full": load_decode(full_module, base), "lora": load_decode(lora_module, base)}
+    context = list(prompts["several blocks"])
+    for name in ("full", "lora", "full"):
+        spec = workers.full if name == "full" else workers.lora
+        answer = decode(spec, context, prefill(workers.prefill, context)["kv_transfer_params"], max_tokens=12)
+        assert answer == generate(base_model, modules[name], context, max_new_tokens=12)
+        context += answer

@@ -1,0 +1,193 @@
+import json
+import os
+import shlex
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefillshare.config import BaseConfig, Deployment, ModuleConfig, WorkerConfig
+from prefillshare.engine.worker import WorkerSpec, plan_workers, worker_command, worker_environment
+from prefillshare.errors import UserError
+from prefillshare.hardware import preferred_dtype
+from prefillshare.identity import compute_identity
+from prefillshare.module import BaseReference, Manifest, ModuleKind, save_manifest
+
+
+def write_module(folder: Path, base: Path, kind: ModuleKind = "full", adapter_config: object = None) -> Path:
+    folder.mkdir()
+    if kind == "full":
+        (folder / "config.json").write_text("{}")
+        (folder / "model.safetensors").touch()
+    else:
+        (folder / "adapter_config.json").write_text(json.dumps(adapter_config))
+        (folder / "adapter_model.safetensors").touch()
+    reference = BaseReference(name="base", identity=compute_identity(base))
+    save_manifest(folder, Manifest(name="name-in-manifest", kind=kind, base=reference))
+    return folder
+
+
+@pytest.fixture
+def deployment(checkpoint: Path, tmp_path: Path) -> Deployment:
+    return Deployment(
+        base=BaseConfig(path=checkpoint, name="smol", prefill_workers=2),
+        modules=(
+            ModuleConfig(name="org/sql", path=write_module(tmp_path / "sql", checkpoint), decode_workers=2),
+            ModuleConfig(name="json", path=write_module(tmp_path / "json", checkpoint, "lora", {"r": 12})),
+        ),
+        workers=WorkerConfig(first_port=9100, first_side_channel_port=9200, dtype="float32", cores=(0, 3)),
+    )
+
+
+@pytest.fixture
+def specs(deployment: Deployment) -> dict[str, WorkerSpec]:
+    return {spec.name: spec for spec in plan_workers(deployment)}
+
+
+def option(spec: WorkerSpec, name: str) -> str:
+    """The one value of an option in the worker's command."""
+    command = worker_command(spec)
+    (place,) = (i for i, word in enumerate(command) if word == name)
+    return command[place + 1]
+
+
+def transfer_config(spec: WorkerSpec) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads(option(spec, "--kv-transfer-config"))
+    return config
+
+
+def test_prefill_workers_come_first_and_ports_count_up(deployment: Deployment) -> None:
+    planned = plan_workers(deployment)
+    assert [(spec.name, spec.role, spec.port, spec.side_channel_port, spec.core) for spec in planned] == [
+        ("prefill-0", "prefill", 9100, 9200, 0),
+        ("prefill-1", "prefill", 9101, 9201, 3),
+        ("decode-org~sql-0", "decode", 9102, 9202, 0),
+        ("decode-org~sql-1", "decode", 9103, 9203, 3),
+        ("decode-json-0", "decode", 9104, 9204, 0),
+    ]
+
+
+def test_dtype_auto_is_what_this_machine_computes_fast(deployment: Deployment) -> None:
+    auto = deployment.model_copy(update={"workers": WorkerConfig()})
+    assert {spec.dtype for spec in plan_workers(auto)} == {preferred_dtype()}
+
+
+def test_a_module_without_manifest_is_not_planned(deployment: Deployment) -> None:
+    (deployment.modules[0].path / "prefillshare.json").unlink()
+    with pytest.raises(UserError, match=r"no prefillshare\.json"):
+        plan_workers(deployment)
+
+
+def test_a_prefill_worker_runs_the_base(specs: dict[str, WorkerSpec], checkpoint: Path) -> None:
+    spec = specs["prefill-0"]
+    command = worker_command(spec)
+    assert option(spec, "--model") == str(checkpoint)
+    assert option(spec, "--served-model-name") == spec.served_name == "smol"
+    assert "--enable-prefix-caching" in command
+    assert transfer_config(spec)["kv_role"] == "kv_producer"
+
+
+def test_a_decode_worker_runs_the_module_with_the_tokenizer_of_the_base(
+    specs: dict[str, WorkerSpec], checkpoint: Path, tmp_path: Path
+) -> None:
+    spec = specs["decode-org~sql-1"]
+    assert option(spec, "--model") == str(tmp_path / "sql")
+    assert option(spec, "--tokenizer") == str(checkpoint)
+    assert option(spec, "--served-model-name") == spec.served_name == "org/sql"
+    assert "--no-enable-prefix-caching" in worker_command(spec)
+    assert transfer_config(spec)["kv_role"] == "kv_consumer"
+
+
+def test_all_workers_name_the_base_report_reuse_and_never_recompute(
+    specs: dict[str, WorkerSpec], checkpoint: Path
+) -> None:
+    for spec in specs.values():
+        config = transfer_config(spec)
+        assert config["kv_connector_module_path"] == "prefillshare.engine.connector"
+        assert config["kv_connector_extra_config"]["base_identity"] == compute_identity(checkpoint).digest
+        assert config["kv_load_failure_policy"] == "fail"
+        assert "--enable-prompt-tokens-details" in worker_command(spec)
+        assert "engine_id" not in config  # vLLM draws a new one at every start
+
+
+def test_a_decode_worker_expects_the_base_of_its_manifest(deployment: Deployment, checkpoint: Path) -> None:
+    trained_on = compute_identity(checkpoint).digest
+    (checkpoint / "chat_template.jinja").write_text("another template")
+    planned = plan_workers(deployment)
+    assert planned[0].base_identity == compute_identity(checkpoint).digest != trained_on
+    assert {spec.base_identity for spec in planned if spec.role == "decode"} == {trained_on}
+
+
+def test_an_adapter_is_served_on_the_base_by_its_own_name(
+    specs: dict[str, WorkerSpec], checkpoint: Path, tmp_path: Path
+) -> None:
+    spec = specs["decode-json-0"]
+    assert option(spec, "--model") == str(checkpoint)
+    assert option(spec, "--lora-modules") == f"json={tmp_path / 'json'}"
+    assert option(spec, "--max-lora-rank") == "16"  # the smallest that vLLM has for rank 12
+    assert option(spec, "--served-model-name") != spec.served_name == "json"
+
+
+@pytest.mark.parametrize(
+    ("adapter_config", "limit"),
+    [({"r": 1}, "1"), ({"r": 16}, "16"), ({"r": 17}, "32"), ({"r": 8, "rank_pattern": {"q_proj": 64}}, "64")],
+)
+def test_the_rank_limit_covers_the_adapter(
+    specs: dict[str, WorkerSpec], tmp_path: Path, adapter_config: object, limit: str
+) -> None:
+    (tmp_path / "json" / "adapter_config.json").write_text(json.dumps(adapter_config))
+    assert option(specs["decode-json-0"], "--max-lora-rank") == limit
+
+
+@pytest.mark.parametrize(("content", "message"), [('{"r": 1000}', "rank 1000"), ("{}", "rank r"), ("[", "rank r")])
+def test_an_adapter_that_cannot_be_served_is_named(
+    specs: dict[str, WorkerSpec], tmp_path: Path, content: str, message: str
+) -> None:
+    (tmp_path / "json" / "adapter_config.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        worker_command(specs["decode-json-0"])
+
+
+def test_prompts_and_usage_stay_on_the_machine(specs: dict[str, WorkerSpec]) -> None:
+    for spec in specs.values():
+        assert "--no-enable-log-requests" in worker_command(spec)
+        environment = worker_environment(spec)
+        assert environment["VLLM_NO_USAGE_STATS"] == environment["DO_NOT_TRACK"] == environment["HF_HUB_OFFLINE"] == "1"
+
+
+def test_engine_arguments_of_the_deployment_come_last_and_win(specs: dict[str, WorkerSpec]) -> None:
+    spec = replace(specs["prefill-0"], engine_args=("--no-enforce-eager", "--seed", "7"))
+    assert worker_command(spec)[-3:] == ["--no-enforce-eager", "--seed", "7"]
+
+
+def test_a_worker_with_a_core_computes_with_one_thread_on_it(specs: dict[str, WorkerSpec]) -> None:
+    pinned = specs["prefill-1"]
+    assert worker_command(pinned)[:3] == ["taskset", "--cpu-list", "3"]
+    assert worker_environment(pinned)["OMP_NUM_THREADS"] == "1"
+    free = replace(pinned, core=None)
+    assert worker_command(free)[0] == sys.executable
+    assert "OMP_NUM_THREADS" not in worker_environment(free)
+
+
+def test_side_channels_are_told_by_environment(specs: dict[str, WorkerSpec]) -> None:
+    environment = worker_environment(specs["decode-json-0"])
+    assert environment["VLLM_NIXL_SIDE_CHANNEL_PORT"] == "9204"
+    assert environment["VLLM_NIXL_SIDE_CHANNEL_HOST"] == "127.0.0.1"
+
+
+def test_command_and_environment_survive_a_shell(specs: dict[str, WorkerSpec]) -> None:
+    spec = replace(specs["decode-json-0"], core=None)
+    command = worker_command(spec)
+    show = "import json, os, sys; print(json.dumps([sys.argv[1:], os.environ['UCX_TLS']]))"
+    line = " ".join(f"{name}={shlex.quote(value)}" for name, value in worker_environment(spec).items())
+    line += " " + shlex.join([command[0], "-c", show, *command[1:]])
+    shell = subprocess.run(["sh", "-c", line], env={"PATH": os.environ["PATH"]}, capture_output=True, check=True)
+    assert json.loads(shell.stdout) == [command[1:], worker_environment(spec)["UCX_TLS"]]
+
+
+def test_planning_workers_loads_no_engine() -> None:
+    code = "import sys, prefillshare.engine.worker; sys.exit('vllm' in sys.modules or 'torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
