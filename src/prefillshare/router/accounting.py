@@ -1,0 +1,62 @@
+"""Who paid for the base KV that a call reused.
+
+A prefill worker's cache keeps whole blocks, each identified by all tokens up to its end. The router keeps the same
+chain of hashes, per worker, and beside each block the model whose call had the base compute it.
+"""
+
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+
+MAX_BLOCKS_PER_WORKER = 100_000  # about 15 MB; 12.8 million tokens at 128 tokens a block
+
+
+@dataclass(frozen=True, slots=True)
+class Attribution:
+    """Tokens of one call's prompt; computed + reused = prompt."""
+
+    prompt: int
+    computed: int  # the base had to compute them
+    reused: int  # found in the prefill worker's cache
+    reused_from_others: int  # of the reused: in blocks that another model's call had paid for
+
+
+class Ledger:
+    """Block payers of every prefill worker.
+
+    A block that has left this ledger (or was cached before the router started) has no known payer and counts as
+    reused, not as reused from others: the figure is a lower bound.
+    """
+
+    def __init__(self, block_size: int, max_blocks: int = MAX_BLOCKS_PER_WORKER) -> None:
+        self._block_size = block_size
+        self._max_blocks = max_blocks
+        self._payers: dict[str, OrderedDict[bytes, str]] = {}
+
+    def record(self, worker: str, model: str, prompt_token_ids: Sequence[int], cached_tokens: int) -> Attribution:
+        """Attributes a call that found `cached_tokens` in the cache of `worker`; `model` has paid for the rest."""
+        payers = self._payers.setdefault(worker, OrderedDict())
+        cached_blocks = cached_tokens // self._block_size
+        from_others = 0
+        for index, block in enumerate(_block_hashes(prompt_token_ids, self._block_size)):
+            if index >= cached_blocks:
+                payers[block] = model
+            elif payers.get(block, model) != model:
+                from_others += self._block_size
+            if block in payers:
+                payers.move_to_end(block)
+        while len(payers) > self._max_blocks:
+            payers.popitem(last=False)
+        prompt = len(prompt_token_ids)
+        return Attribution(prompt, prompt - cached_tokens, cached_tokens, from_others)
+
+
+def _block_hashes(token_ids: Sequence[int], block_size: int) -> Iterator[bytes]:
+    """One hash for each whole block, over the block's tokens and the hash before it."""
+    previous = b""
+    for start in range(0, len(token_ids) - block_size + 1, block_size):
+        tokens = array("q", token_ids[start : start + block_size]).tobytes()
+        previous = blake2b(previous + tokens, digest_size=16).digest()
+        yield previous

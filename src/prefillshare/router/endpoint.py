@@ -1,0 +1,175 @@
+"""One OpenAI endpoint: admit the request, run its two legs, send the answer, and account for it."""
+
+import asyncio
+import json
+import logging
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive, Scope, Send
+
+from prefillshare.config import RouterConfig
+from prefillshare.router.accounting import Attribution, Ledger
+from prefillshare.router.admission import Call, Endpoint, admit, read_body
+from prefillshare.router.disconnect import unless_disconnected
+from prefillshare.router.errors import RouterError, internal
+from prefillshare.router.legs import Prefilled
+from prefillshare.router.metrics import Metrics
+from prefillshare.router.relay import Decoding, Relay
+
+LOG = logging.getLogger("prefillshare.router")
+
+CLIENT_LEFT = 499  # nginx's code; only in logs and metrics, there is nobody to send it to
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What the endpoints of one router share; they find it as `app.state.services` once the app has started."""
+
+    settings: RouterConfig
+    relay: Relay
+    ledger: Ledger
+    metrics: Metrics
+    models: tuple[str, ...]
+    max_body_bytes: int
+
+
+@dataclass(slots=True)
+class _Exchange:
+    """What is known of one request so far, and what has been sent for it."""
+
+    send: Send
+    request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    started: float = field(default_factory=time.perf_counter)
+    model: str = "unknown"
+    prefill_worker: str = "-"
+    decode_worker: str = "-"
+    status: int = CLIENT_LEFT
+    reason: str = "-"
+    headers: dict[str, str] = field(default_factory=dict)
+    streaming: bool = False
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self.started
+
+    async def start(self, status: int, content_type: str, extra: Mapping[str, str] | None = None) -> None:
+        headers = {"content-type": content_type, "x-request-id": self.request_id} | self.headers | dict(extra or {})
+        raw = [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
+        await self.send({"type": "http.response.start", "status": status, "headers": raw})
+
+    async def body(self, data: bytes, more: bool = False) -> None:
+        await self.send({"type": "http.response.body", "body": data, "more_body": more})
+
+    async def whole(self, status: int, data: bytes, extra: Mapping[str, str] | None = None) -> None:
+        await self.start(status, "application/json", {"content-length": str(len(data))} | dict(extra or {}))
+        await self.body(data)
+
+    async def fail(self, error: RouterError) -> None:
+        self.status, self.reason = error.status, error.code or error.type
+        if self.streaming:
+            await self.body(error.event())
+        else:
+            await self.whole(error.status, json.dumps(error.body()).encode(), error.headers)
+
+
+class CompletionEndpoint:
+    """The ASGI app behind `/v1/chat/completions` or `/v1/completions`."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        services: Services = scope["app"].state.services
+        exchange = _Exchange(send)
+        try:
+            call = await self._admit(services, exchange, Request(scope, receive))
+            if call is not None:
+                await unless_disconnected(receive, self._serve(services, exchange, call))
+        except (ClientDisconnect, OSError):
+            pass  # it left while it was sending or being sent to; the status says so
+        finally:
+            services.metrics.finished(exchange.model, exchange.status)
+            LOG.info(
+                "request=%s model=%s prefill=%s decode=%s status=%d reason=%s ms=%.0f",
+                exchange.request_id,
+                exchange.model,
+                exchange.prefill_worker,
+                exchange.decode_worker,
+                exchange.status,
+                exchange.reason,
+                exchange.seconds() * 1000,
+            )
+
+    async def _admit(self, services: Services, exchange: _Exchange, request: Request) -> Call | None:
+        """The call, or None after its refusal has been sent."""
+        try:
+            async with asyncio.timeout(services.settings.request_timeout_s):
+                raw = await read_body(request, services.max_body_bytes)
+            call = admit(
+                raw,
+                endpoint=self._endpoint,
+                headers=request.headers,
+                known_models=services.models,
+                request_id=exchange.request_id,
+            )
+        except TimeoutError:
+            await exchange.fail(RouterError(408, "The request body did not arrive in time.", code="request_timeout"))
+        except RouterError as error:
+            await exchange.fail(error)
+        else:
+            exchange.model = call.model
+            return call
+        return None
+
+    async def _serve(self, services: Services, exchange: _Exchange, call: Call) -> None:
+        try:
+            prefilled = await services.relay.prefill(call)
+            self._account(services, exchange, call, prefilled)
+            async with services.relay.decode(call, prefilled) as decoding:
+                exchange.decode_worker = decoding.worker.name
+                exchange.headers["x-prefillshare-decode-worker"] = decoding.worker.name
+                if call.stream:
+                    await self._stream(services, exchange, decoding)
+                else:
+                    await exchange.whole(200, await decoding.answer())
+            exchange.status = 200
+        except RouterError as error:
+            await exchange.fail(error)
+        except OSError:
+            raise  # from `send`: the client is gone
+        except Exception:
+            LOG.exception("request=%s failed in the router", exchange.request_id)
+            await exchange.fail(internal())
+
+    def _account(self, services: Services, exchange: _Exchange, call: Call, prefilled: Prefilled) -> None:
+        worker = exchange.prefill_worker = prefilled.worker.name
+        tokens = services.ledger.record(worker, call.model, prefilled.prompt_token_ids, prefilled.cached_tokens)
+        services.metrics.prefilled(call.model, worker, prefilled.seconds, tokens)
+        exchange.headers |= _headers(prefilled, tokens)
+
+    async def _stream(self, services: Services, exchange: _Exchange, decoding: Decoding) -> None:
+        """Sends the headers with the first events, so that a worker that fails before them still is an HTTP error."""
+        limit = services.settings.request_timeout_s
+        async for events in decoding.stream():
+            # A client that stops reading without closing must not hold a worker's slot for ever.
+            async with asyncio.timeout(limit):
+                if not exchange.streaming:
+                    await exchange.start(200, "text/event-stream; charset=utf-8", {"cache-control": "no-cache"})
+                    exchange.streaming = True
+                    services.metrics.first_token(exchange.model, exchange.seconds())
+                await exchange.body(events, more=True)
+        await exchange.body(b"")
+
+
+def _headers(prefilled: Prefilled, tokens: Attribution) -> dict[str, str]:
+    return {
+        "x-prefillshare-prefill-worker": prefilled.worker.name,
+        "x-prefillshare-prompt-tokens": str(tokens.prompt),
+        "x-prefillshare-computed-tokens": str(tokens.computed),
+        "x-prefillshare-reused-tokens": str(tokens.reused),
+        "x-prefillshare-reused-from-others-tokens": str(tokens.reused_from_others),
+        "x-prefillshare-prefill-ms": f"{prefilled.seconds * 1000:.1f}",
+    }

@@ -1,0 +1,86 @@
+"""The workers that serve one base or one decode module: which are up, and how busy each is."""
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A vLLM process, as the router sees it. `model` is the name it serves and wants to read in a request."""
+
+    name: str
+    role: Literal["prefill", "decode"]
+    url: str  # "http://127.0.0.1:8100"
+    model: str
+
+
+@dataclass(slots=True)
+class _State:
+    up: bool = False
+    reason: str = "not checked yet"  # why it is down
+    in_flight: int = 0
+    turn: int = 0  # when it was last chosen, as a count
+
+
+class Pool:
+    """Workers that can replace each other. Worker names are unique within it."""
+
+    def __init__(self, name: str, workers: Sequence[Worker]) -> None:
+        self.name = name
+        self.workers = tuple(workers)
+        self._states = {worker.name: _State() for worker in workers}
+        self._turns = count(1)
+
+    def is_up(self, worker: Worker) -> bool:
+        return self._states[worker.name].up
+
+    def up(self) -> list[Worker]:
+        return [worker for worker in self.workers if self.is_up(worker)]
+
+    def least_busy(self, without: Collection[Worker] = ()) -> Worker | None:
+        """The worker that is up with the fewest calls in flight; of equals, the one not chosen for longest."""
+        candidates = [worker for worker in self.up() if worker not in without]
+        return min(candidates, key=self._load, default=None)
+
+    @contextmanager
+    def lease(self, worker: Worker) -> Iterator[None]:
+        """Counts a call in flight on `worker` for as long as the block runs."""
+        state = self._states[worker.name]
+        state.in_flight += 1
+        state.turn = next(self._turns)
+        try:
+            yield
+        finally:
+            state.in_flight -= 1
+
+    def mark_up(self, worker: Worker) -> bool:
+        """Returns whether that is news."""
+        state = self._states[worker.name]
+        news = not state.up
+        state.up, state.reason = True, ""
+        return news
+
+    def mark_down(self, worker: Worker, reason: str) -> bool:
+        """Returns whether that is news. The worker gets no calls until its health check passes again."""
+        state = self._states[worker.name]
+        news = state.up
+        state.up, state.reason = False, reason
+        return news
+
+    def report(self) -> list[dict[str, object]]:
+        """One row a worker, for `/health`."""
+        return [
+            {"name": name, "up": state.up, "in_flight": state.in_flight}
+            | ({} if state.up else {"reason": state.reason})
+            for name, state in self._states.items()
+        ]
+
+    def why_down(self) -> str:
+        return "; ".join(f"{name}: {state.reason}" for name, state in self._states.items() if not state.up)
+
+    def _load(self, worker: Worker) -> tuple[int, int]:
+        state = self._states[worker.name]
+        return state.in_flight, state.turn

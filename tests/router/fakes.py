@@ -1,0 +1,217 @@
+"""vLLM workers as far as the router can tell: the same shapes, no model.
+
+Token ids are the bytes of the prompt. A prefill worker keeps a prefix cache of whole blocks. A decode worker answers
+"<model> read <prompt>", so that an answer shows which worker and which prompt it came from.
+"""
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from prefillshare.router.pool import Worker
+
+BLOCK_SIZE = 16
+
+
+class Served:
+    """An ASGI app behind uvicorn on a free loopback port, in a thread of its own."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        config = uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=0)
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, args=([self._socket],), daemon=True)
+        self._thread.start()
+        wait_for(lambda: self._server.started)
+
+    def begin_to_stop(self) -> None:
+        self._server.should_exit = True
+
+    def stop(self) -> None:
+        self.begin_to_stop()
+        self._thread.join(timeout=10)
+        self._socket.close()
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.005)
+
+
+def rendered(body: dict[str, Any]) -> str:
+    """A chat template and a tokenizer, of sorts."""
+    if "prompt" in body:
+        return body["prompt"] if isinstance(body["prompt"], str) else bytes(body["prompt"]).decode()
+    tools = json.dumps(body["tools"]) if body.get("tools") else ""
+    return tools + "".join(f"<{message['role']}>{message['content']}" for message in body["messages"])
+
+
+@dataclass
+class FakeWorker:
+    """`behaviour` is changed by tests; `bodies` and `headers` are what it was sent, `aborted` what it gave up."""
+
+    model: str
+    behaviour: str = "ok"
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    aborted: int = 0
+    params: dict[str, Any] = field(default_factory=dict)  # replaces parts of kv_transfer_params
+    healthy: bool = True
+    cache: set[bytes] = field(default_factory=set)
+
+    def app(self) -> Starlette:
+        return Starlette(
+            routes=[
+                Route("/v1/chat/completions", self.complete, methods=["POST"]),
+                Route("/v1/completions", self.complete, methods=["POST"]),
+                Route("/health", self.health),
+            ]
+        )
+
+    async def health(self, request: Request) -> Response:
+        if self.behaviour == "silent":
+            await asyncio.sleep(30)
+        return Response(status_code=200 if self.healthy else 503)
+
+    async def complete(self, request: Request) -> Response:
+        body = await request.json()
+        self.bodies.append(body)
+        self.headers.append(dict(request.headers))
+        if self.behaviour.isdecimal():
+            status = int(self.behaviour)
+            error = {"message": "no such thing", "type": "BadRequestError", "param": "messages", "code": status}
+            return JSONResponse({"error": error}, status)
+        if self.behaviour == "silent":
+            await self._wait_for_disconnect(request)
+        if self.behaviour == "crash":
+            raise ConnectionError
+        chat = request.url.path == "/v1/chat/completions"
+        if body["kv_transfer_params"].get("do_remote_decode"):
+            return JSONResponse(self.prefill(body, chat))
+        return self.decode(body, chat, request.headers["x-request-id"])
+
+    def prefill(self, body: dict[str, Any], chat: bool) -> dict[str, Any]:
+        assert body["model"] == self.model
+        assert body["max_tokens"] == 1
+        ids = list(rendered(body).encode())
+        blocks = [bytes(ids[:end]) for end in range(BLOCK_SIZE, len(ids) + 1, BLOCK_SIZE)]
+        cached = 0
+        while cached < len(blocks) and blocks[cached] in self.cache:
+            cached += 1
+        self.cache.update(blocks)
+        cached_tokens = min(cached * BLOCK_SIZE, (len(ids) - 1) // BLOCK_SIZE * BLOCK_SIZE)
+        choice: dict[str, Any] = {"index": 0, "finish_reason": "length"}
+        response = {
+            "id": "prefill",
+            "model": self.model,
+            "choices": [choice],
+            "usage": _usage(len(ids), 1, cached_tokens),
+            "kv_transfer_params": {
+                "do_remote_prefill": True,
+                "do_remote_decode": False,
+                "remote_block_ids": [[1, 2, 3]],
+                "remote_engine_id": "engine",
+                "remote_request_id": "remote",
+                "remote_host": "127.0.0.1",
+                "remote_port": 5600,
+                "tp_size": 1,
+            }
+            | self.params,
+        }
+        (response if chat else choice)["prompt_token_ids"] = ids
+        return response
+
+    def decode(self, body: dict[str, Any], chat: bool, request_id: str) -> Response:
+        params = body["kv_transfer_params"]
+        assert params["do_remote_prefill"] is True
+        assert params["remote_host"] == "127.0.0.1"
+        ids = params["prompt_token_ids"] if chat else body["prompt"]
+        text = f"{self.model} read {bytes(ids).decode()}"
+        head = {"id": ("chatcmpl-" if chat else "cmpl-") + request_id, "created": 1, "model": self.model}
+        usage = _usage(len(ids), len(text.split()), len(ids) - 1)
+        if body.get("stream"):
+            stream = self._events(body, chat, head, text.split(" "), usage)
+            return StreamingResponse(stream, media_type="text/event-stream")
+        content = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+        reason = "abort" if self.behaviour == "aborts" else "stop"
+        choices = [{"index": 0, **content, "finish_reason": reason}]
+        kind = "chat.completion" if chat else "text_completion"
+        return JSONResponse(
+            head | {"object": kind, "choices": choices, "usage": usage, "kv_transfer_params": None, "metrics": None}
+        )
+
+    async def _events(
+        self, body: dict[str, Any], chat: bool, head: dict[str, Any], words: list[str], usage: dict[str, Any]
+    ) -> AsyncIterator[bytes]:
+        head = head | {"object": "chat.completion.chunk" if chat else "text_completion"}
+        if self.behaviour == "fails":
+            yield _event({"error": {"message": "KV load failed", "type": "InternalServerError", "code": 500}})
+            yield b"data: [DONE]\n\n"
+            return
+        if chat:
+            yield _event(head | {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
+        try:
+            for number, word in enumerate(words):
+                text = word if number == 0 else " " + word
+                content = {"delta": {"content": text}} if chat else {"text": text}
+                yield _event(head | {"choices": [{"index": 0, **content, "finish_reason": None}]})
+                if self.behaviour == "dies":
+                    raise ConnectionError
+                if self.behaviour == "ends early":
+                    return
+                if self.behaviour == "fails later":
+                    yield _event({"error": {"message": "out of luck", "type": "InternalServerError", "code": 500}})
+                    yield b"data: [DONE]\n\n"
+                    return
+                await asyncio.sleep(30 if self.behaviour == "stalls" else 0)
+        except asyncio.CancelledError:
+            self.aborted += 1
+            raise
+        last = {"delta": {}} if chat else {"text": ""}
+        yield _event(head | {"choices": [{"index": 0, **last, "finish_reason": "stop"}]})
+        if (body.get("stream_options") or {}).get("include_usage"):
+            yield _event(head | {"choices": [], "usage": usage})
+        yield b"data: [DONE]\n\n"
+
+    async def _wait_for_disconnect(self, request: Request) -> None:
+        for _ in range(3000):
+            if await request.is_disconnected():
+                self.aborted += 1
+                return
+            await asyncio.sleep(0.01)
+
+
+def _usage(prompt: int, completion: int, cached: int) -> dict[str, Any]:
+    return {
+        "prompt_tokens": prompt,
+        "total_tokens": prompt + completion,
+        "completion_tokens": completion,
+        "prompt_tokens_details": {"cached_tokens": cached, "created_cache_tokens": None},
+    }
+
+
+def _event(data: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(data, separators=(",", ":")).encode() + b"\n\n"
+
+
+def prefill_worker(name: str = "prefill-0", url: str = "http://127.0.0.1:1") -> Worker:
+    return Worker(name, "prefill", url, "base")
+
+
+def decode_worker(name: str = "sql-0", url: str = "http://127.0.0.1:1", model: str = "sql") -> Worker:
+    return Worker(name, "decode", url, model)

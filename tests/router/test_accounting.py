@@ -1,0 +1,59 @@
+import pytest
+
+from prefillshare.router.accounting import Attribution, Ledger
+
+SHARED = list(range(10))
+
+
+def test_blocks_are_owed_to_the_model_whose_call_had_them_computed() -> None:
+    ledger = Ledger(block_size=4)
+    assert ledger.record("p", "sql", SHARED, 0) == Attribution(10, 10, 0, 0)
+    assert ledger.record("p", "json", [*SHARED, 10, 11, 12], 8) == Attribution(13, 5, 8, 8)
+    # The third block (8..11) was paid for by json, the first two still by sql.
+    assert ledger.record("p", "sql", [*SHARED, 10, 11, 12, 13], 12) == Attribution(14, 2, 12, 4)
+    assert ledger.record("p", "json", [*SHARED, 10, 11, 12, 13], 12) == Attribution(14, 2, 12, 8)
+
+
+def test_a_block_is_known_by_everything_before_it() -> None:
+    ledger = Ledger(block_size=2)
+    ledger.record("p", "sql", [1, 2, 3, 4], 0)
+    # [3, 4] after another beginning is another block, whose payer is unknown.
+    assert ledger.record("p", "json", [9, 9, 3, 4, 5], 4).reused_from_others == 0
+
+
+def test_each_prefill_worker_has_a_cache_of_its_own() -> None:
+    ledger = Ledger(block_size=4)
+    ledger.record("p", "sql", SHARED, 0)
+    ledger.record("q", "json", SHARED, 0)
+    assert [ledger.record("p", model, SHARED, 8).reused_from_others for model in ("sql", "json")] == [0, 8]
+    assert [ledger.record("q", model, SHARED, 8).reused_from_others for model in ("sql", "json")] == [8, 0]
+
+
+def test_a_block_computed_again_changes_hands() -> None:
+    ledger = Ledger(block_size=4)
+    ledger.record("p", "sql", SHARED, 0)
+    ledger.record("p", "json", SHARED, 4)  # the worker had lost the second block
+    assert ledger.record("p", "sql", SHARED, 8).reused_from_others == 4
+
+
+def test_a_cached_part_of_a_block_is_nobodys() -> None:
+    ledger = Ledger(block_size=4)
+    ledger.record("p", "sql", SHARED, 0)
+    assert ledger.record("p", "json", SHARED, 7) == Attribution(10, 3, 7, 4)
+
+
+def test_the_ledger_forgets_what_was_unused_longest() -> None:
+    ledger = Ledger(block_size=2, max_blocks=2)
+    ledger.record("p", "sql", [1, 1], 0)
+    ledger.record("p", "sql", [2, 2], 0)
+    ledger.record("p", "sql", [1, 1], 2)
+    ledger.record("p", "sql", [3, 3], 0)
+    assert ledger.record("p", "json", [2, 2], 2).reused_from_others == 0
+    assert ledger.record("p", "json", [1, 1], 2).reused_from_others == 2
+
+
+@pytest.mark.parametrize("length", [1, 3, 4, 5])
+def test_only_whole_blocks_can_be_reused(length: int) -> None:
+    ledger = Ledger(block_size=4)
+    ledger.record("p", "sql", SHARED[:length], 0)
+    assert ledger.record("p", "json", SHARED, 4).reused_from_others == (4 if length >= 4 else 0)

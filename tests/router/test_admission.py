@@ -1,0 +1,162 @@
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from starlette.requests import Request
+
+from prefillshare.router.admission import Call, Endpoint, admit, read_body
+from prefillshare.router.errors import RouterError
+
+CHAT: dict[str, Any] = {"model": "sql", "messages": [{"role": "user", "content": "hi"}]}
+TEXT: dict[str, Any] = {"model": "sql", "prompt": "hi"}
+
+
+def admit_raw(raw: bytes, endpoint: Endpoint = "chat/completions", headers: dict[str, str] | None = None) -> Call:
+    return admit(raw, endpoint=endpoint, headers=headers or {}, known_models=("sql", "json"), request_id="r")
+
+
+def admit_body(body: object, **kwargs: Any) -> Call:
+    return admit_raw(json.dumps(body).encode(), **kwargs)
+
+
+def refusal(body: object) -> RouterError:
+    with pytest.raises(RouterError) as caught:
+        admit_body(body)
+    return caught.value
+
+
+def test_a_request_becomes_a_call() -> None:
+    body = CHAT | {"stream": True, "user": "u", "temperature": 0.5, "max_tokens": 1, "n": 1}
+    call = admit_body(body, headers={"x-session-id": "s"})
+    assert call == Call("r", "chat/completions", "sql", body, True, ("x-session-id", "s"))
+
+
+@pytest.mark.parametrize("value", [None, {}, "x", 0, False, {"do_remote_prefill": True, "remote_host": "10.0.0.1"}])
+@pytest.mark.parametrize("field", ["kv_transfer_params", "ec_transfer_params"])
+def test_transfer_parameters_are_refused_whatever_their_value(field: str, value: object) -> None:
+    error = refusal(CHAT | {field: value})
+    assert (error.status, error.param) == (400, field)
+    assert field in error.message
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("vllm_xargs", {"kv_transfer_params": "x"}),
+        ("request_id", "mine"),
+        ("data_parallel_rank", 1),
+        ("priority", -1),
+        ("cache_salt", "salt"),
+        ("prompt_logprobs", 0),
+        ("prompt_logprobs", 1),
+        ("echo", True),
+        ("echo", "yes"),
+        ("n", 2),
+        ("n", "2"),
+        ("best_of", 2),
+        ("use_beam_search", True),
+        ("truncate_prompt_tokens", 10),
+        ("truncation_side", "left"),
+        ("prompt_embeds", "AAAA"),
+        ("suffix", "end"),
+        ("chat_template", "{{ messages }}"),
+        ("mm_processor_kwargs", {"a": 1}),
+        ("media_io_kwargs", {"a": {}}),
+        ("return_prompt_text", True),
+        ("routed_experts_prompt_start", 3),
+    ],
+)
+def test_fields_that_would_break_the_two_legs_are_refused_by_name(field: str, value: object) -> None:
+    error = refusal(CHAT | {field: value})
+    assert (error.status, error.param, error.code) == (400, field, "unsupported_parameter")
+    assert f"`{field}`" in error.message
+
+
+def test_refused_fields_may_say_that_they_are_not_used() -> None:
+    unused = {"n": 1, "best_of": None, "echo": False, "prompt_logprobs": None, "priority": 0, "suffix": None}
+    admit_body(CHAT | unused)
+
+
+def test_a_chat_template_does_not_get_in_by_its_arguments() -> None:
+    admit_body(CHAT | {"chat_template_kwargs": {"enable_thinking": False}})
+    error = refusal(CHAT | {"chat_template_kwargs": {"chat_template": "{{ x }}"}})
+    assert error.param == "chat_template_kwargs"
+
+
+@pytest.mark.parametrize("prompt", [["a", "b"], [[1], [2]], [1, "a"]])
+def test_several_prompts_in_one_request_are_refused(prompt: object) -> None:
+    error = refusal(TEXT | {"prompt": prompt})
+    assert (error.status, error.param) == (400, "prompt")
+    assert "one request for each" in error.message
+
+
+@pytest.mark.parametrize("prompt", ["a", ["a"], [1, 2, 3], [[1, 2, 3]]])
+def test_one_prompt_may_have_any_form(prompt: object) -> None:
+    admit_body(TEXT | {"prompt": prompt}, endpoint="completions")
+
+
+@pytest.mark.parametrize("model", ["base", "SQL", ""])
+def test_an_unknown_model_is_not_found(model: str) -> None:
+    error = refusal(CHAT | {"model": model})
+    assert (error.status, error.param, error.code) == (404, "model", "model_not_found")
+    assert "json, sql" in error.message
+
+
+@pytest.mark.parametrize("model", [None, 1, ["sql"], {"sql": 1}])
+def test_a_model_that_is_no_name_is_a_bad_request(model: object) -> None:
+    assert refusal(CHAT | {"model": model}).status == 400
+
+
+@pytest.mark.parametrize("stream", ["yes", 1, 0, [], "true"])
+def test_stream_is_a_boolean(stream: object) -> None:
+    assert refusal(CHAT | {"stream": stream}).param == "stream"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'"text"',
+        b"null",
+        b"\xff",
+        b'{"model": "sql", "temperature": NaN}',
+        b'{"model": "sql", "top_p": 1' + b"0" * 5000 + b"}",
+        b'{"model": "sql", "messages": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        rb'{"model": "sql", "prompt": "\ud800"}',
+        b'{"model": "sql", "prompt": "\xed\xa0\x80"}',
+    ],
+)
+def test_what_is_no_json_object_is_a_bad_request(raw: bytes) -> None:
+    with pytest.raises(RouterError) as caught:
+        admit_raw(raw)
+    assert caught.value.status == 400
+
+
+def test_escaped_text_is_fine() -> None:
+    assert admit_raw(rb'{"model": "sql", "prompt": "\ud83d\ude00 \u00e9"}').body["prompt"] == "😀 é"
+
+
+def request_of(chunks: list[bytes], headers: dict[str, str]) -> Request:
+    messages = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
+    messages.append({"type": "http.request", "body": b"", "more_body": False})
+
+    async def source() -> AsyncIterator[dict[str, Any]]:
+        for message in messages:
+            yield message
+
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    return Request({"type": "http", "headers": raw}, source().__anext__)
+
+
+async def test_a_body_is_read_up_to_the_limit() -> None:
+    assert await read_body(request_of([b"12345", b"67890"], {}), max_bytes=10) == b"1234567890"
+
+
+@pytest.mark.parametrize("headers", [{}, {"content-length": "11"}, {"content-length": "5"}])
+async def test_a_longer_body_is_refused(headers: dict[str, str]) -> None:
+    with pytest.raises(RouterError) as caught:
+        await read_body(request_of([b"12345", b"67890", b"1"], headers), max_bytes=10)
+    assert caught.value.status == 413

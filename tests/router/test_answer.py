@@ -1,0 +1,103 @@
+import json
+from collections.abc import AsyncIterator
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefillshare.router.answer import rewrite_answer, rewrite_stream
+from prefillshare.router.errors import RouterError
+
+TEXT = b'data: {"id":"x", "choices":[{"delta":{"content":"a \\"usage\\":{ b\\n\\n"}}]}\n\n'
+USAGE = b'data: {"id":"x","choices":[],"usage":{"prompt_tokens":9,"prompt_tokens_details":{"cached_tokens":8}}}\n\n'
+DONE = b"data: [DONE]\n\n"
+ERROR = b'data: {"error": {"message": "KV load failed", "type": "InternalServerError", "code": 500}}\n\n'
+ABORT = b'data: {"choices":[{"delta":{},"finish_reason":"abort"}]}\n\n'
+
+
+async def run(*chunks: bytes) -> tuple[bytes, RouterError | None]:
+    async def source() -> AsyncIterator[bytes]:
+        for chunk in chunks:
+            yield chunk
+
+    out = b""
+    try:
+        async for ready in rewrite_stream(source(), 5, "sql-0"):
+            out += ready
+    except RouterError as error:
+        return out, error
+    return out, None
+
+
+async def test_events_pass_byte_for_byte() -> None:
+    assert await run(TEXT, b": ping\n\n", TEXT, DONE) == (TEXT + b": ping\n\n" + TEXT + DONE, None)
+
+
+async def test_only_the_usage_event_is_rewritten() -> None:
+    out, error = await run(TEXT + USAGE + DONE)
+    assert error is None
+    assert out == TEXT + USAGE.replace(b'"cached_tokens":8', b'"cached_tokens":5') + DONE
+
+
+@given(st.lists(st.integers(0, len(TEXT + USAGE + DONE)), max_size=8))
+async def test_it_does_not_matter_where_the_network_cuts(cuts: list[int]) -> None:
+    stream = TEXT + USAGE + DONE
+    edges = [0, *sorted(cuts), len(stream)]
+    chunks = [stream[start:end] for start, end in pairwise(edges)]
+    assert await run(*chunks) == (TEXT + USAGE.replace(b":8}", b":5}") + DONE, None)
+
+
+async def test_internal_fields_are_removed_from_events() -> None:
+    out, _ = await run(b'data: {"id":"x","kv_transfer_params":{"remote_host":"h"},"choices":[]}\n\n' + DONE)
+    assert out == b'data: {"id":"x","choices":[]}\n\n' + DONE
+
+
+@pytest.mark.parametrize("chunks", [(TEXT,), (TEXT, b'data: {"half'), (TEXT, b"data: [DONE]")])
+async def test_a_stream_that_ends_without_done_is_an_error_and_shows_no_torn_event(chunks: tuple[bytes, ...]) -> None:
+    out, error = await run(*chunks)
+    assert out == TEXT
+    assert error is not None
+    assert error.status == 502
+    assert "sql-0" in error.message
+
+
+@pytest.mark.parametrize("failure", [ERROR, ABORT])
+async def test_a_failure_in_the_stream_ends_it_and_its_done_is_not_passed_on(failure: bytes) -> None:
+    for chunks in ((TEXT + failure + DONE,), (TEXT, failure, DONE)):
+        out, error = await run(*chunks)
+        assert out == TEXT
+        assert error is not None
+        assert error.status == 502
+
+
+def rewritten(answer: object) -> dict[str, Any]:
+    found = json.loads(rewrite_answer(json.dumps(answer).encode(), 5, "sql-0"))
+    assert isinstance(found, dict)
+    return found
+
+
+@pytest.mark.parametrize("details", [None, {}, {"cached_tokens": 8}])
+def test_usage_reports_the_prefill_sides_cached_tokens(details: object) -> None:
+    usage = {"prompt_tokens": 9, "prompt_tokens_details": details}
+    assert rewritten({"usage": usage})["usage"] == {"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 5}}
+
+
+def test_internal_fields_are_removed() -> None:
+    answer = {"choices": [{"finish_reason": "stop"}], "prompt_token_ids": [1]}
+    internal = {"kv_transfer_params": {"remote_host": "h"}, "ec_transfer_params": None}
+    assert rewritten(answer | internal) == answer
+
+
+def test_an_aborted_answer_is_an_error() -> None:
+    with pytest.raises(RouterError, match="before the answer was complete") as caught:
+        rewritten({"choices": [{"finish_reason": "abort"}]})
+    assert caught.value.status == 502
+
+
+@pytest.mark.parametrize("raw", [b"", b"oops", b"[]"])
+def test_an_answer_that_is_no_json_object_is_an_error(raw: bytes) -> None:
+    with pytest.raises(RouterError) as caught:
+        rewrite_answer(raw, 5, "sql-0")
+    assert caught.value.status == 502

@@ -1,0 +1,70 @@
+from collections.abc import Callable
+
+import pytest
+from starlette.types import ASGIApp
+
+from prefillshare.config import RouterConfig
+from prefillshare.router.app import create_app
+from tests.router.conftest import Cluster
+from tests.router.fakes import FakeWorker, Served, prefill_worker, wait_for
+
+
+def test_models_are_the_decode_modules(cluster: Cluster) -> None:
+    listed = cluster.http.get("/v1/models").json()
+    assert listed["object"] == "list"
+    assert [model["id"] for model in listed["data"]] == ["sql", "json"]
+    assert cluster.http.get("/v1/models/sql").json() == listed["data"][0]
+    missing = cluster.http.get("/v1/models/base")
+    assert missing.status_code == 404
+    assert "json, sql" in missing.json()["error"]["message"]
+
+
+def test_health_lists_the_workers_of_each_pool(cluster: Cluster) -> None:
+    response = cluster.http.get("/health")
+    assert response.status_code == 200
+    assert response.json() == {
+        "status": "ok",
+        "pools": {
+            "prefill": [{"name": "prefill-0", "up": True, "in_flight": 0}],
+            "decode/sql": [{"name": "sql-0", "up": True, "in_flight": 0}],
+            "decode/json": [{"name": "json-0", "up": True, "in_flight": 0}],
+        },
+    }
+
+
+async def test_startup_knows_the_workers_that_are_up(serve: Callable[[ASGIApp], Served]) -> None:
+    workers = [prefill_worker("prefill-0", serve(FakeWorker("base").app()).url), prefill_worker("prefill-1")]
+    app = create_app(RouterConfig(), workers, {}, block_size=16)
+    async with app.router.lifespan_context(app):
+        assert b'prefillshare_workers_healthy{pool="prefill"} 1.0' in app.state.services.metrics.render()
+
+
+def test_a_pool_without_a_worker_makes_only_its_model_unavailable(cluster: Cluster) -> None:
+    cluster.decode["sql"][0].healthy = False
+    wait_for(lambda: cluster.http.get("/health").status_code == 503)
+    health = cluster.http.get("/health").json()
+    assert health["status"] == "unavailable"
+    assert health["pools"]["decode/sql"][0]["reason"] == "its health check answered 503"
+    refused = cluster.http.post("/v1/completions", json={"model": "sql", "prompt": "hi"})
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+    assert refused.json()["error"]["code"] == "no_worker_available"
+    assert cluster.http.post("/v1/completions", json={"model": "json", "prompt": "hi"}).status_code == 200
+    assert 'prefillshare_workers_healthy{pool="decode/sql"} 0.0' in cluster.http.get("/metrics").text
+
+
+def test_a_worker_that_comes_back_serves_again(cluster: Cluster) -> None:
+    cluster.prefill[0].healthy = False
+    wait_for(lambda: cluster.http.get("/health").status_code == 503)
+    cluster.prefill[0].healthy = True
+    wait_for(lambda: cluster.http.get("/health").status_code == 200)
+    assert cluster.http.post("/v1/completions", json={"model": "sql", "prompt": "hi"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/v1/chat/completions", 405), ("POST", "/v1/models", 405), ("POST", "/v1/embeddings", 404)],
+)
+def test_other_paths_and_methods_answer_in_openais_shape(cluster: Cluster, method: str, path: str, status: int) -> None:
+    response = cluster.http.request(method, path)
+    assert response.status_code == status
+    assert path in response.json()["error"]["message"]

@@ -1,0 +1,51 @@
+import json
+
+import pytest
+
+from prefillshare.router.errors import bad_request, model_not_found, worker_refused
+
+
+def test_the_body_has_openai_shape() -> None:
+    error = bad_request("no", "n", "unsupported_parameter")
+    assert error.body() == {
+        "error": {"message": "no", "type": "invalid_request_error", "param": "n", "code": "unsupported_parameter"}
+    }
+    assert error.event() == b"data: " + json.dumps(error.body()).encode() + b"\n\n"
+
+
+def test_an_unknown_model_lists_the_known_ones() -> None:
+    error = model_not_found("gpt-4", ["json", "sql"])
+    assert error.status == 404
+    assert "json, sql" in error.message
+    assert len(model_not_found("x" * 10_000, ["sql"]).message) < 300
+
+
+def worker_error(code: int) -> bytes:
+    return json.dumps({"error": {"message": "too long", "type": "X", "param": "prompt", "code": code}}).encode()
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_what_the_client_can_mend_keeps_its_status_and_words(status: int) -> None:
+    error = worker_refused("prefill-0", status, worker_error(status))
+    assert (error.status, error.message, error.param, error.code) == (status, "too long", "prompt", None)
+
+
+@pytest.mark.parametrize("status", [401, 404, 500, 302])
+def test_other_answers_are_a_bad_gateway_that_names_the_worker(status: int) -> None:
+    error = worker_refused("prefill-0", status, worker_error(status))
+    assert error.status == 502
+    assert "prefill-0" in error.message
+    assert str(status) in error.message
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_an_overloaded_worker_asks_to_come_back(status: int) -> None:
+    error = worker_refused("prefill-0", status, worker_error(status))
+    assert error.status == 503
+    assert error.headers["retry-after"] == "1"
+
+
+@pytest.mark.parametrize("body", [b"", b"Internal Server Error", b"[]", b'{"error": "text"}', b'{"error": null}'])
+def test_a_worker_error_of_any_shape_is_understood(body: bytes) -> None:
+    assert worker_refused("prefill-0", 500, body).status == 502
+    assert worker_refused("prefill-0", 400, body).message == "answered 400"

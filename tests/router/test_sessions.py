@@ -1,0 +1,30 @@
+import pytest
+
+from prefillshare.router.sessions import Affinity, session_key
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "key"),
+    [
+        ({"x-session-id": "a"}, {"prompt_cache_key": "b", "user": "c"}, ("x-session-id", "a")),
+        ({}, {"prompt_cache_key": "b", "user": "c"}, ("prompt_cache_key", "b")),
+        ({}, {"user": "c"}, ("user", "c")),
+        ({"x-session-id": ""}, {"prompt_cache_key": "", "user": 7}, None),
+        ({}, {}, None),
+    ],
+)
+def test_the_most_specific_sign_names_the_session(
+    headers: dict[str, str], body: dict[str, object], key: tuple[str, str] | None
+) -> None:
+    assert session_key(headers, body) == key
+
+
+def test_the_affinity_forgets_the_sessions_unused_longest() -> None:
+    affinity = Affinity(max_sessions=2)
+    affinity.set(("user", "a"), "p")
+    affinity.set(("user", "b"), "q")
+    assert affinity.get(("user", "a")) == "p"
+    affinity.set(("user", "c"), "p")
+    assert affinity.get(("user", "b")) is None
+    assert affinity.get(("user", "a")) == "p"
+    assert affinity.get(("x-session-id", "a")) is None
