@@ -1,0 +1,3 @@
+from prefillshare.cli import main
+
+main()

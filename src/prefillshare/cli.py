@@ -1,0 +1,164 @@
+"""The `prefillshare` command: parse, call, print. Everything it does lives in the rooms.
+
+Rooms are imported inside the commands, so that `--help` answers at once and `serve` needs no torch.
+"""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from prefillshare import __version__
+from prefillshare.config import load_deployment
+from prefillshare.errors import UserError
+
+app = typer.Typer(
+    name="prefillshare",
+    help="Serve many fine-tuned models of one base over a shared context, at the cost of one prefill.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+DeploymentFile = Annotated[
+    Path,
+    typer.Argument(metavar="DEPLOYMENT.YAML", help="The file that names base, modules, workers and ports."),
+]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    """Options that stand before a command."""
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.YAML", help="Training config, in TRL's field names.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Fields to change, e.g. `learning_rate=3e-4`."),
+    ] = None,
+) -> None:
+    """Train a decode module: weights that decode on the frozen base's KV.
+
+    Example: `prefillshare train sql.yaml learning_rate=3e-4 output_dir=modules/sql`
+    """
+    from prefillshare.training.config import load_train_config
+    from prefillshare.training.run import train as run_training
+
+    module = run_training(load_train_config(config, overrides or []))
+    typer.echo(f"decode module {module.name!r} ({module.kind}) is in {module.path}")
+
+
+@app.command()
+def check(
+    deployment: DeploymentFile,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Check a deployment without starting anything: base, manifests, ports, engine, memory.
+
+    Exits with 0 when it would start and with 2, listing every problem, when it would not.
+    """
+    from prefillshare.deployment.checks import check as run_checks
+    from prefillshare.deployment.report import CheckFailed
+
+    try:
+        report = run_checks(load_deployment(deployment))
+    except CheckFailed as failed:
+        report = failed.report
+    if as_json:
+        typer.echo(json.dumps(report.as_dict(), indent=2))
+    else:
+        Console().print(report.as_table())
+    if report.problems:
+        raise typer.Exit(2)
+
+
+@app.command()
+def serve(deployment: DeploymentFile) -> None:
+    """Start a deployment: prefill workers, a decode pool per module, and the router in front of them.
+
+    Checks everything first, waits until all workers are healthy, restarts what dies, and stops cleanly on
+    Ctrl-C.
+    """
+    from prefillshare.deployment.checks import check as run_checks
+    from prefillshare.deployment.local import run
+
+    loaded = load_deployment(deployment)
+    for warning in run_checks(loaded).warnings:
+        typer.echo(f"warning: {warning.subject}: {warning.detail}", err=True)
+    raise typer.Exit(run(loaded))
+
+
+@app.command()
+def worker(
+    deployment: DeploymentFile,
+    name: Annotated[
+        str | None, typer.Argument(help="A worker's name, e.g. `prefill-0`; without it, all of them.")
+    ] = None,
+    show: Annotated[
+        bool,
+        typer.Option("--print", help="Print the command and environment, to run under another supervisor."),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --print: as JSON.")] = False,
+) -> None:
+    """Show how a worker is started, or run one in the foreground.
+
+    Example: `prefillshare worker deployment.yaml decode-sql-0 --print`
+    """
+    import os
+
+    from prefillshare.engine.worker import plan_workers, worker_command, worker_environment
+
+    specs = plan_workers(load_deployment(deployment))
+    if name is not None:
+        known = ", ".join(spec.name for spec in specs)
+        specs = [spec for spec in specs if spec.name == name]
+        if not specs:
+            raise UserError(f"worker: no worker is called {name!r}; the deployment has {known}")
+    if show or as_json:
+        if as_json:
+            rows = [
+                {"name": spec.name, "command": worker_command(spec), "environment": worker_environment(spec)}
+                for spec in specs
+            ]
+            typer.echo(json.dumps(rows, indent=2))
+            return
+        for spec in specs:
+            variables = [f"{key}={shlex.quote(value)}" for key, value in worker_environment(spec).items()]
+            typer.echo(f"# {spec.name}")
+            typer.echo(" \\\n  ".join([*variables, shlex.join(worker_command(spec))]))
+        return
+    if len(specs) != 1:
+        raise UserError("worker: name the one worker to run, or add --print to see all")
+    command = worker_command(specs[0])
+    os.execvpe(command[0], command, os.environ | worker_environment(specs[0]))
+
+
+def main() -> None:
+    """Entry point: a UserError becomes a message on stderr and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

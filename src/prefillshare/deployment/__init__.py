@@ -1,0 +1,1 @@
+"""Starting a deployment: what is checked first, and local processes that are supervised."""

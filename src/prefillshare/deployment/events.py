@@ -1,0 +1,45 @@
+"""What happens to the workers, as log lines and as JSON lines for programs."""
+
+import json
+import logging
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+LOG = logging.getLogger("prefillshare.deployment")
+FILE_NAME = "events.jsonl"
+
+EventKind = Literal["started", "ready", "died", "restarting", "stopped", "leftovers", "serving"]
+_WARNINGS: frozenset[EventKind] = frozenset({"died", "restarting", "leftovers"})
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """`worker` is "" for an event of the whole deployment. `text` is for people, `facts` for programs."""
+
+    kind: EventKind
+    worker: str
+    text: str
+    facts: dict[str, Any]
+
+
+class EventLog:
+    """Appends every event to `events.jsonl` in the log folder and hands it to `logging`."""
+
+    def __init__(self, log_dir: Path) -> None:
+        self._file: TextIO = (log_dir / FILE_NAME).open("a", buffering=1)
+
+    def __call__(self, event: Event) -> None:
+        line = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "event": event.kind,
+            **({"worker": event.worker} if event.worker else {}),
+            **event.facts,
+        }
+        self._file.write(json.dumps(line) + "\n")
+        level = logging.WARNING if event.kind in _WARNINGS else logging.INFO
+        LOG.log(level, "%s", f"{event.worker}: {event.text}" if event.worker else event.text)
+
+    def close(self) -> None:
+        self._file.close()

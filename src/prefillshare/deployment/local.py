@@ -1,0 +1,240 @@
+"""A deployment as local processes: all workers, supervised, and the router in this process's event loop."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from types import TracebackType
+from typing import Self
+
+import uvicorn
+from rich.console import Console
+
+from prefillshare.config import Deployment
+from prefillshare.deployment.events import LOG, Event, EventLog
+from prefillshare.deployment.guard import Guard
+from prefillshare.deployment.marks import deployment_name, end_leftovers, end_own, mark
+from prefillshare.deployment.ports import bind
+from prefillshare.deployment.signals import StopSignals
+from prefillshare.deployment.status import show_events, show_start
+from prefillshare.deployment.supervision import DEFAULT_TIMING, StartupFailed, Timing, WorkerProcess
+from prefillshare.engine.worker import WorkerSpec, plan_workers
+from prefillshare.errors import UserError
+from prefillshare.router.app import create_app
+from prefillshare.router.pool import Worker
+
+# Worker start-up is bound by the CPU, yet overlapping helps: four at once on two cores were ready in 100 s, where
+# one after the other takes 172 s. Beyond two a core they only push each other towards the start-up timeout.
+_STARTING_PER_CORE = 2
+_DRAIN_S = 5  # how long running calls may still take after a stop was asked for
+
+
+class LocalDeployment:
+    """A running deployment, as an async context manager.
+
+    Entering starts everything and returns when all workers are healthy and the router listens; leaving stops
+    everything. No process is left behind, also when entering fails or is cancelled.
+
+    Raises (on entering):
+        StartupFailed: a worker did not become healthy.
+        UserError: the router's port is taken.
+    """
+
+    def __init__(self, deployment: Deployment, *, timing: Timing = DEFAULT_TIMING) -> None:
+        self.deployment = deployment
+        self.listeners: list[Callable[[Event], None]] = []
+        self._timing = timing
+        self._guard = Guard()
+        self._log_dir = deployment.log_dir
+        self._tasks: list[asyncio.Task[None]] = []
+        self._server: uvicorn.Server | None = None
+        self._router: asyncio.Task[None] | None = None
+        starting = asyncio.Semaphore(_STARTING_PER_CORE * len(os.sched_getaffinity(0)))
+        environment = {**os.environ, **mark(deployment_name(deployment))}
+        self.workers = [
+            WorkerProcess(
+                spec,
+                log=self._log_dir / f"{spec.name}.log",
+                environment=environment,
+                startup_timeout_s=deployment.workers.startup_timeout_s,
+                timing=timing,
+                guard=self._guard,
+                starting=starting,
+                report=self._report,
+            )
+            for spec in plan_workers(deployment)
+        ]
+
+    @property
+    def url(self) -> str:
+        """Where clients connect, without a trailing slash or path."""
+        return f"http://{self.deployment.router.host}:{self.deployment.router.port}"
+
+    async def __aenter__(self) -> Self:
+        self._log_dir.mkdir(parents=True, exist_ok=True)
+        for worker in self.workers:
+            if worker.log.exists():  # so that a failure shows this run's log; the previous one is kept
+                worker.log.replace(worker.log.with_suffix(".log.1"))
+        self._events = EventLog(self._log_dir)
+        self.listeners.insert(0, self._events)
+        try:
+            await self._start()
+        except BaseException:
+            await self.stop()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def wait(self) -> None:
+        """Waits until a part of it ends that is not restarted; raises what ended it."""
+        parts = [*self._tasks, *([self._router] if self._router else [])]
+        done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+
+    def kill(self) -> None:
+        """Ends all workers at once; a stop under way then has nothing left to wait for."""
+        if self._server is not None:
+            self._server.force_exit = True
+        for worker in self.workers:
+            worker.kill()
+
+    async def _start(self) -> None:
+        with self._bind_router() as router_socket:
+            ended = await end_leftovers(deployment_name(self.deployment))
+            if ended:
+                text = f"ended {len(ended)} process(es) that an earlier run left behind"
+                self._report(Event("leftovers", "", text, {"pids": ended}))
+            self._guard.start()
+            self._tasks = [asyncio.create_task(worker.live(), name=worker.spec.name) for worker in self.workers]
+            await self._until_all_ready()
+            await self._start_router(router_socket.dup())
+        self._report(Event("serving", "", f"serving on {self.url}/v1", {"url": self.url}))
+
+    def _bind_router(self) -> socket.socket:
+        host, port = self.deployment.router.host, self.deployment.router.port
+        try:
+            return bind(host, port)
+        except OSError as error:
+            detail = f"cannot listen on {host}:{port}: {error.strerror}"
+            raise UserError(f"router.port: {detail}; choose another router.port") from None
+
+    async def _until_all_ready(self) -> None:
+        ready = asyncio.create_task(self._all_ready())
+        try:
+            await asyncio.wait([ready, *self._tasks], return_when=asyncio.FIRST_COMPLETED)
+            for task in self._tasks:
+                if task.done():
+                    task.result()  # raises what ended it
+        finally:
+            ready.cancel()
+
+    async def _all_ready(self) -> None:
+        for worker in self.workers:
+            await worker.ready.wait()
+
+    async def _start_router(self, router_socket: socket.socket) -> None:
+        prefill, decode = pools(self.deployment, [worker.spec for worker in self.workers])
+        self._server = _Server(
+            uvicorn.Config(
+                create_app(self.deployment.router, prefill, decode, block_size=self.deployment.workers.block_size),
+                log_config=None,
+                access_log=False,
+                timeout_graceful_shutdown=_DRAIN_S,
+            )
+        )
+        self._router = asyncio.create_task(self._server.serve(sockets=[router_socket]), name="router")
+        while not self._server.started:
+            await asyncio.sleep(0.02)
+            if self._router.done():
+                self._router.result()
+
+    async def stop(self) -> None:
+        """What leaving does, for when it should happen earlier. May be called again."""
+        try:
+            if self._server is not None and self._router is not None:
+                self._server.should_exit = True  # before the workers, which can still answer the calls under way
+                await asyncio.wait([self._router])
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        finally:
+            end_own(deployment_name(self.deployment))
+            self._guard.stop()
+            self._events.close()
+
+    def _report(self, event: Event) -> None:
+        for listener in self.listeners:
+            listener(event)
+
+
+def pools(deployment: Deployment, specs: list[WorkerSpec]) -> tuple[list[Worker], dict[str, list[Worker]]]:
+    """The router's view of the workers: the base's pool, and the decode pool of every module by its name."""
+
+    def as_worker(spec: WorkerSpec) -> Worker:
+        return Worker(name=spec.name, role=spec.role, url=f"http://{spec.host}:{spec.port}", model=spec.served_name)
+
+    prefill = [as_worker(spec) for spec in specs if spec.role == "prefill"]
+    decode: dict[str, list[Worker]] = {module.name: [] for module in deployment.modules}
+    for spec in specs:
+        if spec.role == "decode":
+            decode[spec.served_name].append(as_worker(spec))
+    return prefill, decode
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: stopping is the supervisor's business."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@contextlib.asynccontextmanager
+async def visibly(deployment: LocalDeployment, console: Console) -> AsyncIterator[None]:
+    """Enters the deployment, with a live table of its workers for as long as they start."""
+    with contextlib.ExitStack() as starting:
+        starting.enter_context(show_start(deployment.workers, console))
+        async with deployment:
+            starting.close()
+            yield
+
+
+def run(deployment: Deployment) -> int:
+    """Serves until SIGINT, SIGTERM or SIGHUP and returns the exit code; the CLI's `serve`.
+
+    The first signal stops cleanly, a second one kills the workers. For the code then see StopSignals; it is 1
+    when the deployment did not start or its router ended.
+
+    Raises:
+        UserError: the router's port is taken.
+    """
+    return asyncio.run(_run(deployment, Console(stderr=True)))
+
+
+async def _run(deployment: Deployment, console: Console) -> int:
+    running = LocalDeployment(deployment, timing=DEFAULT_TIMING)
+
+    def say(number: signal.Signals) -> None:
+        console.print(f"\n{number.name}: stopping; once more kills the workers")
+
+    with show_events(console), StopSignals(on_first=say, kill=running.kill) as signals:
+        try:
+            async with visibly(running, console):
+                await running.wait()
+        except asyncio.CancelledError:
+            if signals.exit_code is None:
+                raise
+            console.print("stopped")
+            return signals.exit_code
+        except StartupFailed as error:
+            console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+            return 1
+    LOG.error("the router ended by itself")
+    return 1

@@ -1,0 +1,108 @@
+"""Which ports a deployment takes, and whether they are free."""
+
+import contextlib
+import errno
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import psutil
+
+from prefillshare.config import Deployment
+from prefillshare.deployment.marks import deployment_name, marked
+from prefillshare.deployment.report import Finding
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """A port the deployment wants: the field of the deployment file it comes from, and what for."""
+
+    host: str
+    port: int
+    field: str
+    purpose: str
+
+
+def ports_of(deployment: Deployment) -> list[Use]:
+    """All ports, the router's first. Workers count up from workers.first_port and first_side_channel_port.
+
+    Goes by the counts alone, so that ports are checked even when a module cannot be loaded.
+    """
+    workers = deployment.workers
+    owners = ["of the base" for _ in range(deployment.base.prefill_workers)]
+    for module in deployment.modules:
+        owners += [f"of module {module.name}" for _ in range(module.decode_workers)]
+    uses = [Use(deployment.router.host, deployment.router.port, "router.port", "the router")]
+    for index, owner in enumerate(owners):
+        side_channel = workers.first_side_channel_port + index
+        uses += [
+            Use(workers.host, workers.first_port + index, "workers.first_port", f"a worker {owner}"),
+            Use(workers.host, side_channel, "workers.first_side_channel_port", f"the side channel of a worker {owner}"),
+        ]
+    return uses
+
+
+def check_ports(deployment: Deployment) -> Iterator[Finding]:
+    """Every port is wanted once and is free, except for what an earlier run of this deployment left behind."""
+    left = {process.pid for process in marked(deployment_name(deployment)) if not process.supervisor_alive}
+    taken: dict[int, Use] = {}
+    good = []
+    for use in ports_of(deployment):
+        if use.port in taken:
+            other = taken[use.port]
+            detail = f"port {use.port} of {use.purpose} is also that of {other.purpose} ({other.field}); move one"
+            yield Finding(use.field, "problem", detail)
+        elif use.port > 65535:
+            detail = f"{use.purpose} would get port {use.port}; lower {use.field} so that all fit below 65536"
+            yield Finding(use.field, "problem", detail)
+        elif (reason := _why_taken(use, left)) is not None:
+            detail = f"port {use.port} of {use.purpose} {reason}; end that, or change {use.field}"
+            yield Finding(use.field, "problem", detail)
+        else:
+            good.append(use.port)
+        taken[use.port] = use
+    if good:
+        yield Finding("ports", "ok", ", ".join(map(str, good)))
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A bound socket that does not listen yet: it holds the port while clients are still refused.
+
+    Raises:
+        OSError: the address is taken or not one of this machine's.
+    """
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: a port in TIME_WAIT is free
+    try:
+        bound.bind(address)
+    except OSError:
+        bound.close()
+        raise
+    return bound
+
+
+def _why_taken(use: Use, except_by: set[int]) -> str | None:
+    try:
+        bind(use.host, use.port).close()
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            return f"cannot be used on {use.host}: {error.strerror}"
+        holders = _holders(use.port)
+        if holders and set(holders) <= except_by:
+            return None
+        who = ", ".join(f"pid {pid} ({command})" for pid, command in holders.items())
+        return f"is in use{' by ' + who if who else ''}"
+    return None
+
+
+def _holders(port: int) -> dict[int, str]:
+    """Pid and command of the processes listening on a port; empty when they are another user's."""
+    holders = {}
+    for connection in psutil.net_connections(kind="tcp"):
+        listening = connection.status == psutil.CONN_LISTEN and connection.laddr[1:2] == (port,)
+        if listening and connection.pid:
+            with contextlib.suppress(psutil.Error):
+                command = " ".join(psutil.Process(connection.pid).cmdline())
+                holders[connection.pid] = command if len(command) <= 60 else command[:57] + "..."
+    return holders

@@ -1,0 +1,150 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefillshare.config import Deployment
+from prefillshare.deployment import checks
+from prefillshare.deployment.checks import check
+from prefillshare.deployment.marks import mark
+from prefillshare.deployment.report import CheckFailed
+from prefillshare.identity import compute_identity
+from prefillshare.module import BaseReference, Manifest, save_manifest
+from tests.conftest import write_checkpoint
+from tests.deployment.fakes import free_ports
+
+
+def write_module(folder: Path, base: Path, *, kind: str = "full") -> Path:
+    if kind == "full":
+        write_checkpoint(folder)
+    else:
+        folder.mkdir()
+        (folder / "adapter_config.json").write_text(json.dumps({"r": 8}))
+        (folder / "adapter_model.safetensors").write_bytes(b"")
+    reference = BaseReference(name="base", identity=compute_identity(base))
+    save_manifest(folder, Manifest(name=folder.name, kind=kind, base=reference))
+    return folder
+
+
+@pytest.fixture
+def settings(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A deployment file's content that passes, with one full module and one adapter."""
+    monkeypatch.setattr(checks, "_engine_version", lambda: "0.32.0")
+    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: object())
+    (router,) = free_ports(1)
+    return {
+        "base": {"path": checkpoint},
+        "modules": [
+            {"name": "sql", "path": write_module(tmp_path / "sql", checkpoint)},
+            {"name": "json", "path": write_module(tmp_path / "json", checkpoint, kind="lora")},
+        ],
+        "router": {"port": router},
+        "workers": {"first_port": 28100, "first_side_channel_port": 25600},
+        "log_dir": tmp_path / "logs",
+    }
+
+
+def problems(settings: dict[str, Any]) -> str:
+    with pytest.raises(CheckFailed) as failure:
+        check(Deployment.model_validate(settings))
+    return str(failure.value)
+
+
+def test_a_good_deployment_passes_and_nothing_is_written(settings: dict[str, Any]) -> None:
+    report = check(Deployment.model_validate(settings))
+    assert not report.problems
+    assert {finding.subject for finding in report.findings} >= {
+        "base.path",
+        "modules.0",
+        "modules.1",
+        "engine",
+        "ports",
+    }
+    assert not settings["log_dir"].exists()
+
+
+def test_modules_of_another_base_are_all_named_with_both_identities(settings: dict[str, Any], tmp_path: Path) -> None:
+    base = settings["base"]["path"]
+    other = write_checkpoint(tmp_path / "other", weights=b"efgh")
+    for module in settings["modules"]:
+        manifest = json.loads((module["path"] / "prefillshare.json").read_text())
+        manifest["base"]["identity"] = compute_identity(other).model_dump()
+        (module["path"] / "prefillshare.json").write_text(json.dumps(manifest))
+    message = problems(settings)
+    assert message.startswith("2 problem(s)")
+    assert message.count(compute_identity(base).digest) == 2
+    assert message.count(compute_identity(other).digest) == 2
+    assert all(str(path) in message for path in (base, tmp_path / "sql", tmp_path / "json"))
+
+
+def test_problems_of_different_kinds_are_listed_together(settings: dict[str, Any]) -> None:
+    settings["modules"][0]["path"] = settings["base"]["path"]  # a checkpoint, but no manifest
+    settings["workers"]["cores"] = [0, 4096]
+    with socket.create_server(("127.0.0.1", settings["router"]["port"])):
+        message = problems(settings)
+    assert message.startswith("3 problem(s)")
+    for field in ("modules.0.path", "workers.cores", "router.port"):
+        assert field in message
+
+
+def test_a_broken_base_does_not_hide_a_broken_module(settings: dict[str, Any]) -> None:
+    settings["base"]["path"] = settings["log_dir"]
+    (settings["modules"][1]["path"] / "adapter_config.json").unlink()
+    message = problems(settings)
+    assert "base.path" in message
+    assert "adapter_config.json" in message
+
+
+def test_a_context_longer_than_the_base_was_made_for(settings: dict[str, Any], tmp_path: Path) -> None:
+    config = settings["base"]["path"] / "config.json"
+    config.write_text(json.dumps({"max_position_embeddings": 2048}))
+    settings["modules"] = [{"name": "sql", "path": write_module(tmp_path / "again", settings["base"]["path"])}]
+    assert "workers.max_model_len: 4096 exceeds the base's context of 2048" in problems(settings)
+    settings["workers"]["max_model_len"] = 2048
+    assert not check(Deployment.model_validate(settings)).problems
+
+
+@pytest.mark.parametrize("version", ["0.31.2", "0.33.0", "of unknown version"])
+def test_another_engine_version_is_refused(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    monkeypatch.setattr(checks, "_engine_version", lambda: version)
+    assert f"vLLM is {version}" in problems(settings)
+
+
+@pytest.mark.parametrize("package", ["vllm", "nixl"])
+def test_a_missing_engine_is_refused(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: None if name == package else object())
+    assert f"{package} is not installed" in problems(settings)
+
+
+def test_too_little_memory_is_a_warning_with_figures(settings: dict[str, Any]) -> None:
+    settings["workers"]["kv_cache_gib"] = 4000
+    (warning,) = check(Deployment.model_validate(settings)).warnings
+    assert "12006.0 GiB" in warning.detail
+
+
+def test_an_adapter_that_vllm_cannot_serve_is_refused(settings: dict[str, Any]) -> None:
+    (settings["modules"][1]["path"] / "adapter_config.json").write_text(json.dumps({"r": 4096}))
+    assert "rank 4096" in problems(settings)
+
+
+def test_the_same_deployment_running_already_is_refused(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployment = Deployment.model_validate(settings)
+    environment = os.environ | mark(str(settings["log_dir"].resolve()))
+    # What this process starts is its own; seen from any other process it belongs to a run that is alive.
+    with subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", "input()"], stdin=subprocess.PIPE, env=environment
+    ) as other:
+        assert not check(deployment).problems
+        monkeypatch.setattr("prefillshare.deployment.marks.os.getpid", lambda: -1)
+        with pytest.raises(CheckFailed, match=r"log_dir: .*already runs"):
+            check(deployment)
+        other.communicate(b"\n")

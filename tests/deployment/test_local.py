@@ -1,0 +1,171 @@
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from prefillshare.deployment.local import LocalDeployment, pools
+from prefillshare.errors import UserError
+from tests.deployment.fakes import (
+    NAMES,
+    QUICK,
+    fake_workers,
+    free_ports,
+    make_deployment,
+    make_specs,
+    processes_of,
+)
+
+
+class Serve:
+    """`prefillshare serve` of fakes as a process of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.ports = free_ports(3)
+        self.deployment = make_deployment(folder, ports=self.ports)
+        self.control = folder / "control"
+        self.output = folder / "output"
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "tests.deployment.fakes", str(self.control.parent), *map(str, self.ports)]
+        with self.output.open("ab") as output:
+            self.process = subprocess.Popen(command, stdout=output, stderr=output)
+
+    def events(self) -> list[str]:
+        file = self.deployment.log_dir / "events.jsonl"
+        lines = file.read_text().splitlines() if file.exists() else []
+        return [json.loads(line)["event"] for line in lines]
+
+    def until(self, true: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 30
+        while not true():
+            assert time.monotonic() < deadline, f"{self.events()}\n{self.output.read_text()}"
+            time.sleep(0.03)
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Serve]:
+    serve = Serve(tmp_path)
+    serve.start()
+    yield serve
+    if serve.process.poll() is None:
+        serve.process.kill()
+        serve.process.wait()
+    for pid in processes_of(serve.deployment):
+        os.kill(pid, signal.SIGKILL)
+
+
+async def test_entering_serves_and_leaving_leaves_nothing(tmp_path: Path) -> None:
+    ports = free_ports(3)
+    deployment = make_deployment(tmp_path, ports=ports)
+    with fake_workers(deployment, ports[1:]):
+        async with LocalDeployment(deployment, timing=QUICK) as running, httpx.AsyncClient() as client:
+            assert (await client.get(running.url)).status_code == 404  # the router without routes answers
+            assert [worker.state for worker in running.workers] == ["ready", "ready"]
+            assert len(processes_of(deployment)) == 4
+            with pytest.raises(OSError, match="in use"):
+                socket.create_server(("127.0.0.1", ports[0]))
+    assert processes_of(deployment) == []
+    socket.create_server(("127.0.0.1", ports[0])).close()
+    lines = [json.loads(line) for line in (deployment.log_dir / "events.jsonl").read_text().splitlines()]
+    assert {line["event"] for line in lines} == {"started", "ready", "serving", "stopped"}
+    assert {line["worker"] for line in lines if line["event"] == "ready"} == set(NAMES)
+
+
+async def test_a_taken_router_port_is_refused_before_any_worker_starts(tmp_path: Path) -> None:
+    ports = free_ports(3)
+    deployment = make_deployment(tmp_path, ports=ports)
+    with (
+        socket.create_server(("127.0.0.1", ports[0])),
+        fake_workers(deployment, ports[1:]),
+        pytest.raises(UserError, match=rf"router\.port.*{ports[0]}"),
+    ):
+        await LocalDeployment(deployment, timing=QUICK).__aenter__()
+    assert not list(deployment.log_dir.glob("*.log"))
+
+
+async def test_the_log_of_the_previous_run_is_kept_beside_the_new_one(tmp_path: Path) -> None:
+    ports = free_ports(3)
+    deployment = make_deployment(tmp_path, ports=ports)
+    deployment.log_dir.mkdir()
+    (deployment.log_dir / "prefill-0.log").write_text("earlier\n")
+    with fake_workers(deployment, ports[1:]):
+        async with LocalDeployment(deployment, timing=QUICK):
+            pass
+    assert (deployment.log_dir / "prefill-0.log").read_text() == "prefill-0 says hello\n"
+    assert (deployment.log_dir / "prefill-0.log.1").read_text() == "earlier\n"
+
+
+def test_the_router_gets_the_workers_by_role_and_module(tmp_path: Path) -> None:
+    deployment = make_deployment(tmp_path, ports=[8000, 8100])
+    prefill, decode = pools(deployment, make_specs(deployment, [8100, 8101]))
+    assert [(worker.url, worker.model) for worker in prefill] == [("http://127.0.0.1:8100", "base")]
+    assert {name: [worker.name for worker in workers] for name, workers in decode.items()} == {"sql": ["decode-sql-0"]}
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0), (signal.SIGHUP, 0)])
+def test_a_signal_while_serving_stops_everything(serve: Serve, number: signal.Signals, code: int) -> None:
+    serve.until(lambda: "serving" in serve.events())
+    serve.process.send_signal(number)
+    assert serve.process.wait(20) == code
+    assert processes_of(serve.deployment) == []
+    assert serve.events().count("stopped") == 2
+    assert "Traceback" not in serve.output.read_text()
+
+
+def test_a_signal_during_startup_stops_everything(serve: Serve) -> None:
+    (serve.control / "prefill-0.never").touch()
+    serve.until(lambda: serve.events().count("started") == 2)
+    serve.process.send_signal(signal.SIGINT)
+    assert serve.process.wait(20) == 130
+    assert processes_of(serve.deployment) == []
+    assert "serving" not in serve.events()
+    assert "Traceback" not in serve.output.read_text()
+
+
+def test_a_second_signal_does_not_wait_for_the_workers(serve: Serve) -> None:
+    for name in NAMES:
+        (serve.control / f"{name}.deaf").touch()
+    serve.until(lambda: "serving" in serve.events())
+    serve.process.send_signal(signal.SIGINT)
+    serve.until(lambda: "stopping" in serve.output.read_text())
+    time.sleep(0.3)  # into the grace, which is 2 s
+    began = time.monotonic()
+    serve.process.send_signal(signal.SIGINT)
+    assert serve.process.wait(20) == 130
+    assert time.monotonic() - began < 1.5
+    assert processes_of(serve.deployment) == []
+
+
+def test_a_killed_supervisor_leaves_no_process(serve: Serve) -> None:
+    serve.until(lambda: "serving" in serve.events())
+    assert len(processes_of(serve.deployment)) == 4
+    serve.process.kill()
+    serve.process.wait()
+    serve.until(lambda: processes_of(serve.deployment) == [])
+
+
+def test_what_an_earlier_run_left_is_ended_at_the_next_start(serve: Serve) -> None:
+    serve.until(lambda: "serving" in serve.events())
+    supervisor = serve.process.pid
+    guards = [pid for pid in _children(supervisor) if pid not in processes_of(serve.deployment)]
+    for pid in (*guards, supervisor):  # without its guard, the children of the workers survive the supervisor
+        os.kill(pid, signal.SIGKILL)
+    serve.process.wait()
+    serve.until(lambda: len(processes_of(serve.deployment)) == 2)
+    serve.start()
+    serve.until(lambda: serve.events().count("serving") == 2)
+    assert "leftovers" in serve.events()
+    assert len(processes_of(serve.deployment)) == 4
+
+
+def _children(pid: int) -> list[int]:
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=True)
+    return [int(line) for line in found.stdout.split()]

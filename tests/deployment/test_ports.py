@@ -1,0 +1,70 @@
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefillshare.config import Deployment
+from prefillshare.deployment.ports import check_ports, ports_of
+from tests.deployment.fakes import free_ports
+
+
+def deployment(folder: Path, **settings: Any) -> Deployment:
+    return Deployment.model_validate(
+        {
+            "base": {"path": folder / "base", "prefill_workers": 2},
+            "modules": [{"name": "sql", "path": folder / "sql", "decode_workers": 2}],
+            "log_dir": folder / "logs",
+            **settings,
+        }
+    )
+
+
+def problems(of: Deployment) -> list[tuple[str, str]]:
+    return [(finding.subject, finding.detail) for finding in check_ports(of) if finding.verdict == "problem"]
+
+
+def test_every_worker_has_a_port_and_a_side_channel(tmp_path: Path) -> None:
+    uses = ports_of(deployment(tmp_path))
+    assert sorted(use.port for use in uses) == [*range(5600, 5604), 8000, *range(8100, 8104)]
+
+
+def test_a_port_in_use_names_field_user_and_holder(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    first = port - 3  # the last worker's is the taken one
+    wanted = deployment(tmp_path, workers={"first_port": first, "first_side_channel_port": 25600})
+    with socket.create_server(("127.0.0.1", port)):
+        found = dict(problems(wanted))["workers.first_port"]
+    assert f"port {port} of a worker of module sql is in use by pid" in found
+    assert "change workers.first_port" in found
+
+
+def test_a_side_channel_in_use_is_found(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    wanted = deployment(tmp_path, workers={"first_port": 28100, "first_side_channel_port": port})
+    with socket.create_server(("127.0.0.1", port)):
+        found = dict(problems(wanted))
+    assert f"port {port}" in found["workers.first_side_channel_port"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"router": {"port": 28101}, "workers": {"first_port": 28100, "first_side_channel_port": 25600}},
+        {"router": {"port": 28000}, "workers": {"first_port": 28100, "first_side_channel_port": 28103}},
+    ],
+)
+def test_a_port_wanted_twice_names_both(tmp_path: Path, settings: dict[str, Any]) -> None:
+    ((_, detail),) = problems(deployment(tmp_path, **settings))
+    assert "is also that of" in detail
+
+
+def test_ports_beyond_the_last_one(tmp_path: Path) -> None:
+    found = problems(deployment(tmp_path, workers={"first_port": 65533, "first_side_channel_port": 25600}))
+    assert len(found) == 1
+    assert "65536" in found[0][1]
+
+
+def test_an_address_of_another_machine(tmp_path: Path) -> None:
+    found = problems(deployment(tmp_path, router={"host": "192.0.2.1", "port": 28000}))
+    assert any(field == "router.port" and "192.0.2.1" in detail for field, detail in found)

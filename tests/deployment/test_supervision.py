@@ -1,0 +1,129 @@
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from prefillshare.deployment.events import Event
+from prefillshare.deployment.local import LocalDeployment
+from prefillshare.deployment.processes import members
+from prefillshare.deployment.supervision import StartupFailed, WorkerProcess
+from tests.deployment.fakes import QUICK, fake_workers, free_ports, make_deployment, processes_of
+
+
+class Run:
+    """A deployment of fakes, its events, and the files that make its workers misbehave."""
+
+    def __init__(self, folder: Path, startup_timeout_s: float = 30.0) -> None:
+        ports = free_ports(3)
+        self.deployment = make_deployment(folder, ports=ports, startup_timeout_s=startup_timeout_s)
+        self.control = folder / "control"
+        self.events: list[Event] = []
+        with fake_workers(self.deployment, ports[1:]):
+            self.local = LocalDeployment(self.deployment, timing=QUICK)
+        self.local.listeners.append(self.events.append)
+        self.patches = fake_workers(self.deployment, ports[1:])
+
+    @property
+    def decode(self) -> WorkerProcess:
+        return next(worker for worker in self.local.workers if worker.spec.role == "decode")
+
+    def kinds(self, worker: str) -> list[str]:
+        return [event.kind for event in self.events if event.worker == worker]
+
+    async def until(self, true: Callable[[], bool]) -> None:
+        async with asyncio.timeout(20):
+            while not true():  # noqa: ASYNC110  (what is waited for has no event)
+                await asyncio.sleep(0.02)
+
+
+async def test_a_killed_worker_is_started_again_and_its_whole_group_is_gone(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    with run.patches:
+        async with run.local:
+            first = run.decode.pid
+            assert first is not None
+            assert len(members(first)) == 2  # the fake has a child that outlives it, as vLLM's engine core does
+            os.kill(first, signal.SIGKILL)
+            await run.until(lambda: run.kinds("decode-sql-0").count("ready") == 2)
+            assert members(first) == []
+            assert run.decode.pid not in (None, first)
+            assert run.decode.restarts == 1
+    assert run.kinds("decode-sql-0") == ["started", "ready", "died", "restarting", "started", "ready", "stopped"]
+    died = next(event for event in run.events if event.kind == "died")
+    assert died.facts == {"reason": "SIGKILL"}
+    assert run.kinds("prefill-0") == ["started", "ready", "stopped"]
+
+
+async def test_a_worker_that_hangs_is_killed_and_started_again(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    with run.patches:
+        async with run.local:
+            hung = run.decode.pid
+            (run.control / "decode-sql-0.hang").touch()
+            await run.until(lambda: run.decode.state == "unhealthy")
+            await run.until(lambda: "died" in run.kinds("decode-sql-0"))
+            (run.control / "decode-sql-0.hang").unlink()
+            await run.until(lambda: run.decode.state == "ready")
+            assert run.decode.pid != hung
+    died = next(event for event in run.events if event.kind == "died")
+    assert "no healthy answer" in died.facts["reason"]
+
+
+async def test_a_short_silence_is_no_death(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    with run.patches:
+        async with run.local:
+            (run.control / "decode-sql-0.hang").touch()
+            await run.until(lambda: run.decode.state == "unhealthy")
+            (run.control / "decode-sql-0.hang").unlink()
+            await run.until(lambda: run.decode.state == "ready")
+    assert run.kinds("decode-sql-0") == ["started", "ready", "stopped"]
+
+
+async def test_deaths_back_off_exponentially_and_never_give_up(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    with run.patches:
+        async with run.local:
+            (run.control / "decode-sql-0.crash").touch()
+            assert run.decode.pid is not None
+            os.kill(run.decode.pid, signal.SIGKILL)
+            await run.until(lambda: run.decode.restarts == 5)
+            (run.control / "decode-sql-0.crash").unlink()
+            await run.until(lambda: run.decode.state == "ready")
+    delays = [event.facts["delay_s"] for event in run.events if event.kind == "restarting"]
+    assert delays[:5] == [0.05, 0.1, 0.2, 0.2, 0.2]
+
+
+async def test_a_death_at_the_first_start_ends_the_deployment_and_shows_the_log(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    (run.control / "decode-sql-0.crash").touch()
+    with run.patches, pytest.raises(StartupFailed) as failure:
+        await run.local.__aenter__()
+    message = str(failure.value)
+    assert "decode-sql-0" in message
+    assert "exit code 3" in message
+    assert message.endswith("RuntimeError: out of luck")
+    assert run.decode.state == "failed"
+    assert processes_of(run.deployment) == []
+
+
+async def test_a_worker_that_never_gets_healthy_runs_into_the_startup_timeout(tmp_path: Path) -> None:
+    run = Run(tmp_path, startup_timeout_s=0.8)
+    (run.control / "prefill-0.never").touch()
+    with run.patches, pytest.raises(StartupFailed, match=r"workers\.startup_timeout_s") as failure:
+        await run.local.__aenter__()
+    assert "prefill-0 says hello" in str(failure.value)
+    assert processes_of(run.deployment) == []
+
+
+async def test_a_worker_deaf_to_sigterm_is_killed_after_the_grace(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    (run.control / "decode-sql-0.deaf").touch()
+    with run.patches:
+        async with run.local:
+            pass
+    assert processes_of(run.deployment) == []
+    assert run.kinds("decode-sql-0")[-1] == "stopped"

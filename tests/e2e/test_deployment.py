@@ -1,0 +1,257 @@
+"""`prefillshare serve` as a user meets it: the public client, two modules, one prefill, and a worker that dies.
+
+Named to run before the tests that keep workers of their own, so that both sets are never in memory together.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import openai
+import psutil
+import pytest
+import yaml
+from transformers import AutoTokenizer
+
+from prefillshare.module import DecodeModule
+from prefillshare.training.conversation import render_prompt
+from prefillshare.training.reference import generate, load_base, load_decode
+from tests.e2e.support import free_ports
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+
+BLOCK_SIZE = 32
+NEW_TOKENS = 12
+STARTUP_TIMEOUT_S = 600.0
+
+CONTEXT = """You keep the logbook of the lighthouse at Cape Farewell. Entries of this week: on Monday the lamp was
+cleaned and the western window mended. On Tuesday fog came in before noon and the horn was sounded for nine hours. On
+Wednesday a sailing boat with a torn jib asked for shelter and stayed for the night. On Thursday the supply boat brought
+oil, flour and two letters, and took the broken barometer away. On Friday nothing happened that is worth writing."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running `prefillshare serve`."""
+
+    process: subprocess.Popen[str]
+    url: str
+    log_dir: Path
+    client: openai.OpenAI
+
+    def events(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.log_dir / "events.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def served(
+    base: Path, full_module: DecodeModule, lora_module: DecodeModule, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("deployment")
+    port = free_ports(7)
+    deployment = {
+        "base": {"path": str(base), "name": "base"},
+        "modules": [
+            {"name": "full", "path": str(full_module.path)},
+            {"name": "lora", "path": str(lora_module.path)},
+        ],
+        "workers": {
+            "first_port": port + 1,
+            "first_side_channel_port": port + 4,
+            "dtype": "float32",
+            "block_size": BLOCK_SIZE,
+            "max_model_len": 1024,
+            "max_num_seqs": 4,
+            "startup_timeout_s": STARTUP_TIMEOUT_S,
+        },
+        "router": {"port": port},
+        "log_dir": "logs",
+    }
+    file = folder / "deployment.yaml"
+    file.write_text(yaml.safe_dump(deployment))
+    log_dir = folder / "logs"
+    command = [sys.executable, "-m", "prefillshare", "serve", str(file)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    url = f"http://127.0.0.1:{port}"
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0, timeout=120.0)
+    served = Served(process, url, log_dir, client)
+    try:
+        deadline = time.monotonic() + STARTUP_TIMEOUT_S
+        while not _is_serving(served):
+            if process.poll() is not None or time.monotonic() > deadline:
+                process.kill()
+                pytest.fail(f"did not start:\n{process.communicate()[0]}")
+            time.sleep(0.5)
+        yield served
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=60)
+
+
+def _is_serving(served: Served) -> bool:
+    try:
+        return any(event["event"] == "serving" for event in served.events())
+    except FileNotFoundError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def expected(base: Path, full_module: DecodeModule, lora_module: DecodeModule) -> "Reference":
+    return Reference(base, {"full": full_module, "lora": lora_module})
+
+
+class Reference:
+    """What the modules have to answer, by the Transformers reference."""
+
+    def __init__(self, base: Path, modules: dict[str, DecodeModule]) -> None:
+        self._tokenizer = AutoTokenizer.from_pretrained(base)
+        self._base = load_base(base)
+        self._modules = {name: load_decode(module, base) for name, module in modules.items()}
+
+    def answer(self, model: str, messages: list[dict[str, str]]) -> str:
+        ids = render_prompt(messages, self._tokenizer)
+        end = {self._tokenizer.eos_token_id}
+        tokens = generate(self._base, self._modules[model], ids, max_new_tokens=NEW_TOKENS, eos_token_ids=end)
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+
+
+def ask(served: Served, model: str, messages: list[dict[str, str]]) -> tuple[str, dict[str, str]]:
+    """A streamed chat answer and the router's response headers."""
+    raw = served.client.chat.completions.with_raw_response.create(
+        model=model,
+        messages=messages,  # type: ignore[arg-type]
+        stream=True,
+        temperature=0,
+        max_tokens=NEW_TOKENS,
+    )
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in raw.parse() if chunk.choices)
+    return text, dict(raw.headers)
+
+
+def question(text: str) -> list[dict[str, str]]:
+    return [{"role": "system", "content": CONTEXT}, {"role": "user", "content": text}]
+
+
+def test_a_session_over_two_modules_is_prefilled_once(served: Served, expected: Reference) -> None:
+    """Every answer is the reference's, and what one module's call made the base compute, the other's reuses."""
+    messages = question("When did the supply boat come?")
+    known = 0
+    for turn, model in enumerate(["full", "lora", "full", "lora"]):
+        answer, headers = ask(served, model, messages)
+        assert answer == expected.answer(model, messages)
+        prompt, computed, reused, from_others = (
+            int(headers[f"x-prefillshare-{name}-tokens"])
+            for name in ("prompt", "computed", "reused", "reused-from-others")
+        )
+        assert computed + reused == prompt
+        assert reused == known // BLOCK_SIZE * BLOCK_SIZE
+        if turn > 0:
+            assert from_others > 0
+        known = prompt
+        messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": f"And then? ({turn})"}]
+
+
+def test_two_clients_at_once_get_their_own_answers(served: Served, expected: Reference) -> None:
+    calls = [
+        (model, question(text)) for text in ("What was mended?", "Who asked for shelter?") for model in ("full", "lora")
+    ]
+    with ThreadPoolExecutor(len(calls)) as clients:
+        answers = list(clients.map(lambda call: ask(served, *call)[0], calls))
+    assert answers == [expected.answer(*call) for call in calls]
+
+
+def test_an_answer_that_is_not_streamed_reports_the_prefill_sides_cached_tokens(
+    served: Served, expected: Reference
+) -> None:
+    messages = question("What was mended?")
+    ask(served, "full", messages)
+    whole = served.client.chat.completions.create(
+        model="lora",
+        messages=messages,  # type: ignore[arg-type]
+        temperature=0,
+        max_tokens=NEW_TOKENS,
+    )
+    assert whole.choices[0].message.content == expected.answer("lora", messages)
+    assert whole.model == "lora"
+    assert whole.usage is not None
+    assert whole.usage.prompt_tokens_details is not None
+    assert whole.usage.prompt_tokens_details.cached_tokens == whole.usage.prompt_tokens // BLOCK_SIZE * BLOCK_SIZE
+
+
+def test_completions_are_served_too(served: Served) -> None:
+    done = served.client.completions.create(model="full", prompt="The lamp was", temperature=0, max_tokens=4)
+    stream = served.client.completions.create(
+        model="full", prompt="The lamp was", temperature=0, max_tokens=4, stream=True
+    )
+    assert done.choices[0].text == "".join(chunk.choices[0].text for chunk in stream)
+
+
+def test_an_unknown_model_is_a_404_that_names_the_known_ones(served: Served) -> None:
+    assert [model.id for model in served.client.models.list()] == ["full", "lora"]
+    with pytest.raises(openai.NotFoundError, match="full, lora"):
+        ask(served, "base", question("Hello?"))
+
+
+def test_transfer_parameters_of_a_client_are_refused(served: Served) -> None:
+    with pytest.raises(openai.BadRequestError, match="kv_transfer_params"):
+        served.client.completions.create(
+            model="full", prompt="x", extra_body={"kv_transfer_params": {"do_remote_prefill": True}}
+        )
+
+
+def test_a_killed_decode_worker_ends_the_call_and_comes_back(served: Served, expected: Reference) -> None:
+    def pids() -> list[int]:
+        return [event["pid"] for event in served.events() if event["event"] == "ready" and event["worker"] == name]
+
+    name = "decode-full-0"
+    victim = pids()[-1]
+    engine = psutil.Process(victim).children(recursive=True)
+    stream = served.client.chat.completions.create(
+        model="full",
+        messages=question("Tell me everything."),  # type: ignore[arg-type]
+        stream=True,
+        max_tokens=600,
+        extra_body={"ignore_eos": True},
+    )
+    next(iter(stream))
+    os.kill(victim, signal.SIGKILL)
+    started = time.monotonic()
+    with pytest.raises(openai.APIError, match=name):
+        for _ in stream:
+            pass
+    assert time.monotonic() - started < 10
+
+    # The other module's pool does not notice.
+    messages = question("What was mended?")
+    assert ask(served, "lora", messages)[0] == expected.answer("lora", messages)
+
+    deadline = time.monotonic() + STARTUP_TIMEOUT_S
+    while pids()[-1] == victim and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert pids()[-1] != victim
+    assert not any(process.is_running() for process in engine)
+    while time.monotonic() < deadline:
+        try:
+            answer = ask(served, "full", messages)[0]
+            break
+        except openai.InternalServerError:  # 503 until the router's next health check
+            time.sleep(0.5)
+    assert answer == expected.answer("full", messages)
+
+
+def test_ctrl_c_leaves_no_process(served: Served) -> None:
+    family = psutil.Process(served.process.pid).children(recursive=True)
+    assert len(family) >= 3
+    served.process.send_signal(signal.SIGINT)
+    served.process.communicate(timeout=60)
+    assert served.process.returncode == 130
+    assert [process for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE] == []

@@ -1,0 +1,45 @@
+"""The walls between the rooms: who may import what, and which heavy library lives where."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import prefillshare
+
+SOURCE = Path(prefillshare.__file__).parent
+ROOMS = ("training", "engine", "router", "deployment")
+
+FORBIDDEN = {
+    "training": {"prefillshare.engine", "prefillshare.router", "prefillshare.deployment", "vllm"},
+    "engine": {"prefillshare.training", "prefillshare.router", "prefillshare.deployment"},
+    "router": {"prefillshare.training", "prefillshare.engine", "prefillshare.deployment", "vllm", "torch"},
+    "deployment": {"prefillshare.training", "vllm", "torch"},
+    "": {f"prefillshare.{room}" for room in ROOMS} | {"vllm", "torch"},
+}
+
+
+def imported_modules(file: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file} imports relatively"
+            yield node.module or ""
+
+
+def sources(room: str) -> list[Path]:
+    files = (SOURCE / room).rglob("*.py") if room else SOURCE.glob("*.py")
+    # cli.py stands above all rooms and is held to importing them inside its commands by test_cli.
+    return [file for file in files if file != SOURCE / "cli.py"]
+
+
+@pytest.mark.parametrize("room", FORBIDDEN)
+def test_a_room_imports_only_what_lies_below_it(room: str) -> None:
+    files = sources(room)
+    assert files, f"no source in {room!r}"
+    for file in files:
+        for module in imported_modules(file):
+            bad = [name for name in FORBIDDEN[room] if module == name or module.startswith(name + ".")]
+            assert not bad, f"{file.relative_to(SOURCE)} imports {module}"
