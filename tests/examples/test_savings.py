@@ -1,0 +1,81 @@
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from examples.demo.play import Call
+from examples.demo.savings import as_json, calls_table, computed_tokens, count_savings, savings_table
+
+
+def call(model: str, ids: list[int], computed: int, others: int = 0) -> Call:
+    return Call(
+        model=model,
+        prompt_tokens=len(ids),
+        computed_tokens=computed,
+        reused_tokens=len(ids) - computed,
+        reused_from_others_tokens=others,
+        prefill_ms=1.0,
+        handoff_bytes=2_000_000,
+        handoff_ms=3.0,
+        first_token_ms=4.0,
+        answer="yes\n",
+        expected="yes" if model == "a" else "no",
+        prompt_token_ids=tuple(ids),
+    )
+
+
+CONTEXT = list(range(10))
+# a, then b, then a again on a context that has grown: with blocks of 4, two are whole at 10 tokens and three at 13.
+SESSION = [
+    call("a", CONTEXT, 10),
+    call("b", [*CONTEXT, 10, 11, 12], 13 - 8, others=8),
+    call("a", [*CONTEXT, 10, 11, 12, 13], 14 - 12, others=4),
+]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "computed"),
+    [
+        ([("a", [1, 2, 3, 4, 5])], [5]),
+        ([("a", [1, 2, 3, 4, 5]), ("a", [1, 2, 3, 4, 6])], [5, 1]),
+        ([("a", [1, 2, 3, 4, 5]), ("b", [1, 2, 3, 4, 6])], [5, 5]),
+        ([("a", [1, 2, 3, 4, 5]), ("a", [1, 2, 3, 9, 5])], [5, 5]),
+        ([("a", [1, 2, 3, 4]), ("a", [1, 2, 3, 4])], [4, 4]),  # one token must be computed, so the last block is
+        ([("a", [0, 2, 3, 4, 5]), ("a", [1, 2, 3, 4, 5]), ("a", [0, 2, 3, 4, 9])], [5, 5, 1]),
+    ],
+)
+def test_whole_blocks_of_the_same_models_prompts_are_reused(
+    prompts: list[tuple[str, list[int]]], computed: list[int]
+) -> None:
+    assert computed_tokens(prompts, 4) == computed
+
+
+def test_savings_of_a_session() -> None:
+    savings = count_savings(SESSION, block_size=4)
+    assert (savings.shared, savings.unshared, savings.uncached) == (10 + 5 + 2, 10 + 13 + 6, 10 + 13 + 14)
+    assert savings.count_agrees
+    assert savings.factor == pytest.approx(29 / 17)
+
+
+def test_a_base_that_reports_something_else_is_noticed() -> None:
+    assert not count_savings([*SESSION[:2], call("a", [*CONTEXT, 10, 11, 12, 13], 14)], block_size=4).count_agrees
+
+
+def test_tables_show_rows_and_totals() -> None:
+    output = io.StringIO()
+    console = Console(file=output, width=120)
+    console.print(calls_table(SESSION))
+    console.print(savings_table(count_savings(SESSION, block_size=4)))
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in output.getvalue().splitlines()]
+    assert ["2", "b", "13", "5", "8", "8", "2.0", "3.0", "4", "wrong"] in rows
+    assert ["all", "", "37", "17", "20", "12", "6.0", "9.0", "", "2/3"] in rows
+    assert "1.71x" in output.getvalue()
+    assert "counted" in output.getvalue()
+
+
+def test_json_is_complete_and_without_token_ids() -> None:
+    data = json.loads(json.dumps(as_json(SESSION, count_savings(SESSION, block_size=4))))
+    assert [row["correct"] for row in data["calls"]] == [True, False, True]
+    assert "prompt_token_ids" not in data["calls"][0]
+    assert data["prefill_tokens"]["unshared_counted"] == 29
