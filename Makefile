@@ -12,7 +12,7 @@ help:  ## Show the targets
 
 $(VENV)/.installed: $(LOCK) pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --progress-bar on --no-deps -r $(LOCK)
+	$(BIN)/python -m pip install --no-compile --no-deps -r $(LOCK)
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 

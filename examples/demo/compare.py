@@ -80,7 +80,7 @@ def compare(items: int) -> None:
     configs = {task: load_train_config(HERE / f"{task}.yaml") for task in TASKS}
     prepare_base(configs[TASKS[0]].model_name_or_path)
     results = configs[TASKS[0]].output_dir.parent.parent / "compare.json"
-    for system, (task, config) in product(("decode module", *SYSTEMS[:-1]), configs.items()):
+    for system, (task, config) in product(reversed(SYSTEMS), configs.items()):
         prefill, decode = _checkpoints(system, task, config)
         weights = (_weights(prefill), _weights(decode))
         score = _read(results).get(task, {}).get(system)
