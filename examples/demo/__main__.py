@@ -6,10 +6,10 @@ What was made is kept in artifacts/ and used again; the figures go to artifacts/
 import argparse
 import asyncio
 import json
-import signal
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from openai import OpenAIError
@@ -23,6 +23,7 @@ from prefillshare.config import Deployment, load_deployment
 from prefillshare.deployment.checks import check
 from prefillshare.deployment.local import LocalDeployment, visibly
 from prefillshare.deployment.signals import StopSignals
+from prefillshare.deployment.status import say_stopping
 from prefillshare.deployment.supervision import StartupFailed
 from prefillshare.errors import UserError
 
@@ -48,14 +49,11 @@ async def demo(deployment_file: Path, seed: int, console: Console) -> int:
     """Returns the exit code. Whatever ends it, no process is left behind."""
     running: list[LocalDeployment] = []
 
-    def say(number: signal.Signals) -> None:
-        console.print(f"\n{number.name}: stopping; once more kills the workers")
-
     def kill() -> None:
         for deployment in running:
             deployment.kill()
 
-    with StopSignals(on_first=say, kill=kill) as signals:
+    with StopSignals(on_first=partial(say_stopping, console), kill=kill) as signals:
         try:
             await _make(console)
             local = _prepare(deployment_file, console)

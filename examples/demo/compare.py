@@ -8,7 +8,6 @@ float32. What was trained or scored before is kept, so a run that was interrupte
 """
 
 import argparse
-import hashlib
 import json
 import shutil
 import sys
@@ -79,6 +78,8 @@ def compare(items: int) -> None:
     """Scores what has not been scored with these weights and items, and prints the table."""
     configs = {task: load_train_config(HERE / f"{task}.yaml") for task in TASKS}
     prepare_base(configs[TASKS[0]].model_name_or_path)
+    for task, config in configs.items():
+        write_rows(config.dataset_name, training_rows(task, batch_size=config.per_device_train_batch_size))
     results = configs[TASKS[0]].output_dir.parent.parent / "compare.json"
     for system, (task, config) in product(reversed(SYSTEMS), configs.items()):
         prefill, decode = _checkpoints(system, task, config)
@@ -92,7 +93,6 @@ def compare(items: int) -> None:
 def _checkpoints(system: str, task: Task, config: TrainConfig) -> tuple[Path, Path]:
     """Whose weights prefill and whose decode; trains what is not there."""
     base = config.model_name_or_path
-    write_rows(config.dataset_name, training_rows(task, batch_size=config.per_device_train_batch_size))
     match system:
         case "base":
             return base, base
@@ -131,7 +131,7 @@ def _have_full(task: Task, config: TrainConfig) -> Path:
 
 
 def _recipe(config: TrainConfig) -> tuple[str, dict[str, Any]]:
-    return "sha256:" + hashlib.sha256(config.dataset_name.read_bytes()).hexdigest(), config.hyper_parameters()
+    return config.data_digest(), config.hyper_parameters()
 
 
 def _score(label: str, task: Task, items: int, config: TrainConfig, prefill: Path, decode: Path) -> Score:

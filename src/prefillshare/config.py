@@ -19,18 +19,6 @@ from pydantic import (
 
 from prefillshare.errors import UserError
 
-__all__ = [
-    "BaseConfig",
-    "Deployment",
-    "ModuleConfig",
-    "RouterConfig",
-    "UserError",
-    "WorkerConfig",
-    "describe_validation_error",
-    "load_deployment",
-    "read_yaml",
-]
-
 
 def _from_yaml_folder(path: Path, info: ValidationInfo) -> Path:
     folder = (info.context or {}).get("folder")

@@ -3,9 +3,9 @@
 import asyncio
 import contextlib
 import os
-import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -18,7 +18,7 @@ from prefillshare.deployment.guard import Guard
 from prefillshare.deployment.marks import deployment_name, end_leftovers, end_own, mark
 from prefillshare.deployment.ports import bind
 from prefillshare.deployment.signals import StopSignals
-from prefillshare.deployment.status import show_events, show_start
+from prefillshare.deployment.status import say_stopping, show_events, show_start
 from prefillshare.deployment.supervision import DEFAULT_TIMING, StartupFailed, Timing, WorkerProcess
 from prefillshare.engine.worker import WorkerSpec, plan_workers
 from prefillshare.errors import UserError
@@ -221,10 +221,7 @@ def run(deployment: Deployment) -> int:
 async def _run(deployment: Deployment, console: Console) -> int:
     running = LocalDeployment(deployment, timing=DEFAULT_TIMING)
 
-    def say(number: signal.Signals) -> None:
-        console.print(f"\n{number.name}: stopping; once more kills the workers")
-
-    with show_events(console), StopSignals(on_first=say, kill=running.kill) as signals:
+    with show_events(console), StopSignals(on_first=partial(say_stopping, console), kill=running.kill) as signals:
         try:
             async with visibly(running, console):
                 await running.wait()

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import signal
 import time
 from collections.abc import Iterator, Sequence
 
@@ -20,6 +21,11 @@ _STYLES: dict[State, str] = {
     "restarting": "red",
     "failed": "red",
 }
+
+
+def say_stopping(console: Console, number: signal.Signals) -> None:
+    """Tells whoever sent the first signal what it does, and what a second one would."""
+    console.print(f"\n{number.name}: stopping; once more kills the workers")
 
 
 def worker_table(workers: Sequence[WorkerProcess]) -> Table:

@@ -60,6 +60,7 @@ def plan_workers(deployment: Deployment) -> list[WorkerSpec]:
         UserError: the base is not a checkpoint, or a module has no valid manifest.
     """
     shared, base = deployment.workers, deployment.base.path.resolve()
+    identity = compute_identity(base).digest
     parts = [
         _Part(
             name=f"prefill-{number}",
@@ -67,7 +68,7 @@ def plan_workers(deployment: Deployment) -> list[WorkerSpec]:
             model=base,
             served_name=deployment.base.served_name,
             adapter=None,
-            base_identity=compute_identity(base).digest,
+            base_identity=identity,
         )
         for number in range(deployment.base.prefill_workers)
     ]

@@ -1,5 +1,6 @@
 """What `prefillshare train` reads: one frozen config, with the option names of TRL and Transformers."""
 
+import hashlib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -54,6 +55,10 @@ class TrainConfig(BaseModel):
         if self.max_steps == 0 or self.max_steps < -1:
             raise ValueError("max_steps must be positive, or -1 to train for num_train_epochs")
         return self
+
+    def data_digest(self) -> str:
+        """What the data file holds now, for the manifest."""
+        return "sha256:" + hashlib.sha256(self.dataset_name.read_bytes()).hexdigest()
 
     def hyper_parameters(self) -> dict[str, Any]:
         """Everything that is not a path or a name, for the manifest."""

@@ -1,6 +1,5 @@
 """One training run, from a checked config to the artefact on disk."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -66,7 +65,7 @@ def train(config: TrainConfig, *, show_progress: bool = True) -> DecodeModule:
             training={
                 "data": {
                     "file": config.dataset_name.name,
-                    "digest": "sha256:" + hashlib.sha256(config.dataset_name.read_bytes()).hexdigest(),
+                    "digest": config.data_digest(),
                     "rows": len(examples),
                 },
                 "hyper_parameters": config.hyper_parameters(),
