@@ -4,11 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements/cpu-py311.txt
 
-.PHONY: help setup demo test lint unit e2e figures clean
+.PHONY: help setup demo test lint unit e2e figures training-cost clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets
-	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## /  make \1\t/' | expand -t 20
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 24
 
 $(VENV)/.installed: $(LOCK) pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -28,14 +28,18 @@ lint: setup  ## Style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Their models are so small that a second thread only waits for the first.
 unit: setup  ## Tests that need no vLLM process
-	$(BIN)/pytest tests --ignore tests/e2e
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests --ignore tests/e2e
 
 e2e: setup  ## Tests against real vLLM processes
 	$(BIN)/pytest tests/e2e
 
 figures: setup  ## The accuracy table of the README (hours on a small CPU; resumes where it stopped)
 	$(BIN)/python -m examples.demo.compare
+
+training-cost: setup  ## The table of docs/training.md: a step against TRL's SFTTrainer (about 10 minutes)
+	$(BIN)/python -m experiments.training_cost
 
 clean:  ## Remove what the demo made; keeps .venv
 	rm -rf artifacts logs

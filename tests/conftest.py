@@ -1,10 +1,14 @@
 """Fixtures that more than one room's tests use."""
 
 import json
+import signal
 import struct
 from pathlib import Path
 
 import pytest
+
+# Under nohup SIGHUP is ignored, here and in every process that a test starts; tests of signals need it as it is.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def write_safetensors(file: Path, tensors: dict[str, bytes]) -> None:

@@ -17,7 +17,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_help_teaches_every_command() -> None:
     shown = run("--help").stdout
-    for command in ("train", "check", "serve", "worker"):
+    for command in ("train", "evaluate", "check", "serve", "worker"):
         assert command in shown
 
 

@@ -41,6 +41,18 @@ def test_a_module_comes_back_as_it_was_saved(module_folder: Path, checkpoint: Pa
     assert verify_module(module, checkpoint) == module.manifest.base.identity
 
 
+def test_where_instructions_go_is_recorded_and_is_in_place_when_nothing_is_said(module_folder: Path) -> None:
+    file = module_folder / MANIFEST_NAME
+    assert load_module(module_folder).manifest.instructions == "in_place"
+    manifest = load_module(module_folder).manifest.model_copy(update={"instructions": "behind_context"})
+    save_manifest(module_folder, manifest)
+    assert load_module(module_folder).manifest.instructions == "behind_context"
+    without = json.loads(file.read_text())
+    del without["instructions"]
+    file.write_text(json.dumps(without))
+    assert load_module(module_folder).manifest.instructions == "in_place"
+
+
 def test_a_module_of_another_base_is_refused(module_folder: Path, tmp_path: Path) -> None:
     other = write_checkpoint(tmp_path / "other", weights=b"other")
     with pytest.raises(BaseMismatch, match="weights differ"):
@@ -53,7 +65,9 @@ def test_a_checkpoint_without_manifest_is_refused(module_folder: Path) -> None:
         load_module(module_folder)
 
 
-@pytest.mark.parametrize("change", [{"split": "n"}, {"format_version": 2}, {"kind": "merged"}, {"surprise": 1}])
+@pytest.mark.parametrize(
+    "change", [{"split": "n"}, {"format_version": 2}, {"kind": "merged"}, {"instructions": "x"}, {"surprise": 1}]
+)
 def test_a_manifest_of_another_form_is_refused_by_field(module_folder: Path, change: dict) -> None:
     file = module_folder / MANIFEST_NAME
     file.write_text(json.dumps(json.loads(file.read_text()) | change))

@@ -12,12 +12,13 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.progress import track
 from transformers import AutoTokenizer, PreTrainedModel
 
@@ -29,10 +30,12 @@ from prefillshare.identity import compute_identity
 from prefillshare.module import load_module
 from prefillshare.training.base_cache import BaseKV, TokenIds, base_pass
 from prefillshare.training.config import TrainConfig, load_train_config
-from prefillshare.training.conversation import read_examples, render_prompt
+from prefillshare.training.conversation import render_prompt
+from prefillshare.training.dataset import read_examples
 from prefillshare.training.progress import with_progress
 from prefillshare.training.reference import generate_batch, load_base, load_decode
 from prefillshare.training.run import make_trainer, save_weights, train
+from prefillshare.training.sources import files_digest
 from prefillshare.training.trainer import CacheConditionedTrainer
 
 HERE = Path(__file__).parent
@@ -43,10 +46,9 @@ MAX_NEW_TOKENS = 64
 class FullFineTuningTrainer(CacheConditionedTrainer):
     """Ordinary response-only fine-tuning: the model prefills for itself and gradients flow through its prefill."""
 
-    def prompt_kv(self, prefixes: list[TokenIds]) -> BaseKV:
-        assert isinstance(self.model, PreTrainedModel)
+    def base_kv(self, model: torch.nn.Module, prefixes: Sequence[Sequence[TokenIds]]) -> BaseKV:
         with self.accelerator.autocast():
-            return base_pass(self.model, prefixes)
+            return base_pass(model, prefixes)
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def compare(items: int) -> None:
     configs = {task: load_train_config(HERE / f"{task}.yaml") for task in TASKS}
     prepare_base(configs[TASKS[0]].model_name_or_path)
     for task, config in configs.items():
-        write_rows(config.dataset_name, training_rows(task, batch_size=config.per_device_train_batch_size))
+        write_rows(config.dataset_name, training_rows(task, batch_size=config.get("per_device_train_batch_size")))
     results = configs[TASKS[0]].output_dir.parent.parent / "compare.json"
     for system, (task, config) in product(reversed(SYSTEMS), configs.items()):
         prefill, decode = _checkpoints(system, task, config)
@@ -111,7 +113,7 @@ def _have_module(config: TrainConfig) -> None:
     except UserError:
         record = {}
     if (record.get("data", {}).get("digest"), record.get("hyper_parameters")) != _recipe(config):
-        train(config.model_copy(update={"overwrite_output_dir": True}))
+        train(config.changed(overwrite_output_dir=True))
 
 
 def _have_full(task: Task, config: TrainConfig) -> Path:
@@ -122,8 +124,9 @@ def _have_full(task: Task, config: TrainConfig) -> Path:
     if stamp.is_file() and stamp.read_text() == recipe:
         return folder
     shutil.rmtree(folder, ignore_errors=True)
-    examples = read_examples(config.dataset_name, AutoTokenizer.from_pretrained(config.model_name_or_path))
-    trainer = make_trainer(config, examples, folder / "trainer", trainer_class=FullFineTuningTrainer)
+    tokenizer = AutoTokenizer.from_pretrained(config.model_name_or_path)
+    examples = read_examples(config.dataset_name, tokenizer).examples
+    trainer = make_trainer(config, examples, tokenizer, trainer_class=FullFineTuningTrainer)
     with_progress(trainer, f"full fine-tuning {task}")
     save_weights(trainer, config, folder)
     stamp.write_text(recipe)
@@ -131,7 +134,7 @@ def _have_full(task: Task, config: TrainConfig) -> Path:
 
 
 def _recipe(config: TrainConfig) -> tuple[str, dict[str, Any]]:
-    return config.data_digest(), config.hyper_parameters()
+    return files_digest(config.dataset_name, [config.dataset_name]), config.hyper_parameters()
 
 
 def _score(label: str, task: Task, items: int, config: TrainConfig, prefill: Path, decode: Path) -> Score:

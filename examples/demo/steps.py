@@ -36,7 +36,7 @@ async def make_module(task: Task, console: Console) -> None:
     """Trains the decode module of a task, in a process of its own so that its memory is given back."""
     recipe = HERE / f"{task}.yaml"
     config = load_train_config(recipe)
-    write_rows(config.dataset_name, training_rows(task, batch_size=config.per_device_train_batch_size))
+    write_rows(config.dataset_name, training_rows(task, batch_size=config.get("per_device_train_batch_size")))
     stamp = config.output_dir.parent / f".{config.output_dir.name}.stamp"
     digest = _digest(recipe, config.dataset_name, config.model_name_or_path)
     if stamp.exists() and stamp.read_text() == digest and _is_module(config.output_dir):
@@ -44,7 +44,6 @@ async def make_module(task: Task, console: Console) -> None:
         return
     console.print(f"decode module {task}: training by {shown(recipe)}")
     stamp.unlink(missing_ok=True)
-    _remove_scratch(config.output_dir.parent, ".training-*")
     await _run(
         f"decode module {task}",
         [sys.executable, "-m", "prefillshare", "train", str(recipe), "overwrite_output_dir=true"],

@@ -61,8 +61,10 @@ _MAILS = (
     "This is {c}. We are opening a cafe in {t} and need the {p}, {q} pieces.",
 )  # fmt: skip
 
-# Eight batches each. A JSON record has more tokens than a query, so fewer rows take the same time.
-_PARTS: dict[Task, int] = {"json": 3, "sql": 4}
+# Parts of four batches behind handbooks and, for each of them, this many behind the schema alone. Queries take more
+# rows to learn than records, and rows behind the schema alone are cheap.
+_PARTS: dict[Task, int] = {"json": 3, "sql": 3}
+_SHORT_BATCHES: dict[Task, int] = {"json": 1, "sql": 3}
 
 SCHEMA = """\
 orders(id, customer, city, product, quantity)
@@ -159,14 +161,16 @@ def draw_rows(
 
 
 def training_rows(task: Task, *, batch_size: int, seed: int = 0) -> list[Row]:
-    """Batches of rows with one context a batch, alternately behind the schema alone and behind a handbook."""
-    batches: list[list[Row]] = []
+    """Batches of rows with one context a batch: some behind the schema alone, then one behind a handbook."""
+    rows: list[Row] = []
+    shorts = _SHORT_BATCHES[task]
     for part in range(_PARTS[task]):
-        draw = partial(draw_rows, seed * 1000 + part, task, "train", contexts=1, rows=batch_size)
-        short, long = list(draw(turns=(0, 1, 2, 4), mails=0)), list(draw(turns=(0, 2, 4, 6), mails=16))
-        for start in range(0, len(short), batch_size):
-            batches += [rows[start : start + batch_size] for rows in (short, long)]
-    return [row for batch in batches for row in batch]
+        draw = partial(draw_rows, seed * 1000 + part, task, "train", rows=batch_size)
+        short = draw(contexts=shorts, turns=(0, 1, 2, 4), mails=0)
+        long = draw(contexts=1, turns=(0, 2, 4, 6), mails=16)
+        while batch := list(islice(long, batch_size)):
+            rows += [*islice(short, shorts * batch_size), *batch]
+    return rows
 
 
 def held_out_rows(task: Task, *, items: int = 100, seed: int = 0) -> list[Row]:

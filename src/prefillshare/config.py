@@ -3,6 +3,7 @@
 Errors name the field by its path in the YAML, the value that was found and what would be accepted.
 """
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -123,6 +124,36 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a mapping of fields, found {type(content).__name__}")
+    return content
+
+
+def apply_overrides(
+    content: dict[str, Any], overrides: Sequence[str], *, paths: Collection[str], example: str
+) -> dict[str, Any]:
+    """The mapping with `key=value` overrides put in; `section.key=value` reaches into a section.
+
+    Args:
+        paths: fields whose relative values start at the working directory, not at the file's folder.
+        example: an override to show in an error.
+
+    Raises:
+        UserError: an override without `=`, with a value that is not YAML, or into something that is no section.
+    """
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise UserError(f"override {override!r}: expected key=value, e.g. {example}")
+        *sections, last = key.split(".")
+        section = content
+        for name in sections:
+            section = section.setdefault(name, {})
+            if not isinstance(section, dict):
+                raise UserError(f"override {override!r}: {name} is not a section")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"override {override!r}: the value is not valid YAML: {error}") from None
+        section[last] = str(Path(text).absolute()) if key in paths and value is not None else value
     return content
 
 

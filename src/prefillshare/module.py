@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from prefillshare.errors import UserError
 from prefillshare.identity import BaseIdentity, compute_identity, require_same_base
+from prefillshare.instructions import Placement
 
 MANIFEST_NAME = "prefillshare.json"
 
@@ -45,13 +46,18 @@ class BaseReference(_Frozen):
 
 
 class Manifest(_Frozen):
-    """What prefillshare.json holds. `training` records how the weights came about and decides nothing."""
+    """What prefillshare.json holds.
+
+    `instructions` is where the module's prompts carried the role's instructions in training, and so where the router
+    puts them. `training` records how the weights came about and decides nothing.
+    """
 
     format_version: Literal[1] = 1
     name: str
     kind: ModuleKind
     base: BaseReference
     split: Literal["n-1"] = "n-1"
+    instructions: Placement = "in_place"
     training: dict[str, Any] = {}
 
 

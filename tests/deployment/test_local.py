@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -105,9 +106,12 @@ async def test_the_log_of_the_previous_run_is_kept_beside_the_new_one(tmp_path: 
 
 def test_the_router_gets_the_workers_by_role_and_module(tmp_path: Path) -> None:
     deployment = make_deployment(tmp_path, ports=[8000, 8100])
-    prefill, decode = pools(deployment, make_specs(deployment, [8100, 8101]))
+    specs = make_specs(deployment, [8100, 8101])
+    specs[1] = replace(specs[1], instructions="behind_context")
+    prefill, decode = pools(deployment, specs)
     assert [(worker.url, worker.model) for worker in prefill] == [("http://127.0.0.1:8100", "base")]
     assert {name: [worker.name for worker in workers] for name, workers in decode.items()} == {"sql": ["decode-sql-0"]}
+    assert [worker.instructions for worker in (*prefill, *decode["sql"])] == ["in_place", "behind_context"]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0), (signal.SIGHUP, 0)])

@@ -65,6 +65,7 @@ def _train(base: Path, folder: Path, **settings: object) -> DecodeModule:
         "max_steps": 5,
         "per_device_train_batch_size": len(ROWS),
         "dtype": "float32",
+        "save_strategy": "no",
     }
     return train(TrainConfig.model_validate(config | settings), show_progress=False)
 

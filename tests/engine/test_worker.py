@@ -14,7 +14,7 @@ from prefillshare.engine.worker import WorkerSpec, plan_workers, worker_command,
 from prefillshare.errors import UserError
 from prefillshare.hardware import preferred_dtype
 from prefillshare.identity import compute_identity
-from prefillshare.module import BaseReference, Manifest, ModuleKind, save_manifest
+from prefillshare.module import BaseReference, Manifest, ModuleKind, load_module, save_manifest
 
 
 def write_module(folder: Path, base: Path, kind: ModuleKind = "full", adapter_config: object = None) -> Path:
@@ -68,6 +68,13 @@ def test_prefill_workers_come_first_and_ports_count_up(deployment: Deployment) -
         ("decode-org~sql-1", "decode", 9103, 9203, 3),
         ("decode-json-0", "decode", 9104, 9204, 0),
     ]
+
+
+def test_a_worker_knows_where_its_module_reads_instructions(deployment: Deployment) -> None:
+    module = load_module(deployment.modules[0].path)
+    save_manifest(module.path, module.manifest.model_copy(update={"instructions": "behind_context"}))
+    planned = {spec.served_name: spec.instructions for spec in plan_workers(deployment)}
+    assert planned == {"smol": "in_place", "org/sql": "behind_context", "json": "in_place"}
 
 
 def test_dtype_auto_is_what_this_machine_computes_fast(deployment: Deployment) -> None:

@@ -17,7 +17,7 @@ from examples.demo.tasks import (
     training_rows,
     write_rows,
 )
-from prefillshare.training.conversation import read_examples
+from prefillshare.training.dataset import read_examples
 from tests.training.tiny import byte_tokenizer
 
 
@@ -48,12 +48,14 @@ def test_nothing_of_the_held_out_rows_or_the_session_is_in_the_training_rows(tas
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_rows_of_a_batch_share_their_context_and_the_next_batch_but_one_goes_on_from_it(task: Task) -> None:
+def test_the_rows_of_a_batch_share_their_context_and_the_next_batch_of_its_kind_goes_on_from_it(task: Task) -> None:
     rows = training_rows(task, batch_size=4)
     contexts = [rows[i].context for i in range(0, len(rows), 4)]
     assert [row.context for row in rows] == [context for context in contexts for _ in range(4)]
-    assert [rows[i].is_short for i in range(0, len(rows), 4)] == [True, False] * (len(contexts) // 2)
-    for kind in (contexts[::2], contexts[1::2]):
+    short = {"json": [True, False], "sql": [True, True, True, False]}[task]
+    assert [rows[i].is_short for i in range(0, len(rows), 4)] == short * (len(contexts) // len(short))
+    for is_short in (True, False):
+        kind = [contexts[i // 4] for i in range(0, len(rows), 4) if rows[i].is_short is is_short]
         grows = [after[: len(before)] == before for before, after in pairwise(kind)]
         assert grows == ([True, True, True, False] * len(kind))[: len(grows)]
 
@@ -82,5 +84,7 @@ def test_written_rows_are_what_the_trainer_reads(tmp_path: Path) -> None:
     rows = training_rows("json", batch_size=1)
     write_rows(tmp_path / "data" / "json.jsonl", rows)
     tokenizer = byte_tokenizer()
-    examples = read_examples(tmp_path / "data" / "json.jsonl", tokenizer)
-    assert [tokenizer.decode(example.response_ids[:-1]) for example in examples] == [row.item.answer for row in rows]
+    examples = read_examples(tmp_path / "data" / "json.jsonl", tokenizer).examples
+    assert [tokenizer.decode(example.ids[example.spans[0][0] : -1]) for example in examples] == [
+        row.item.answer for row in rows
+    ]

@@ -1,6 +1,6 @@
 """A whole router with fake workers, on loopback."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 import httpx
@@ -43,10 +43,20 @@ def serve() -> Iterator[Callable[[ASGIApp], Served]]:
 
 @pytest.fixture
 def start_cluster(serve: Callable[[ASGIApp], Served]) -> Iterator[Callable[..., Cluster]]:
-    """Starts `prefill` base workers and, for each module, the given number of decode workers."""
+    """Starts `prefill` base workers and, for each module, the given number of decode workers.
+
+    `behind_context` names the modules whose manifests have instructions there.
+    """
     clients: list[httpx.Client] = []
 
-    def start(prefill: int = 1, sql: int = 1, json: int = 1, timeout_s: float = 10.0, **options: int) -> Cluster:
+    def start(
+        prefill: int = 1,
+        sql: int = 1,
+        json: int = 1,
+        timeout_s: float = 10.0,
+        behind_context: Collection[str] = (),
+        **options: int,
+    ) -> Cluster:
         fakes = {f"prefill-{n}": FakeWorker("base") for n in range(prefill)}
         fakes |= {f"sql-{n}": FakeWorker("sql") for n in range(sql)}
         fakes |= {f"json-{n}": FakeWorker("json") for n in range(json)}
@@ -55,7 +65,13 @@ def start_cluster(serve: Callable[[ASGIApp], Served]) -> Iterator[Callable[..., 
             RouterConfig(request_timeout_s=timeout_s, connect_timeout_s=1.0),
             [prefill_worker(name, servers[name].url) for name in fakes if name.startswith("prefill")],
             {
-                model: [decode_worker(name, servers[name].url, model) for name in fakes if name.startswith(model)]
+                model: [
+                    decode_worker(
+                        name, servers[name].url, model, "behind_context" if model in behind_context else "in_place"
+                    )
+                    for name in fakes
+                    if name.startswith(model)
+                ]
                 for model in ("sql", "json")
             },
             block_size=BLOCK_SIZE,

@@ -20,6 +20,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from prefillshare.instructions import Placement
 from prefillshare.router.pool import Worker
 
 BLOCK_SIZE = 16
@@ -213,5 +214,7 @@ def prefill_worker(name: str = "prefill-0", url: str = "http://127.0.0.1:1") -> 
     return Worker(name, "prefill", url, "base")
 
 
-def decode_worker(name: str = "sql-0", url: str = "http://127.0.0.1:1", model: str = "sql") -> Worker:
-    return Worker(name, "decode", url, model)
+def decode_worker(
+    name: str = "sql-0", url: str = "http://127.0.0.1:1", model: str = "sql", instructions: Placement = "in_place"
+) -> Worker:
+    return Worker(name, "decode", url, model, instructions)

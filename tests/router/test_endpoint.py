@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from tests.router.conftest import Cluster
-from tests.router.fakes import wait_for
+from tests.router.fakes import BLOCK_SIZE, wait_for
 
 CONTEXT = "a context that both models read, " * 3
 CHAT: dict[str, Any] = {"model": "sql", "messages": [{"role": "user", "content": "hello"}]}
@@ -42,6 +42,58 @@ def test_the_openai_client_completes_text(cluster: Cluster, stream: bool) -> Non
         answer: Any = client.completions.create(model="sql", prompt="hello", stream=stream, max_tokens=1)
         parts = answer if stream else [answer]
         assert "".join(part.choices[0].text for part in parts) == "sql read hello"
+
+
+SQL_ROLE = {"role": "system", "content": "You write SQL."}
+JSON_ROLE = {"role": "system", "content": "You write JSON."}
+
+
+def prompts(cluster: Cluster, context: list[dict[str, str]]) -> tuple[str, str, int]:
+    """What `sql` and then `json` read, each asked in its own role, and how many tokens `json` found in the cache."""
+    answers = [
+        cluster.http.post("/v1/chat/completions", json={"model": model, "messages": [role, *context]}).json()
+        for model, role in (("sql", SQL_ROLE), ("json", JSON_ROLE))
+    ]
+    sql, json_ = (answer["choices"][0]["message"]["content"].partition(" read ")[2] for answer in answers)
+    return sql, json_, answers[1]["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+
+def test_modules_with_instructions_in_place_get_the_messages_as_they_were_sent(cluster: Cluster) -> None:
+    sql, json_, cached = prompts(cluster, [{"role": "user", "content": CONTEXT}])
+    assert sql == f"<system>You write SQL.<user>{CONTEXT}"
+    assert json_ == f"<system>You write JSON.<user>{CONTEXT}"
+    assert cached < len(CONTEXT) // 2
+
+
+def test_modules_with_instructions_behind_share_the_whole_context(start_cluster: Callable[..., Cluster]) -> None:
+    cluster = start_cluster(behind_context=("sql", "json"))
+    context = [
+        {"role": "user", "content": CONTEXT},
+        {"role": "assistant", "content": "noted"},
+        {"role": "user", "content": "go on"},
+    ]
+    sql, json_, cached = prompts(cluster, context)
+    shared = f"<user>{CONTEXT}<assistant>noted<user>go on"
+    assert sql == f"{shared}\n\nYou write SQL."
+    assert json_ == f"{shared}\n\nYou write JSON."
+    assert cached == len(f"{shared}\n\nYou write ") // BLOCK_SIZE * BLOCK_SIZE
+
+
+def test_each_module_has_its_own_placement(start_cluster: Callable[..., Cluster]) -> None:
+    cluster = start_cluster(behind_context=("sql",))
+    sql, json_, _ = prompts(cluster, [{"role": "user", "content": "hello"}])
+    assert sql == "<user>hello\n\nYou write SQL."
+    assert json_ == "<system>You write JSON.<user>hello"
+
+
+def test_instructions_that_cannot_be_moved_are_refused(start_cluster: Callable[..., Cluster]) -> None:
+    cluster = start_cluster(behind_context=("sql",))
+    refused = cluster.http.post(
+        "/v1/chat/completions", json={"model": "sql", "messages": [{"role": "system", "content": 3}]}
+    )
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "messages")
+    assert cluster.worker_bodies() == 0
+    assert cluster.http.get("/health").json()["pools"]["prefill"][0]["in_flight"] == 0
 
 
 def test_clients_at_once_get_their_own_answers(start_cluster: Callable[..., Cluster]) -> None:

@@ -80,6 +80,37 @@ def test_tools_shape_the_prompt_but_the_prefill_worker_parses_no_tool_call() -> 
     assert "tool_choice" not in prefill_body(make_call(tools=None, tool_choice="auto"), prefill_worker())
 
 
+def test_instructions_go_where_the_module_was_trained_to_read_them() -> None:
+    messages = [{"role": "system", "content": "You write SQL."}, {"role": "user", "content": "The schema."}]
+    call = make_call(messages=messages)
+    assert prefill_body(call, prefill_worker())["messages"] == messages
+    behind = prefill_body(call, prefill_worker(), "behind_context")["messages"]
+    assert behind == [{"role": "user", "content": "The schema.\n\nYou write SQL."}]
+    assert call.body["messages"] is messages
+
+
+def test_the_message_that_the_answer_continues_stays_last() -> None:
+    messages = [
+        {"role": "system", "content": "You write SQL."},
+        {"role": "user", "content": "The schema."},
+        {"role": "assistant", "content": "SELECT"},
+    ]
+    body = prefill_body(make_call(messages=messages, continue_final_message=True), prefill_worker(), "behind_context")
+    assert body["messages"] == [{"role": "user", "content": "The schema.\n\nYou write SQL."}, messages[-1]]
+
+
+def test_instructions_that_cannot_be_moved_are_the_clients_mistake() -> None:
+    call = make_call(messages=[{"role": "system", "content": 3}])
+    with pytest.raises(RouterError, match="system message must be text") as caught:
+        prefill_body(call, prefill_worker(), "behind_context")
+    assert (caught.value.status, caught.value.param) == (400, "messages")
+
+
+@pytest.mark.parametrize("messages", ["text", None, ["text"], []])
+def test_messages_of_another_shape_are_left_to_the_worker(messages: object) -> None:
+    assert prefill_body(make_call(messages=messages), prefill_worker(), "behind_context")["messages"] == messages
+
+
 def test_a_completion_has_no_chat_fields() -> None:
     body = prefill_body(make_call("completions", prompt="hi", max_tokens=9), prefill_worker())
     assert body["prompt"] == "hi"

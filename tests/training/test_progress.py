@@ -16,11 +16,12 @@ class FakeTrainer:
     def add_callback(self, callback: TrainerCallback) -> None:
         self.callback = callback
 
-    def train(self) -> None:
+    def train(self, resume_from_checkpoint: str | None = None) -> None:
         state = SimpleNamespace(max_steps=2, global_step=0)
         self.callback.on_train_begin(None, state, None)
         for loss in (1.5, 0.25):
             state.global_step += 1
+            self.callback.on_step_end(None, state, None)
             self.callback.on_log(None, state, None, logs={"loss": loss})
             if self.interrupted:
                 raise KeyboardInterrupt

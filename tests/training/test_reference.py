@@ -7,9 +7,9 @@ from peft import LoraConfig, get_peft_model
 from prefillshare.identity import BaseMismatch, compute_identity
 from prefillshare.module import BaseReference, Manifest, load_module, save_manifest
 from prefillshare.training.reference import generate, generate_batch, load_base, load_decode
-from tests.training.tiny import ragged_examples, save_base, tiny_model
+from tests.training.tiny import ARCHITECTURES, ragged_examples, save_base, tiny_model
 
-PROMPTS = [example.prompt_ids for example in ragged_examples(start=0)]
+PROMPTS = [example.ids[: example.spans[0][0]] for example in ragged_examples(start=0)]
 
 
 def plain_generate(model: torch.nn.Module, prompt: list[int], count: int) -> list[int]:
@@ -21,7 +21,7 @@ def plain_generate(model: torch.nn.Module, prompt: list[int], count: int) -> lis
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("architecture", ["llama", "mistral-window"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("prompt", PROMPTS, ids=len)
 def test_a_decode_module_equal_to_the_base_generates_as_the_base_does(architecture: str, prompt: list[int]) -> None:
     model = tiny_model(architecture=architecture)
@@ -55,11 +55,12 @@ def test_generation_ends_with_an_end_token() -> None:
     assert generate(base, decode, PROMPTS[1], max_new_tokens=8, eos_token_ids={stop}) == expected
 
 
-def test_a_batch_generates_what_its_prompts_do_alone() -> None:
-    base, decode = tiny_model(0), tiny_model(1)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_batch_generates_what_its_prompts_do_alone(architecture: str) -> None:
+    base, decode = tiny_model(0, architecture), tiny_model(1, architecture)
     known = None
     for start in (0, 3, 3):
-        prompts = [example.prompt_ids for example in ragged_examples(start=start)]
+        prompts = [example.ids[: example.spans[0][0]] for example in ragged_examples(start=start)]
         alone = [generate(base, decode, prompt, max_new_tokens=10) for prompt in prompts]
         stop = alone[2][4]
         for eos in (frozenset[int](), {stop}):

@@ -11,7 +11,7 @@ from prefillshare.module import load_module, verify_module
 from prefillshare.training import run
 from prefillshare.training.base_cache import base_pass
 from prefillshare.training.config import TrainConfig
-from prefillshare.training.conversation import read_examples
+from prefillshare.training.dataset import read_examples
 from prefillshare.training.reference import generate, load_base, load_decode
 from tests.training.tiny import byte_tokenizer, save_base, tiny_model
 
@@ -35,6 +35,8 @@ def config(base: Path, tmp_path: Path) -> TrainConfig:
         per_device_train_batch_size=4,
         learning_rate=1e-2,
         dtype="float32",
+        gradient_checkpointing=False,
+        save_strategy="no",
     )
 
 
@@ -50,7 +52,7 @@ def answer(config: TrainConfig, prompt: str) -> str:
 
 @pytest.mark.parametrize("use_peft", [False, True], ids=["full", "lora"])
 def test_what_was_learnt_is_in_the_artefact(config: TrainConfig, use_peft: bool) -> None:
-    config = config.model_copy(update={"use_peft": use_peft, "lora_r": 8})
+    config = config.changed(use_peft=use_peft, lora_r=8)
     module = run.train(config, show_progress=False)
     assert [answer(config, f"say {word}: ") for word in ("one", "three")] == ["one", "three"]
 
@@ -63,7 +65,7 @@ def test_what_was_learnt_is_in_the_artefact(config: TrainConfig, use_peft: bool)
     assert record["hyper_parameters"]["learning_rate"] == 1e-2
     assert record["steps"] == 60
     assert 0 < record["final_loss"] < 0.5
-    assert list(config.output_dir.parent.iterdir()) == [config.output_dir]  # no scratch folder is left
+    assert not [entry for entry in config.output_dir.iterdir() if entry.is_dir()]  # no scratch folder is left
 
     weights = load_file(next(config.output_dir.glob("*model.safetensors")))
     assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
@@ -78,7 +80,7 @@ def test_the_base_on_disk_is_not_touched(config: TrainConfig) -> None:
         return {file.name: file.read_bytes() for file in files}
 
     before = content()
-    run.train(config.model_copy(update={"max_steps": 1}), show_progress=False)
+    run.train(config.changed(max_steps=1), show_progress=False)
     assert content() == before
 
 
@@ -89,25 +91,25 @@ def test_an_output_folder_in_use_is_only_replaced_on_demand(config: TrainConfig)
         run.train(config, show_progress=False)
     assert (config.output_dir / "precious.txt").exists()
 
-    run.train(config.model_copy(update={"max_steps": 1, "overwrite_output_dir": True}), show_progress=False)
+    run.train(config.changed(max_steps=1, overwrite_output_dir=True), show_progress=False)
     assert not (config.output_dir / "precious.txt").exists()
     assert load_module(config.output_dir).name == "words"
 
 
-def test_an_interrupted_run_leaves_the_old_module_and_no_scratch(
-    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    short = config.model_copy(update={"max_steps": 1})
+def test_an_interrupted_run_leaves_the_old_module(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = config.changed(max_steps=1)
     before = run.train(short, show_progress=False)
 
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "save_manifest", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        run.train(short.model_copy(update={"overwrite_output_dir": True}), show_progress=False)
+    again = short.changed(overwrite_output_dir=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "save_manifest", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run.train(again, show_progress=False)
     assert load_module(config.output_dir) == before
-    assert list(config.output_dir.parent.iterdir()) == [config.output_dir]
+    assert run.train(again.changed(max_steps=2), show_progress=False) != before
 
 
 def no_model(*_: object, **__: object) -> None:
@@ -121,7 +123,7 @@ def test_bad_inputs_are_found_before_the_model_is_loaded(
     bad_row = tmp_path / "bad.jsonl"
     bad_row.write_text('{"prompt": "x"}\n')
     for change, problem in (
-        ({"dataset_name": bad_row}, "bad.jsonl, line 1, field 'completion'"),
+        ({"dataset_name": bad_row}, "line 1: field 'completion'"),
         ({"dataset_name": tmp_path / "absent.jsonl"}, "absent.jsonl: cannot read it"),
         ({"model_name_or_path": tmp_path / "absent"}, "absent is not a folder"),
         ({"output_dir": bad_row}, "output_dir: .* is a file"),
@@ -129,13 +131,95 @@ def test_bad_inputs_are_found_before_the_model_is_loaded(
         ({"max_length": 5000}, "max_length: 5000 is more than the base's 512 positions"),
     ):
         with pytest.raises(UserError, match=problem):
-            run.train(config.model_copy(update=change), show_progress=False)
+            run.train(config.changed(**change), show_progress=False)
 
 
-def test_several_processes_are_refused(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="WORLD_SIZE=2: training runs in one process"):
+def losses(folder: Path) -> dict[int, float]:
+    state = json.loads((folder / "trainer_state.json").read_text())
+    return {entry["step"]: entry["loss"] for entry in state["log_history"] if "loss" in entry}
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("use_peft", [False, True], ids=["full", "lora"])
+def test_a_run_that_was_killed_goes_on_with_the_same_losses(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use_peft: bool
+) -> None:
+    config = config.changed(
+        use_peft=use_peft,
+        max_steps=8,
+        per_device_train_batch_size=2,  # an epoch has two steps, so step 5 is in the middle of one
+        logging_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+    )
+    whole = run.train(config.changed(output_dir=tmp_path / "whole"), show_progress=False)
+
+    step = run.CacheConditionedTrainer.training_step
+
+    def die_in_step_six(trainer: run.CacheConditionedTrainer, *args: object, **kwargs: object) -> torch.Tensor:
+        if trainer.state.global_step == 5:
+            raise Killed
+        return step(trainer, *args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run.CacheConditionedTrainer, "training_step", die_in_step_six)
+        with pytest.raises(Killed):
+            run.train(config, show_progress=False)
+    with pytest.raises(UserError, match="holds checkpoints of an unfinished run; go on with resume_from_checkpoint"):
         run.train(config, show_progress=False)
+    resumed = run.train(config.changed(resume_from_checkpoint=True), show_progress=False)
+
+    expected = losses(whole.path / "checkpoint-8")
+    assert list(expected) == list(range(1, 9))
+    assert losses(resumed.path / "checkpoint-8") == pytest.approx(expected, abs=1e-5)
+    weights = [load_file(next(module.path.glob("*model.safetensors"))) for module in (whole, resumed)]
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor)
+
+
+def test_held_out_rows_are_evaluated_on_the_way(config: TrainConfig, tmp_path: Path) -> None:
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    config.dataset_name.rename(folder / "train.jsonl")
+    (folder / "validation.jsonl").write_text('{"prompt": "say six: ", "completion": "six"}\n')
+    run.train(
+        config.changed(
+            dataset_name=folder, dataset_test_split="validation", eval_strategy="steps", eval_steps=30,
+            save_strategy="steps", save_steps=60,
+        ),
+        show_progress=False,
+    )  # fmt: skip
+    history = json.loads((config.output_dir / "checkpoint-60" / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in history if "eval_loss" in entry] == [30, 60]
+
+
+def test_rows_that_are_left_out_are_counted(config: TrainConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    config.dataset_name.write_text(config.dataset_name.read_text() + '{"prompt": "x", "completion": " "}\n')
+    config = config.changed(max_steps=1)
+    with pytest.raises(UserError, match=r"1 of 5 rows cannot be used.*\n.*line 5: field 'completion'"):
+        run.train(config, show_progress=False)
+    module = run.train(config.changed(skip_invalid=True))
+    assert (module.manifest.training["data"]["rows"], module.manifest.training["data"]["skipped"]) == (4, 1)
+    assert "left out 1 rows that cannot be used (the first:" in capsys.readouterr().err
+
+
+def test_the_manifest_records_where_instructions_stand(config: TrainConfig) -> None:
+    module = run.train(config.changed(max_steps=1, instructions="behind_context"), show_progress=False)
+    assert module.manifest.instructions == "behind_context"
+
+
+def test_packed_rows_train_the_same_conversations(config: TrainConfig) -> None:
+    config = config.changed(packing=True, max_length=64)
+    tokenizer = byte_tokenizer()
+    examples = read_examples(config.dataset_name, tokenizer).examples
+    packed = run.make_trainer(config, examples, tokenizer).train_dataset
+    assert len(packed) < len(examples)
+    assert sum(len(row["conversations"]) for row in packed) == len(examples)
+    run.train(config, show_progress=False)
+    assert answer(config, "say two: ") == "two"
 
 
 def test_an_unproven_architecture_is_refused_by_name(config: TrainConfig, tmp_path: Path) -> None:
@@ -143,12 +227,14 @@ def test_an_unproven_architecture_is_refused_by_name(config: TrainConfig, tmp_pa
     settings = json.loads((base / "config.json").read_text())
     for architecture in ("gpt_neox", "no_such_thing"):
         (base / "config.json").write_text(json.dumps({**settings, "model_type": architecture}))
-        with pytest.raises(UserError, match=rf"architecture '{architecture}'.*llama, mistral, qwen2, qwen3"):
-            run.train(config.model_copy(update={"model_name_or_path": base}), show_progress=False)
+        with pytest.raises(
+            UserError, match=rf"architecture '{architecture}'.*gemma2, gemma3_text, llama, mistral, qwen2, qwen3"
+        ):
+            run.train(config.changed(model_name_or_path=base), show_progress=False)
 
 
 def test_target_modules_that_the_base_lacks_are_refused(config: TrainConfig) -> None:
-    config = config.model_copy(update={"use_peft": True, "lora_target_modules": ("no_such_proj",)})
+    config = config.changed(use_peft=True, lora_target_modules=["no_such_proj"])
     with pytest.raises(UserError, match=r"lora_target_modules: .*no_such_proj"):
         run.train(config, show_progress=False)
 
@@ -157,11 +243,11 @@ def test_target_modules_that_the_base_lacks_are_refused(config: TrainConfig) -> 
 def test_the_base_is_kept_in_the_compute_dtype_and_trained_weights_in_float32(
     config: TrainConfig, tmp_path: Path, use_peft: bool
 ) -> None:
-    config = config.model_copy(update={"dtype": "bfloat16", "use_peft": use_peft, "max_steps": 2})
-    examples = read_examples(config.dataset_name, byte_tokenizer())
-    trainer = run.make_trainer(config, examples, tmp_path / "scratch")
-    prefixes = [example.prompt_ids[:-1] for example in examples]
-    kv = trainer.prompt_kv(prefixes)
+    config = config.changed(dtype="bfloat16", use_peft=use_peft, max_steps=2)
+    examples = read_examples(config.dataset_name, byte_tokenizer()).examples
+    trainer = run.make_trainer(config, examples, byte_tokenizer())
+    prefixes = [[example.ids[: example.spans[0][0] - 1]] for example in examples]
+    kv = trainer.base_kv(trainer.model, prefixes)
     if not use_peft:  # bit for bit what a server in that dtype computes, rotary frequencies included
         with torch.no_grad():
             served = base_pass(load_base(config.model_name_or_path, dtype=torch.bfloat16), prefixes)

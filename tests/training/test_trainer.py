@@ -4,74 +4,163 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
-from transformers import DynamicCache, PreTrainedModel, TrainingArguments
+from transformers import PreTrainedModel
+from transformers.models.llama.modeling_llama import LlamaAttention
+from trl import SFTConfig
 
 from prefillshare.training.conversation import Example
+from prefillshare.training.packing import to_dataset
 from prefillshare.training.trainer import CacheConditionedTrainer, collate
-from tests.training.tiny import ARCHITECTURES, ordinary_loss, ragged_examples, tiny_model, tokens_computed
+from tests.training.tiny import (
+    ARCHITECTURES,
+    byte_tokenizer,
+    conversation,
+    ordinary_loss,
+    ragged_examples,
+    single,
+    tiny_model,
+    tokens_computed,
+    turn_by_turn_loss,
+)
+
+PACKED = [  # rows of different lengths, with one, two and three responses, and a prompt of a single token
+    [conversation(5, 3, 2, 4, seed=1), conversation(1, 2, seed=2)],
+    [conversation(9, 1, 1, 2, 6, 3, seed=3)],
+    [conversation(2, 5, seed=4), conversation(3, 1, 1, 1, seed=5), conversation(4, 2, seed=6)],
+]
+PACKED_WITH_SHARED_START = [
+    [conversation(5, 3, 2, 4, seed=1, start=(7, 8, 9)), conversation(1, 2, seed=2, start=(7, 8, 9))],
+    [conversation(2, 1, 3, 3, seed=3, start=(7, 8, 9))],
+]
 
 
 def make_trainer(
-    folder: Path, model: torch.nn.Module, base: PreTrainedModel | None, examples: list[Example], **options: Any
+    folder: Path, model: torch.nn.Module, base: PreTrainedModel | None, rows: list[list[Example]], **options: Any
 ) -> CacheConditionedTrainer:
-    defaults = {"learning_rate": 1e-2, "max_steps": 3, "per_device_train_batch_size": len(examples)}
-    arguments = TrainingArguments(
+    defaults = {"learning_rate": 1e-2, "max_steps": 3, "per_device_train_batch_size": len(rows), "bf16": False}
+    arguments = SFTConfig(
         output_dir=str(folder),
         report_to="none",
-        save_strategy="no",
         disable_tqdm=True,
-        remove_unused_columns=False,
         train_sampling_strategy="sequential",
         use_cpu=True,
-        **{**defaults, **options},
+        **{"save_strategy": "no", "gradient_checkpointing": False, **defaults, **options},
     )
-    return CacheConditionedTrainer(model=model, base=base, args=arguments, train_dataset=examples)
+    return CacheConditionedTrainer(
+        model=model, base=base, args=arguments, train_dataset=to_dataset(rows), processing_class=byte_tokenizer()
+    )
 
 
-@torch.no_grad()
-def stepwise_loss(base: torch.nn.Module, decode: torch.nn.Module, examples: list[Example]) -> float:
-    """Mean of -log p(token), the decode module fed one token at a time on the base's KV."""
-    losses = []
-    for example in examples:
-        cache = DynamicCache()
-        *prefix, token = example.prompt_ids
-        if prefix:
-            base(input_ids=torch.tensor([prefix]), past_key_values=cache)
-        for target in example.response_ids:
-            logits = decode(input_ids=torch.tensor([[token]]), past_key_values=cache).logits[0, -1]
-            losses.append(-logits.log_softmax(-1)[target].item())
-            token = target
-    return sum(losses) / len(losses)
+def alone(examples: list[Example]) -> list[list[Example]]:
+    return [[example] for example in examples]
 
 
-@pytest.mark.parametrize("start", [0, 4], ids=["nothing-shared", "shared-start"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_with_the_bases_weights_loss_and_base_agree_with_ordinary_training(
-    tmp_path: Path, architecture: str, start: int
+def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    found = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+    model.zero_grad()
+    return found
+
+
+def loss_and_gradients(
+    trainer: CacheConditionedTrainer, rows: list[list[Example]]
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    loss = trainer.compute_loss(trainer.model, collate(rows))
+    loss.backward()
+    return loss.detach(), gradients(trainer.model)
+
+
+def assert_equal_to_turn_by_turn(
+    trainer: CacheConditionedTrainer, base: torch.nn.Module, rows: list[list[Example]]
 ) -> None:
-    model = tiny_model(architecture=architecture)
-    examples = ragged_examples(start=start)
-    trainer = make_trainer(tmp_path, model, copy.deepcopy(model), examples)
-    loss = trainer.compute_loss(model, collate(examples))
-    torch.testing.assert_close(loss, ordinary_loss(model, examples), atol=2e-6, rtol=1e-6)
+    loss, ours = loss_and_gradients(trainer, rows)
+    expected = turn_by_turn_loss(base, trainer.model, [example for row in rows for example in row])
+    expected.backward()
+    theirs = gradients(trainer.model)
+    torch.testing.assert_close(loss, expected.detach(), atol=1e-5, rtol=1e-5)
+    assert ours.keys() == theirs.keys()
+    for name, gradient in ours.items():
+        torch.testing.assert_close(gradient, theirs[name], atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("rows", [PACKED, PACKED_WITH_SHARED_START], ids=["nothing-shared", "shared-start"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_one_pass_over_packed_conversations_equals_turn_by_turn(
+    tmp_path: Path, architecture: str, rows: list[list[Example]]
+) -> None:
+    base, model = tiny_model(0, architecture), tiny_model(1, architecture)
+    trainer = make_trainer(tmp_path, model, base, rows)
+    assert_equal_to_turn_by_turn(trainer, base, rows)
+    flat = [example for row in rows for example in row]
+    with torch.no_grad():  # the base makes a difference: own KV would give another loss
+        assert abs(turn_by_turn_loss(base, model, flat) - turn_by_turn_loss(model, model, flat)) > 1e-3
+
+
+part = st.integers(1, 6)
+example = st.builds(
+    lambda parts, seed, start: conversation(*(n for pair in parts for n in pair), seed=seed, start=start),
+    st.lists(st.tuples(part, part), min_size=1, max_size=4),
+    st.integers(0, 1000),
+    st.sampled_from([(), (1, 2, 3)]),
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.lists(st.lists(example, min_size=1, max_size=3), min_size=1, max_size=3),
+    architecture=st.sampled_from(["llama", "mistral-window", "gemma3"]),
+)
+def test_loss_and_gradients_equal_turn_by_turn_for_random_conversations(
+    tmp_path: Path, rows: list[list[Example]], architecture: str
+) -> None:
+    base, model = tiny_model(0, architecture), tiny_model(1, architecture)
+    assert_equal_to_turn_by_turn(make_trainer(tmp_path, model, base, rows), base, rows)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_loss_is_that_of_decoding_token_by_token_on_base_kv(tmp_path: Path, architecture: str) -> None:
+def test_with_the_bases_weights_the_loss_is_that_of_ordinary_training(tmp_path: Path, architecture: str) -> None:
+    model = tiny_model(architecture=architecture)
+    for examples in (ragged_examples(start=0), ragged_examples(start=4), [e for row in PACKED for e in row]):
+        trainer = make_trainer(tmp_path, copy.deepcopy(model), copy.deepcopy(model), alone(examples))
+        loss = trainer.compute_loss(trainer.model, collate(alone(examples)))
+        torch.testing.assert_close(loss, ordinary_loss(model, examples), atol=5e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+def test_padding_and_packing_change_nothing(tmp_path: Path, architecture: str) -> None:
     base, model = tiny_model(0, architecture), tiny_model(1, architecture)
-    examples = ragged_examples(start=0)
-    trainer = make_trainer(tmp_path, model, base, examples)
-    loss = trainer.compute_loss(model, collate(examples)).item()
-    assert loss == pytest.approx(stepwise_loss(base, model, examples), abs=1e-5)
-    assert abs(loss - stepwise_loss(model, model, examples)) > 1e-2  # its own KV would give another loss
+    examples = [example for row in PACKED for example in row]
+    trainer = make_trainer(tmp_path, model, base, alone(examples))
+    packed, padded = loss_and_gradients(trainer, PACKED), loss_and_gradients(trainer, alone(examples))
+    torch.testing.assert_close(packed[0], padded[0], atol=1e-5, rtol=1e-5)
+    for name, gradient in packed[1].items():
+        torch.testing.assert_close(gradient, padded[1][name], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("peft", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma2"])
+def test_gradient_checkpointing_changes_nothing(tmp_path: Path, architecture: str, peft: bool) -> None:
+    base = tiny_model(0, architecture)
+    found = []
+    for checkpointing in (False, True):
+        model = lora_model(7, architecture) if peft else tiny_model(1, architecture)
+        trainer = make_trainer(tmp_path, model, None if peft else base, PACKED, gradient_checkpointing=checkpointing)
+        if checkpointing:
+            trainer.model.gradient_checkpointing_enable()
+        trainer.model.train()
+        found.append(loss_and_gradients(trainer, PACKED))
+    torch.testing.assert_close(found[1][0], found[0][0])
+    assert found[1][1].keys() == found[0][1].keys()
+    for name, gradient in found[1][1].items():
+        torch.testing.assert_close(gradient, found[0][1][name])
 
 
 def test_the_base_gets_no_gradients_and_keeps_its_bits(tmp_path: Path) -> None:
     model = tiny_model()
     base, before = copy.deepcopy(model), copy.deepcopy(model)
-    trainer = make_trainer(tmp_path, model, base, ragged_examples())
-    trainer.train()
+    make_trainer(tmp_path, model, base, PACKED).train()
     for weight, original in zip(base.parameters(), before.parameters(), strict=True):
         assert weight.grad is None
         assert torch.equal(weight, original)
@@ -79,27 +168,33 @@ def test_the_base_gets_no_gradients_and_keeps_its_bits(tmp_path: Path) -> None:
         assert not torch.equal(weight, original), f"{name} was not trained"
 
 
-def test_two_contexts_may_alternate_without_being_computed_again(tmp_path: Path) -> None:
+def test_contexts_may_alternate_and_grow_without_being_computed_again(tmp_path: Path) -> None:
     base = tiny_model()
-    contexts = [list(range(first, first + 40)) for first in (0, 100)]
-    batches = [[Example([*contexts[i % 2], i, j], [7]) for j in range(2)] for i in range(6)]
+    contexts = [list(range(first, first + 40)) for first in (0, 80, 160)]
+    order = [0, 1, 1, 1, 2, 0, 1, 2]
+    grown = [order[:turn].count(which) for turn, which in enumerate(order)]
+    batches = [
+        [[single([*contexts[which], *range(200, 202 + more), j], [7])] for j in range(2)]
+        for which, more in zip(order, grown, strict=True)
+    ]
     trainer = make_trainer(tmp_path, tiny_model(1), base, batches[0])
     counts = tokens_computed(base)
     losses = [trainer.compute_loss(trainer.model, collate(batch)).item() for batch in batches]
-    # The context with its last two tokens, then the one token by which the next context of its kind differs.
-    assert counts == [41, 41, 1, 1, 1, 1]
-    assert losses == pytest.approx([stepwise_loss(base, trainer.model, batch) for batch in batches], abs=1e-5)
+    assert counts == [42, 42, 1, 1, 42, 1, 1, 1]  # every context once, and of the other batches what is new
+    expected = [turn_by_turn_loss(base, trainer.model, [row[0] for row in batch]).item() for batch in batches]
+    assert losses == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_first_logged_loss_is_the_loss_and_training_lowers_it(tmp_path: Path) -> None:
     base, model = tiny_model(0), tiny_model(1)
-    examples = ragged_examples()
-    expected = stepwise_loss(base, model, examples)
-    trainer = make_trainer(tmp_path, model, base, examples, logging_steps=1, max_steps=10)
+    expected = turn_by_turn_loss(base, model, [example for row in PACKED for example in row]).item()
+    trainer = make_trainer(tmp_path, model, base, PACKED, logging_steps=1, max_steps=10)
     trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert losses[0] == pytest.approx(expected, abs=1e-4)
-    assert losses[-1] < losses[0] / 2
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert logged[0]["loss"] == pytest.approx(expected, abs=1e-4)
+    assert logged[-1]["loss"] < logged[0]["loss"] / 2
+    assert 0 <= logged[0]["mean_token_accuracy"] <= 1
+    assert logged[0]["num_tokens"] == sum(len(example.ids) for row in PACKED for example in row)
 
 
 def test_accumulating_over_small_batches_changes_nothing(tmp_path: Path) -> None:
@@ -111,7 +206,7 @@ def test_accumulating_over_small_batches_changes_nothing(tmp_path: Path) -> None
         # SGD: Adam would hide a wrong scale of the gradient. No clipping, for the same reason.
         options = {"optim": "sgd", "max_grad_norm": 0.0, "max_steps": 2, "logging_steps": 1}
         sizes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulate}
-        trainer = make_trainer(tmp_path, model, tiny_model(0), examples, **options, **sizes)
+        trainer = make_trainer(tmp_path, model, tiny_model(0), alone(examples), **options, **sizes)
         trainer.train()
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         trained.append((losses, torch.cat([weight.flatten() for weight in model.parameters()])))
@@ -120,9 +215,22 @@ def test_accumulating_over_small_batches_changes_nothing(tmp_path: Path) -> None
         torch.testing.assert_close(weights, trained[0][1], atol=1e-5, rtol=1e-4)
 
 
-def lora_model(seed: int) -> torch.nn.Module:
+def test_dynamic_fine_tuning_weighs_tokens_by_their_probability(tmp_path: Path) -> None:
+    base, model = tiny_model(0), tiny_model(1)
+    rows = [[single([1, 2, 3], [4])]]
+    plain, weighed = (
+        make_trainer(tmp_path, model, base, rows, loss_type=kind).compute_loss(model, collate(rows)).item()
+        for kind in ("nll", "dft")
+    )
+    assert weighed == pytest.approx(plain * torch.tensor(-plain).exp().item(), rel=1e-4)
+
+
+def lora_model(seed: int, architecture: str = "llama") -> torch.nn.Module:
     """Adapters with weights that matter: PEFT starts them at zero, where every mistake is invisible."""
-    model = get_peft_model(tiny_model(), LoraConfig(r=2, lora_dropout=0.0, target_modules="all-linear"))
+    linear = ["q_proj", "v_proj", "down_proj"]
+    model = get_peft_model(
+        tiny_model(architecture=architecture), LoraConfig(r=2, lora_dropout=0.0, target_modules=linear)
+    )
     torch.manual_seed(seed)
     for name, weight in model.named_parameters():
         if "lora_" in name:
@@ -132,17 +240,29 @@ def lora_model(seed: int) -> torch.nn.Module:
 
 def test_lora_uses_one_copy_of_the_base_for_both_roles(tmp_path: Path) -> None:
     base, model = tiny_model(), lora_model(7)
-    examples = ragged_examples()
-    trainer = make_trainer(tmp_path, model, None, examples)
-    assert trainer.compute_loss(model, collate(examples)).item() == pytest.approx(
-        stepwise_loss(base, model.eval(), examples), abs=1e-5
-    )
+    trainer = make_trainer(tmp_path, model, None, PACKED)
+    expected = turn_by_turn_loss(base, model.eval(), [example for row in PACKED for example in row]).item()
+    assert trainer.compute_loss(model, collate(PACKED)).item() == pytest.approx(expected, abs=1e-5)
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     trainer.train()
     for name, weight in model.named_parameters():
         assert torch.equal(weight, before[name]) == ("lora_" not in name), name
 
 
+def test_the_base_pass_of_a_lora_model_has_no_dropout_and_restores_the_mode(tmp_path: Path) -> None:
+    model = get_peft_model(tiny_model(), LoraConfig(r=2, lora_dropout=0.9, target_modules="all-linear"))
+    for module in model.modules():
+        if isinstance(module, LlamaAttention):
+            module.attention_dropout = 0.9
+    trainer = make_trainer(tmp_path, model, None, PACKED)
+    for training in (True, False):
+        model.train(training)
+        kv = trainer.base_kv(model, [[[1, 2, 3]]])
+        assert model.training is training
+        own = tiny_model()(input_ids=torch.tensor([[1, 2, 3]]), use_cache=True).past_key_values
+        torch.testing.assert_close(kv.layers[-1][0], own.layers[-1].keys)
+
+
 def test_a_plain_model_without_a_base_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="base has to be given"):
-        make_trainer(tmp_path, tiny_model(), None, ragged_examples())
+        make_trainer(tmp_path, tiny_model(), None, PACKED)

@@ -178,7 +178,13 @@ def pools(deployment: Deployment, specs: list[WorkerSpec]) -> tuple[list[Worker]
     """The router's view of the workers: the base's pool, and the decode pool of every module by its name."""
 
     def as_worker(spec: WorkerSpec) -> Worker:
-        return Worker(name=spec.name, role=spec.role, url=f"http://{spec.host}:{spec.port}", model=spec.served_name)
+        return Worker(
+            name=spec.name,
+            role=spec.role,
+            url=f"http://{spec.host}:{spec.port}",
+            model=spec.served_name,
+            instructions=spec.instructions,
+        )
 
     prefill = [as_worker(spec) for spec in specs if spec.role == "prefill"]
     decode: dict[str, list[Worker]] = {module.name: [] for module in deployment.modules}

@@ -10,6 +10,7 @@ from prefillshare.config import Deployment
 from prefillshare.errors import UserError
 from prefillshare.hardware import preferred_dtype
 from prefillshare.identity import compute_identity
+from prefillshare.instructions import Placement
 from prefillshare.module import load_module
 
 # What vLLM 0.32 accepts as --max-lora-rank; an adapter of another rank runs under the next larger one.
@@ -18,7 +19,10 @@ _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSpec:
-    """One vLLM worker: everything that its command line and environment follow from. Paths are absolute."""
+    """One vLLM worker: everything that its command line and environment follow from. Paths are absolute.
+
+    `instructions` alone is for the router: where prompts for the module carry the instructions of the role.
+    """
 
     name: str
     role: Literal["prefill", "decode"]
@@ -37,6 +41,7 @@ class WorkerSpec:
     max_model_len: int  # tokens
     max_num_seqs: int
     engine_args: tuple[str, ...]
+    instructions: Placement = "in_place"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +54,7 @@ class _Part:
     served_name: str
     adapter: Path | None
     base_identity: str
+    instructions: Placement = "in_place"
 
 
 def plan_workers(deployment: Deployment) -> list[WorkerSpec]:
@@ -82,6 +88,7 @@ def plan_workers(deployment: Deployment) -> list[WorkerSpec]:
                 served_name=config.name,
                 adapter=module.path if module.kind == "lora" else None,
                 base_identity=module.manifest.base.identity.digest,
+                instructions=module.manifest.instructions,
             )
             for number in range(config.decode_workers)
         ]
@@ -104,6 +111,7 @@ def plan_workers(deployment: Deployment) -> list[WorkerSpec]:
             max_model_len=shared.max_model_len,
             max_num_seqs=shared.max_num_seqs,
             engine_args=tuple(shared.engine_args),
+            instructions=part.instructions,
         )
         for place, part in enumerate(parts)
     ]

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from prefillshare.instructions import Placement, place_instructions
 from prefillshare.router.admission import Call
-from prefillshare.router.errors import worker_failed
+from prefillshare.router.errors import bad_request, worker_failed
 from prefillshare.router.pool import Worker
 
 # Everything in a request that shapes the prompt. The rest (sampling, stop, logprobs, response_format, ...) is left out
@@ -43,8 +44,15 @@ class Prefilled:
     seconds: float
 
 
-def prefill_body(call: Call, worker: Worker) -> dict[str, Any]:
+def prefill_body(call: Call, worker: Worker, instructions: Placement = "in_place") -> dict[str, Any]:
+    """The prompt, with the role's instructions where the called module was trained to read them.
+
+    Raises:
+        RouterError: 400 when they have to move and are not text.
+    """
     body = {field: call.body[field] for field in PROMPT_FIELDS if field in call.body}
+    if "messages" in body:
+        body["messages"] = _placed(body, instructions)
     if body.get("tools"):
         # Any other choice has the worker parse its one token as a tool call. "none" renders the same prompt (unless
         # the worker runs with --exclude-tools-when-tool-choice-none, which must stay off).
@@ -67,6 +75,18 @@ def prefill_body(call: Call, worker: Worker) -> dict[str, Any]:
             "remote_port": None,
         },
     }
+
+
+def _placed(body: Mapping[str, Any], instructions: Placement) -> Any:
+    messages = body["messages"]
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        return messages  # the worker says what is wrong with it
+    # The message that the answer continues is part of the answer, so instructions go before it.
+    context = len(messages) - 1 if body.get("continue_final_message") else len(messages)
+    try:
+        return place_instructions(messages[:context], instructions) + messages[context:]
+    except ValueError as error:
+        raise bad_request(f"`messages`: {error}.", "messages") from None
 
 
 def decode_body(call: Call, prefilled: Prefilled, worker: Worker) -> dict[str, Any]:

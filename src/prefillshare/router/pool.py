@@ -6,15 +6,22 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Literal
 
+from prefillshare.instructions import Placement
+
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """A vLLM process, as the router sees it. `model` is the name it serves and wants to read in a request."""
+    """A vLLM process, as the router sees it.
+
+    `model` is the name it serves and wants to read in a request. `instructions` is where its module's prompts carry the
+    instructions of the role; all workers of a module say the same.
+    """
 
     name: str
     role: Literal["prefill", "decode"]
     url: str  # "http://127.0.0.1:8100"
     model: str
+    instructions: Placement = "in_place"
 
 
 @dataclass(slots=True)

@@ -85,18 +85,20 @@ class Relay:
 
         Raises:
             RouterError: no worker is up (503), it failed or returned no KV (502), it timed out (504), or it refused the
-                request as the client's mistake (its own status).
+                request as the client's mistake (its own status) or the role's instructions cannot be moved (400).
         """
         decode_pool = self._placement.decode[call.model]
-        if not decode_pool.up():
+        decode_workers = decode_pool.up()
+        if not decode_workers:
             # Checked first: a prefill that nobody fetches holds its blocks on the prefill worker for 30 s.
             raise _no_worker(decode_pool)
+        instructions = decode_workers[0].instructions
         started = time.perf_counter()
         async with self._leg(
             call,
             self._placement.prefill,
             choose=lambda tried: self._placement.prefill_worker(call.session, tried),
-            body=lambda worker: prefill_body(call, worker),
+            body=lambda worker: prefill_body(call, worker, instructions),
         ) as (worker, response):
             raw = await _read(response, worker, self._timeout_s)
         try:

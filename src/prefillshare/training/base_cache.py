@@ -1,20 +1,22 @@
-"""The base pass: KV for prompt positions 0..n-2 of a ragged batch, and the cache through which a decode pass reads it.
+"""The base pass: KV of prompts in a batch of packed rows, and the cache through which a decode pass reads it.
 
-Layout of the key/value columns, where S is the length of the prefix that all rows share:
+Layout of the key/value columns, where S is the length of the prefix that all conversations of the batch share:
 
-    [ shared prefix, S columns | left padding, then the rest of each row's prefix ]
+    [ shared prefix, S columns | the rest of the row's prefixes, one behind the other, then padding on the right ]
 
-The decode pass appends its own columns on the right. `mask` marks the columns that are tokens and `lengths` gives
-each row's next position, so that padding moves neither attention nor rotary positions.
+The decode pass appends its own columns on the right. Which column sees which is decided by conversation and position
+(`masks.py`), never by column number, so that padding and packing move neither attention nor rotary positions.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
-from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
+from transformers import DynamicCache
 from transformers.cache_utils import Cache, CacheLayerMixin
+
+from prefillshare.training.masks import PADDING, Columns, conversation_mask
 
 TokenIds = Sequence[int]
 LayerKV = tuple[torch.Tensor, torch.Tensor]  # keys and values, each [rows, KV heads, columns, head size]
@@ -34,11 +36,10 @@ class SharedKV:
 
 @dataclass(frozen=True)
 class BaseKV:
-    """KV of a batch of prefixes. `layers` is empty when no row has a prefix, i.e. all prompts have one token."""
+    """KV of a batch of prefixes. `layers` is empty when there is no prefix at all, i.e. all prompts have one token."""
 
     layers: list[LayerKV]
-    mask: torch.Tensor  # [rows, columns] bool: True where the column is a token
-    lengths: torch.Tensor  # [rows]: tokens in the row's prefix, i.e. the position that comes next
+    columns: Columns  # what the KV columns hold
     shared: SharedKV
 
     def cache(self) -> Cache | None:
@@ -46,65 +47,31 @@ class BaseKV:
         return Cache(layers=[_PrefixLayer(keys, values) for keys, values in self.layers]) if self.layers else None
 
 
-def base_pass(model: PreTrainedModel, prefixes: Sequence[TokenIds], known: SharedKV | None = None) -> BaseKV:
-    """Runs `model`, without its LM head, over every prefix; what all rows share is computed once.
+def base_pass(model: Any, rows: Sequence[Sequence[TokenIds]], known: SharedKV | None = None) -> BaseKV:
+    """Runs `model` over every prefix; what all of them share is computed once.
 
     Args:
-        prefixes: token ids by row; each may be empty.
+        model: a causal language model, or a wrapper that passes its arguments on (PEFT, DDP, FSDP).
+        rows: token ids of each row's prefixes. A row has one conversation's prefix, or several when it is packed; a
+            prefix may be empty.
         known: the `shared` of an earlier pass of the same weights. Its common part with this batch is not computed.
 
     Gradients flow when they are enabled, so call it under `torch.no_grad()` for a frozen base.
     """
-    # In a model with attention windows the padding behind the shared part would count as distance.
-    length = 0 if has_attention_windows(model.config) else common_length(prefixes)
-    shared = _extend(model, known, tuple(prefixes[0][:length]))
-    rests = [list(prefix[length:]) for prefix in prefixes]
-    rows, columns = len(rests), max(len(rest) for rest in rests)
-    layers = [(k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in shared.layers]
-    mask = torch.ones(rows, length + columns, dtype=torch.bool, device=model.device)
-    if columns:
-        ids = torch.zeros(rows, columns, dtype=torch.long, device=model.device)
-        for row, rest in enumerate(rests):
-            ids[row, columns - len(rest) :] = torch.tensor(rest, dtype=torch.long)
-            mask[row, length : length + columns - len(rest)] = False
-        layers = _forward(model, layers, ids, mask)
-    return BaseKV(layers, mask, mask.sum(dim=1), shared)
-
-
-def has_attention_windows(config: PretrainedConfig) -> bool:
-    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
-        return True
-    return config.model_type == "mistral" and config.sliding_window is not None
-
-
-def _extend(model: PreTrainedModel, known: SharedKV | None, ids: tuple[int, ...]) -> SharedKV:
-    start = known.first(common_length([known.ids, ids])) if known else SharedKV((), [])
-    rest = ids[len(start.ids) :]
-    if not rest:
-        return start
-    mask = torch.ones(1, len(ids), dtype=torch.bool, device=model.device)
-    layers = start.layers if start.ids else []
-    return SharedKV(ids, _forward(model, layers, torch.tensor([rest], device=model.device), mask))
-
-
-def _forward(model: PreTrainedModel, past: list[LayerKV], ids: torch.Tensor, mask: torch.Tensor) -> list[LayerKV]:
-    """KV of `past` and `ids` together. `mask` covers both."""
-    # Made without the config: with it, layers with an attention window would drop all but the window's KV.
-    cache = DynamicCache()
-    for layer, (keys, values) in enumerate(past):
-        cache.update(keys, values, layer)
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-    model.get_decoder()(
-        input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-    )
-    return [_tensors(layer) for layer in cache.layers]
-
-
-def _tensors(layer: object) -> LayerKV:
-    assert isinstance(layer, CacheLayerMixin)
-    assert layer.keys is not None
-    assert layer.values is not None
-    return layer.keys, layer.values
+    length = common_length([prefix for row in rows for prefix in row])
+    device = next(model.parameters()).device
+    shared = _extend(model, known, tuple(rows[0][0][:length]))
+    rests = [[list(prefix[length:]) for prefix in row] for row in rows]
+    rest = _columns(rests, first_position=length, device=device)
+    head = Columns.shared(len(rows), length, device)
+    layers = [(k.expand(len(rows), -1, -1, -1), v.expand(len(rows), -1, -1, -1)) for k, v in shared.layers]
+    if rest.positions.shape[1]:
+        ids = torch.zeros_like(rest.positions)
+        for number, row in enumerate(rests):
+            flat = [token for prefix in row for token in prefix]
+            ids[number, : len(flat)] = torch.tensor(flat, dtype=torch.long)
+        layers = _forward(model, layers, ids, head, rest)
+    return BaseKV(layers, Columns.concatenated(head, rest), shared)
 
 
 def common_length(rows: Sequence[TokenIds]) -> int:
@@ -115,6 +82,56 @@ def common_length(rows: Sequence[TokenIds]) -> int:
             break
         length += 1
     return length
+
+
+def _columns(rows: Sequence[Sequence[TokenIds]], *, first_position: int, device: torch.device) -> Columns:
+    width = max(sum(len(prefix) for prefix in row) for row in rows)
+    owners = torch.full((len(rows), width), PADDING)
+    # Padding counts on, as Transformers takes a position that starts again for another sequence.
+    positions = (torch.arange(width) + first_position).repeat(len(rows), 1)
+    for number, row in enumerate(rows):
+        column = 0
+        for owner, prefix in enumerate(row):
+            owners[number, column : column + len(prefix)] = owner
+            positions[number, column : column + len(prefix)] = torch.arange(len(prefix)) + first_position
+            column += len(prefix)
+    return Columns(owners, positions).to(device)
+
+
+def _extend(model: Any, known: SharedKV | None, ids: tuple[int, ...]) -> SharedKV:
+    start = known.first(common_length([known.ids, ids])) if known else SharedKV((), [])
+    rest = ids[len(start.ids) :]
+    if not rest:
+        return start
+    device = next(model.parameters()).device
+    head = Columns.shared(1, len(start.ids), device)
+    columns = _columns([[rest]], first_position=len(start.ids), device=device)
+    layers = _forward(model, start.layers if start.ids else [], torch.tensor([rest], device=device), head, columns)
+    return SharedKV(ids, layers)
+
+
+def _forward(model: Any, past: list[LayerKV], ids: torch.Tensor, head: Columns, new: Columns) -> list[LayerKV]:
+    """KV of the past (`head`) and of `ids` (`new`) together."""
+    # Made without the config: with it, layers with an attention window would drop all but the window's KV.
+    cache = DynamicCache()
+    for layer, (keys, values) in enumerate(past):
+        cache.update(keys, values, layer)
+    model(
+        input_ids=ids,
+        attention_mask=conversation_mask(model, new, head),
+        position_ids=new.positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    return [_tensors(layer) for layer in cache.layers]
+
+
+def _tensors(layer: object) -> LayerKV:
+    assert isinstance(layer, CacheLayerMixin)
+    assert layer.keys is not None
+    assert layer.values is not None
+    return layer.keys, layer.values
 
 
 class _PrefixLayer(CacheLayerMixin):

@@ -1,23 +1,43 @@
-"""What `prefillshare train` reads: one frozen config, with the option names of TRL and Transformers."""
+"""What `prefillshare train` reads: the fields of a `trl sft` YAML, and the few that a decode module needs beside them.
 
-import hashlib
+Every field of TRL's SFTConfig, ModelConfig and ScriptArguments is accepted by its name and checked by its type.
+Those that cannot work when the prompt's KV is the base's are refused with the reason (`refusals.py`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_type_hints
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+import torch
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from transformers.integrations import get_available_reporting_integrations
+from trl import ModelConfig, ScriptArguments, SFTConfig
 
-from prefillshare.config import ModelName, RelativePath, describe_validation_error, read_yaml
+from prefillshare.config import ModelName, RelativePath, apply_overrides, describe_validation_error, read_yaml
 from prefillshare.errors import UserError
+from prefillshare.hardware import preferred_dtype
+from prefillshare.instructions import Placement
+from prefillshare.training.refusals import refusal
 
 _PATHS = ("model_name_or_path", "dataset_name", "output_dir")
-# The schedules of Transformers that need no further settings.
-Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt"]
-Positive = Annotated[int, Field(ge=1)]
+_TRL = (SFTConfig, ModelConfig, ScriptArguments)
+# TRL's defaults that would change what users of decode modules expect, and why.
+_DEFAULTS: Mapping[str, Any] = {
+    "max_length": None,  # TRL cuts rows at 1,024 tokens; a response that lost its prompt's end teaches nonsense
+    "lora_target_modules": ["all-linear"],  # PEFT's own default leaves out the MLP
+}
+
+ComputeDtype = Literal["float32", "bfloat16", "float16"]
 
 
 class TrainConfig(BaseModel):
-    """A training run. `model_name_or_path` is the base's folder, `dataset_name` a JSONL file (see conversation.py)."""
+    """A training run.
+
+    `model_name_or_path` is the base's folder, `dataset_name` a file or folder of rows (see sources.py) and `output_dir`
+    the folder that becomes the decode module. `trl` holds the other fields that were set, by TRL's names.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -26,44 +46,111 @@ class TrainConfig(BaseModel):
     output_dir: RelativePath
     name: ModelName | None = None
     overwrite_output_dir: bool = False
+    skip_invalid: bool = False
+    instructions: Placement = "in_place"
+    trl: Annotated[dict[str, Any], Field(exclude=True)] = {}
 
-    max_steps: int = -1
-    num_train_epochs: Annotated[float, Field(gt=0)] = 3.0
-    per_device_train_batch_size: Positive = 8
-    gradient_accumulation_steps: Positive = 1
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-5
-    lr_scheduler_type: Scheduler = "linear"
-    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
-    max_length: Positive | None = None
-    train_sampling_strategy: Literal["random", "sequential"] = "random"
-    seed: int = 42
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    @model_validator(mode="before")
+    @classmethod
+    def _sort_fields(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        own = {key: value for key, value in given.items() if key in cls.model_fields and key != "trl"}
+        trl = dict(given.get("trl") or {})
+        for key, value in given.items():
+            if key in own or key == "trl":
+                continue
+            if key in _trl_fields():
+                trl[key] = value
+            elif key == "warmup_ratio":  # gone from Transformers 5, where warmup_steps below 1 are the ratio
+                trl["warmup_steps"] = value
+            else:
+                own[key] = value  # refused as unknown
+        return {**own, "trl": trl}
 
-    use_peft: bool = False
-    lora_r: Positive = 16
-    lora_alpha: Positive = 32
-    lora_target_modules: str | tuple[str, ...] = "all-linear"
+    @model_validator(mode="after")
+    def _trl_fields_are_right(self) -> Self:
+        for key, value in self.trl.items():
+            try:
+                self.trl[key] = _trl_fields()[key].validate_python(_as_on_the_command_line(key, value))
+            except ValidationError as error:
+                raise ValueError(f"{key}: {error.errors()[0]['msg']} (found {value!r})") from None
+            reason = refusal(key, self.trl[key])
+            if reason:
+                raise ValueError(f"{key}: {value!r} cannot be used here: {reason}")
+        for key in ("max_length", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "lora_r"):
+            value = self.trl.get(key)
+            if value is not None and value < 1 and not (key == "max_steps" and value == -1):
+                raise ValueError(f"{key}: must be positive (found {value!r})")
+        for key in ("learning_rate", "num_train_epochs"):
+            if self.trl.get(key, 1) <= 0:
+                raise ValueError(f"{key}: must be greater than 0 (found {self.trl[key]!r})")
+        return self
+
+    def changed(self, **fields: Any) -> Self:
+        """This config with other values for some fields, checked again."""
+        own = {key: getattr(self, key) for key in type(self).model_fields if key != "trl"}
+        return type(self).model_validate({**own, **self.trl, **fields})
+
+    def get(self, field: str) -> Any:
+        """The value of a TRL field that takes effect."""
+        if field in self.trl:
+            return self.trl[field]
+        if field in _DEFAULTS:
+            return _DEFAULTS[field]
+        return next(f.default for kind in _TRL for f in fields(kind) if f.name == field)
 
     @property
     def module_name(self) -> str:
         return self.name or self.output_dir.resolve().name
 
-    @model_validator(mode="after")
-    def _steps_are_given(self) -> Self:
-        if self.max_steps == 0 or self.max_steps < -1:
-            raise ValueError("max_steps must be positive, or -1 to train for num_train_epochs")
-        return self
+    @property
+    def use_peft(self) -> bool:
+        return bool(self.get("use_peft"))
 
-    def data_digest(self) -> str:
-        """What the data file holds now, for the manifest."""
-        return "sha256:" + hashlib.sha256(self.dataset_name.read_bytes()).hexdigest()
+    @property
+    def compute_dtype(self) -> ComputeDtype:
+        """What passes are computed in: as `bf16`, `fp16` or `dtype` say, else what this machine computes fastest."""
+        if self.get("fp16"):
+            return "float16"
+        if "bf16" in self.trl and self.trl["bf16"] is not None:
+            return "bfloat16" if self.trl["bf16"] else "float32"
+        dtype: ComputeDtype | Literal["auto"] = self.trl.get("dtype") or "auto"
+        return preferred_dtype() if dtype == "auto" else dtype
+
+    def arguments(self) -> SFTConfig:
+        """TRL's arguments for the trainer. Packing is done before, and the model is loaded by us.
+
+        Raises:
+            UserError: TRL or Transformers refuses a value.
+        """
+        names = {f.name for f in fields(SFTConfig)} - {"packing", "padding_free", "max_length"}
+        given = {key: value for key, value in self.trl.items() if key in names}
+        dtype = self.compute_dtype
+        given |= {"output_dir": str(self.output_dir), "bf16": dtype == "bfloat16", "fp16": dtype == "float16"}
+        given["max_length"] = None
+        given.setdefault("report_to", "none")
+        given.setdefault("disable_tqdm", True)  # there is a bar of our own
+        given.setdefault("use_cpu", not torch.accelerator.is_available())
+        wanted = given["report_to"]
+        for tool in [wanted] if isinstance(wanted, str) else wanted:
+            if tool not in ("all", "none", *get_available_reporting_integrations()):
+                raise UserError(f"report_to: {tool!r} is not installed; install it, or set report_to to none")
+        try:
+            return SFTConfig(**given)
+        except (ValueError, TypeError, ImportError, RuntimeError) as error:
+            raise UserError(f"training config: {error}") from None
+
+    def model_arguments(self) -> ModelConfig:
+        """TRL's arguments for PEFT."""
+        names = {f.name for f in fields(ModelConfig)} - {"model_name_or_path", "dtype"}
+        given = {key: self.get(key) for key in names if key in self.trl or key in _DEFAULTS}
+        return ModelConfig(**given)
 
     def hyper_parameters(self) -> dict[str, Any]:
-        """Everything that is not a path or a name, for the manifest."""
-        left_out = {*_PATHS, "name", "overwrite_output_dir"}
-        return self.model_dump(mode="json", exclude=left_out)
+        """Everything that was set and is not a path or a name, for the manifest."""
+        own = {"skip_invalid": self.skip_invalid, "instructions": self.instructions}
+        return TypeAdapter(dict[str, Any]).dump_python({**self.trl, **own}, mode="json")
 
 
 def load_train_config(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> TrainConfig:
@@ -72,22 +159,33 @@ def load_train_config(path: Path, overrides: list[str] | tuple[str, ...] = ()) -
     Relative paths in the file start at its folder, those in overrides at the working directory.
 
     Raises:
-        UserError: unreadable file, an override without `=`, or fields that are unknown, missing or out of range.
+        UserError: unreadable file, an override without `=`, or fields that are unknown, missing, out of range or
+            cannot work on base KV.
     """
-    content = read_yaml(path)
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals:
-            raise UserError(f"override {override!r}: expected key=value, e.g. learning_rate=1e-4")
-        content[key] = str(Path(text).absolute()) if key in _PATHS else _parse(override, text)
+    content = apply_overrides(read_yaml(path), overrides, paths=_PATHS, example="learning_rate=1e-4")
     try:
-        return TrainConfig.model_validate(content, context={"folder": path.resolve().parent})
+        config = TrainConfig.model_validate(content, context={"folder": path.resolve().parent})
     except ValidationError as error:
         raise UserError(describe_validation_error(path, error)) from None
+    config.arguments()  # TRL's and Transformers' own checks
+    return config
 
 
-def _parse(override: str, text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"override {override!r}: the value is not valid YAML: {error}") from None
+@cache
+def _trl_fields() -> dict[str, TypeAdapter[Any]]:
+    adapters = {}
+    for kind in _TRL:
+        hints = get_type_hints(kind)
+        for f in fields(kind):
+            if f.init and f.name not in ("output_dir", "dataset_name", "model_name_or_path"):
+                adapters[f.name] = TypeAdapter(hints[f.name], config=ConfigDict(arbitrary_types_allowed=True))
+    return adapters
+
+
+def _as_on_the_command_line(key: str, value: Any) -> Any:
+    """What TRL's own parser makes of a value whose declared type is narrower than what people write in YAML."""
+    if isinstance(value, str) and key.startswith("lora_target"):
+        return [value]
+    if isinstance(value, bool) and key == "resume_from_checkpoint":
+        return "true" if value else None
+    return value

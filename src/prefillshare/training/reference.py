@@ -9,16 +9,17 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from prefillshare.module import DecodeModule, base_kv_length, verify_module
 from prefillshare.training.base_cache import SharedKV, TokenIds, base_pass
+from prefillshare.training.masks import Columns, conversation_mask
+from prefillshare.training.models import load_model
 
 
 def load_base(checkpoint: Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """The checkpoint as a frozen model in evaluation mode."""
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype)
-    return model.requires_grad_(False).eval()
+    return load_model(checkpoint, dtype=dtype).requires_grad_(False).eval()
 
 
 def load_decode(module: DecodeModule, base: Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel | PeftModel:
@@ -82,21 +83,26 @@ def generate_batch(
     Returns the tokens by prompt, and the KV of the shared start, to be passed as `known` with the next batch.
     """
     splits = [base_kv_length(len(prompt)) for prompt in prompts]
-    kv = base_pass(base, [prompt[:split] for prompt, split in zip(prompts, splits, strict=True)], known)
+    kv = base_pass(base, [[prompt[:split]] for prompt, split in zip(prompts, splits, strict=True)], known)
     cache = DynamicCache()
     for layer, (keys, values) in enumerate(kv.layers):
         cache.update(keys, values, layer)
+    seen = kv.columns
+    new = Columns(torch.zeros(len(prompts), 1, dtype=torch.long), torch.tensor(splits).unsqueeze(1)).to(decode.device)
     last = [[prompt[split]] for prompt, split in zip(prompts, splits, strict=True)]
     current = torch.tensor(last, device=decode.device)
-    mask, positions = kv.mask, kv.lengths.unsqueeze(1)
     outputs: list[list[int]] = [[] for _ in prompts]
     running = set(range(len(prompts)))
     for _ in range(max_new_tokens):
-        mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
         logits = decode(
-            input_ids=current, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+            input_ids=current,
+            attention_mask=conversation_mask(decode, new, seen),
+            position_ids=new.positions,
+            past_key_values=cache,
+            use_cache=True,
         ).logits
-        current, positions = logits[:, -1:].argmax(dim=-1), positions + 1
+        current = logits[:, -1:].argmax(dim=-1)
+        seen, new = Columns.concatenated(seen, new), Columns(new.owners, new.positions + 1)
         for row in sorted(running):
             token = int(current[row, 0])
             outputs[row].append(token)

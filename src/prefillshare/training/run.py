@@ -1,139 +1,163 @@
 """One training run, from a checked config to the artefact on disk."""
 
-import json
 import os
 import shutil
-import tempfile
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
+from datasets import Dataset
+from peft import PeftConfig
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
-    TrainingArguments,
     set_seed,
 )
+from transformers.trainer_utils import get_last_checkpoint
+from trl import get_peft_config
 
 from prefillshare.errors import UserError
-from prefillshare.hardware import preferred_dtype
 from prefillshare.identity import compute_identity
-from prefillshare.module import BaseReference, DecodeModule, Manifest, load_module, save_manifest
+from prefillshare.module import MANIFEST_NAME, BaseReference, DecodeModule, Manifest, load_module, save_manifest
 from prefillshare.training.config import TrainConfig
-from prefillshare.training.conversation import Example, read_examples
+from prefillshare.training.conversation import Example
+from prefillshare.training.dataset import LoadedData, read_examples
+from prefillshare.training.models import load_model, require_proven
+from prefillshare.training.packing import pack, to_dataset
 from prefillshare.training.progress import with_progress
 from prefillshare.training.trainer import CacheConditionedTrainer
-
-# Model types whose loss is tested to equal ordinary response-only loss when decode = base.
-PROVEN_ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "merges.txt", "tokenizer.model", "chat_template.jinja", "generation_config.json",
 )  # fmt: skip
+_UNFINISHED = ".unfinished-module"
 
 
 def train(config: TrainConfig, *, show_progress: bool = True) -> DecodeModule:
-    """Trains a decode module and saves it in `config.output_dir`, which appears complete or not at all.
+    """Trains a decode module and saves it in `config.output_dir`, beside the run's checkpoints.
 
-    Everything that can be wrong with config and data is found before the model is loaded.
+    Everything that can be wrong with config and data is found before the model is loaded. The folder becomes a module
+    when training has ended: a module that was there before is replaced only then. Under `accelerate launch` every
+    process calls this, and the main process writes.
 
     Raises:
         UserError: no such base or data, a base of an architecture that is not proven, a row that cannot be used, or
-            an output folder that is not empty.
+            an output folder that is in use.
     """
-    _check_start(config)
+    _check_output(config)
     identity = compute_identity(config.model_name_or_path)
     tokenizer = _check_base(config)
-    examples = read_examples(config.dataset_name, tokenizer, max_length=_max_length(config))
-    config.output_dir.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".training-", dir=config.output_dir.parent) as scratch:
-        started = time.monotonic()
-        trainer = make_trainer(config, examples, Path(scratch) / "trainer")
-        with_progress(trainer, f"training {config.module_name}", shown=show_progress)
-        folder = Path(scratch) / "module"
-        save_weights(trainer, config, folder)
+    main = int(os.environ.get("RANK", "0")) == 0
+    data = read(config, tokenizer, config.get("dataset_train_split"), show_progress=show_progress and main)
+    held_out = None
+    if config.arguments().do_eval:
+        held_out = read(config, tokenizer, config.get("dataset_test_split"), show_progress=show_progress and main)
+    resume_from = _checkpoint_to_resume(config)
+    started = time.monotonic()
+    trainer = make_trainer(config, data.examples, tokenizer, held_out=held_out.examples if held_out else None)
+    if main and resume_from is None:
+        _remove_checkpoints(config.output_dir)
+    trainer.accelerator.wait_for_everyone()
+    with_progress(
+        trainer, f"training {config.module_name}", shown=show_progress and main, resume_from_checkpoint=resume_from
+    )
+    folder = config.output_dir / _UNFINISHED
+    shutil.rmtree(folder, ignore_errors=True)
+    save_weights(trainer, config, folder)
+    if main:
         manifest = Manifest(
             name=config.module_name,
             kind="lora" if config.use_peft else "full",
             base=BaseReference(name=config.model_name_or_path.resolve().name, identity=identity),
+            instructions=config.instructions,
             training={
                 "data": {
                     "file": config.dataset_name.name,
-                    "digest": config.data_digest(),
-                    "rows": len(examples),
+                    "digest": data.digest,
+                    "rows": data.rows,
+                    "skipped": len(data.skipped),
+                    "responses": sum(len(example.spans) for example in data.examples),
                 },
                 "hyper_parameters": config.hyper_parameters(),
-                "compute_dtype": _compute_dtype(config),
+                "compute_dtype": config.compute_dtype,
                 "steps": trainer.state.global_step,
                 "final_loss": final_loss(trainer),
                 "seconds": round(time.monotonic() - started, 1),
             },
         )
         save_manifest(folder, manifest)
-        if config.output_dir.exists():
-            shutil.rmtree(config.output_dir)
-        folder.rename(config.output_dir)
+        _publish(folder, config.output_dir)
+    trainer.accelerator.wait_for_everyone()
     return load_module(config.output_dir)
+
+
+def read(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, split: str, *, show_progress: bool) -> LoadedData:
+    """One split of the run's data. Rows that were left out are named on stderr.
+
+    Raises:
+        UserError: a row cannot be used, and `skip_invalid` is not set.
+    """
+    data = read_examples(
+        config.dataset_name,
+        tokenizer,
+        max_length=_max_length(config),
+        skip_invalid=config.skip_invalid,
+        split=split,
+        instructions=config.instructions,
+        show_progress=show_progress,
+    )
+    if data.skipped and show_progress:
+        first = data.skipped[0]
+        more = f" (the first: {first.where}: {first.problem})"
+        print(f"{config.dataset_name}: left out {len(data.skipped)} rows that cannot be used{more}", file=sys.stderr)
+    return data
 
 
 def make_trainer(
     config: TrainConfig,
-    examples: list[Example],
-    scratch: Path,
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
     *,
+    held_out: Sequence[Example] | None = None,
     trainer_class: type[CacheConditionedTrainer] = CacheConditionedTrainer,
 ) -> CacheConditionedTrainer:
-    """The trainer with its model loaded. Decode weights are float32 whatever the compute dtype."""
-    dtype = _compute_dtype(config)
-    arguments = TrainingArguments(
-        output_dir=str(scratch),
-        max_steps=config.max_steps,
-        num_train_epochs=config.num_train_epochs,
-        per_device_train_batch_size=config.per_device_train_batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type=config.lr_scheduler_type,
-        warmup_steps=config.warmup_ratio,  # below 1 it is the ratio; `warmup_ratio` itself is gone from Transformers 5
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        train_sampling_strategy=config.train_sampling_strategy,
-        seed=config.seed,
-        bf16=dtype == "bfloat16",
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        use_cpu=not torch.accelerator.is_available(),
-        dataloader_pin_memory=torch.accelerator.is_available(),
-    )
-    set_seed(config.seed)
-    compute = getattr(torch, dtype)
-    if config.use_peft:
-        targets = config.lora_target_modules
-        lora = LoraConfig(
-            r=config.lora_r,
-            lora_alpha=config.lora_alpha,
-            target_modules=targets if isinstance(targets, str) else list(targets),
-            task_type="CAUSAL_LM",
-        )
-        base = None
-        model = AutoModelForCausalLM.from_pretrained(config.model_name_or_path, dtype=compute)
-        try:
-            model = get_peft_model(model, lora)
-        except ValueError as error:
-            raise UserError(f"lora_target_modules: {error}") from None
+    """The trainer with its model loaded. Decode weights are float32 whatever the compute dtype.
+
+    Raises:
+        UserError: LoRA targets that the base does not have.
+    """
+    arguments = config.arguments()
+    set_seed(arguments.seed)
+    compute = getattr(torch, config.compute_dtype)
+    attention = config.get("attn_implementation")
+    base = None
+    if config.use_peft:  # one copy for both roles, in the dtype that the base is served in
+        model = load_model(config.model_name_or_path, dtype=compute, attn_implementation=attention)
     else:
-        model = AutoModelForCausalLM.from_pretrained(config.model_name_or_path, dtype=torch.float32)
+        model = load_model(config.model_name_or_path, attn_implementation=attention)
         # Loaded again, not copied with .to(): that would round the rotary frequencies too, and with them all base KV.
-        base = AutoModelForCausalLM.from_pretrained(config.model_name_or_path, dtype=compute)
-    trainer = trainer_class(model=model, base=base, args=arguments, train_dataset=examples)
+        base = load_model(config.model_name_or_path, dtype=compute, attn_implementation=attention)
+    try:
+        trainer = trainer_class(
+            model=model,
+            base=base,
+            args=arguments,
+            train_dataset=_dataset(config, examples),
+            eval_dataset=None if held_out is None else to_dataset([[example] for example in held_out]),
+            processing_class=tokenizer,
+            peft_config=_peft_config(config),
+        )
+    except ValueError as error:
+        if not config.use_peft:
+            raise
+        raise UserError(f"lora_target_modules: {error}") from None
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -142,11 +166,17 @@ def save_weights(trainer: CacheConditionedTrainer, config: TrainConfig, folder: 
     """Writes the checkpoint or adapter, with the base's tokenizer files beside a full checkpoint.
 
     The weights are rounded to the dtype of the base's checkpoint: what is on disk, evaluated and served, in that
-    dtype or a wider one, is then the same module.
+    dtype or a wider one, is then the same module. Called by every process; the main one writes.
     """
-    model = trainer.accelerator.unwrap_model(trainer.model)
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if not trainer.is_world_process_zero():
+        return
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
     dtype = AutoConfig.from_pretrained(config.model_name_or_path).dtype or torch.float32
-    model.to(dtype).save_pretrained(folder)
+    rounded = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
+    if not config.use_peft:
+        model.config.dtype = dtype
+    model.save_pretrained(folder, state_dict=rounded)
     if config.use_peft:
         return
     for name in _TOKENIZER_FILES:
@@ -155,30 +185,77 @@ def save_weights(trainer: CacheConditionedTrainer, config: TrainConfig, folder: 
 
 
 def final_loss(trainer: Trainer) -> float:
-    """Loss of the last optimiser step, before that step."""
-    return float([entry["loss"] for entry in trainer.state.log_history if "loss" in entry][-1])
+    """The last loss that was logged; of a run too short for that, the mean over all steps."""
+    history = trainer.state.log_history
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    return float(losses[-1] if losses else history[-1]["train_loss"])
 
 
-def _check_start(config: TrainConfig) -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(
-            f"WORLD_SIZE={os.environ['WORLD_SIZE']}: training runs in one process; start it without a launcher"
-        )
+def _dataset(config: TrainConfig, examples: Sequence[Example]) -> Dataset:
+    if not config.get("packing"):
+        return to_dataset([[example] for example in examples])
+    return to_dataset(pack(examples, row_length=_max_length(config)))
+
+
+def _peft_config(config: TrainConfig) -> PeftConfig | None:
+    found: PeftConfig | None = get_peft_config(config.model_arguments())
+    if found is not None and found.target_modules == {"all-linear"}:
+        found.target_modules = "all-linear"  # PEFT knows the word, but only outside of a list
+    return found
+
+
+def _check_output(config: TrainConfig) -> None:
     folder = config.output_dir
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output_dir: {folder} is a file; name a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not config.overwrite_output_dir:
+    if not folder.is_dir() or config.overwrite_output_dir or config.get("resume_from_checkpoint"):
+        return
+    if (folder / MANIFEST_NAME).exists():
+        raise UserError(f"output_dir: {folder} holds a module; name another folder or set overwrite_output_dir=true")
+    if get_last_checkpoint(str(folder)) is not None:
+        raise UserError(
+            f"output_dir: {folder} holds checkpoints of an unfinished run; go on with resume_from_checkpoint=true, or "
+            "start again with overwrite_output_dir=true"
+        )
+    if any(entry.name != _UNFINISHED for entry in folder.iterdir()):
         raise UserError(f"output_dir: {folder} is not empty; name another folder or set overwrite_output_dir=true")
 
 
+def _checkpoint_to_resume(config: TrainConfig) -> str | None:
+    wanted = config.get("resume_from_checkpoint")
+    if not wanted:
+        return None
+    if wanted == "true":
+        found: str | None = get_last_checkpoint(str(config.output_dir)) if config.output_dir.is_dir() else None
+        if found is None:
+            raise UserError(
+                f"resume_from_checkpoint: {config.output_dir} holds no checkpoint; leave the option out to start, and "
+                "set save_steps lower than the run is long"
+            )
+        return found
+    if not Path(wanted).is_dir():
+        raise UserError(f"resume_from_checkpoint: {wanted} is not a folder; name a checkpoint-N folder, or true")
+    return str(wanted)
+
+
+def _remove_checkpoints(folder: Path) -> None:
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+
+
+def _publish(finished: Path, folder: Path) -> None:
+    """Moves the module's files up. The manifest goes first and comes last: without it nothing is a module."""
+    (folder / MANIFEST_NAME).unlink(missing_ok=True)
+    for entry in folder.iterdir():
+        if entry != finished and not entry.name.startswith(("checkpoint-", "runs")):
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    for entry in sorted(finished.iterdir(), key=lambda entry: entry.name == MANIFEST_NAME):
+        os.replace(entry, folder / entry.name)
+    finished.rmdir()
+
+
 def _check_base(config: TrainConfig) -> PreTrainedTokenizerBase:
-    # Not by AutoConfig, which raises for what it does not know before it can be named here.
-    architecture = json.loads((config.model_name_or_path / "config.json").read_text()).get("model_type")
-    if architecture not in PROVEN_ARCHITECTURES:
-        raise UserError(
-            f"model_name_or_path: {config.model_name_or_path} is of architecture {architecture!r}, for which training "
-            f"on base KV is not proven; use a base of {', '.join(PROVEN_ARCHITECTURES)}"
-        )
+    require_proven(config.model_name_or_path)
     tokenizer = AutoTokenizer.from_pretrained(config.model_name_or_path)
     if tokenizer.eos_token_id is None:
         raise UserError(
@@ -189,11 +266,8 @@ def _check_base(config: TrainConfig) -> PreTrainedTokenizerBase:
 
 
 def _max_length(config: TrainConfig) -> int:
-    limit = AutoConfig.from_pretrained(config.model_name_or_path).max_position_embeddings
-    if config.max_length is not None and config.max_length > limit:
-        raise UserError(f"max_length: {config.max_length} is more than the base's {limit} positions; lower it")
-    return config.max_length or limit
-
-
-def _compute_dtype(config: TrainConfig) -> str:
-    return preferred_dtype() if config.dtype == "auto" else config.dtype
+    limit: int = AutoConfig.from_pretrained(config.model_name_or_path).max_position_embeddings
+    wanted = config.get("max_length")
+    if wanted is not None and wanted > limit:
+        raise UserError(f"max_length: {wanted} is more than the base's {limit} positions; lower it")
+    return wanted or limit

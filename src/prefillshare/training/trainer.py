@@ -1,90 +1,124 @@
-"""Cache-conditioned fine-tuning: next-token loss on the response, of decode weights that read the base's KV.
+"""Cache-conditioned fine-tuning: next-token loss on the responses, of decode weights that read the base's KV.
 
 After PrefillShare (arXiv 2602.12029). A prompt of n tokens is cut at the split: the frozen base computes KV for
 positions 0..n-2, the decode module computes position n-1 and the response on top of it. Serving does the same.
+
+A conversation with several responses takes one base pass over all of it and one decode pass over the responses alone:
+each response reads the base KV of everything before its split, earlier responses included, and its own KV.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from peft import PeftModel
-from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+from trl import SFTConfig, SFTTrainer
 
 from prefillshare.module import base_kv_length
 from prefillshare.training.base_cache import BaseKV, SharedKV, TokenIds, base_pass, common_length
 from prefillshare.training.conversation import Example
+from prefillshare.training.masks import PADDING, ResponseColumns, response_mask
 
 IGNORED = -100  # label of a column that carries no loss
-_KEPT = 2  # shared starts whose KV is kept, so that batches of two contexts can alternate
+_KEPT = 3  # contexts whose KV is kept, so that batches of a few contexts can alternate
+
+PackedRow = Sequence[Example]  # the conversations of one row
 
 
-def collate(examples: list[Example]) -> dict[str, Any]:
-    """A batch: `prefixes` for the base pass, and right-padded tensors [rows, columns] for the decode pass.
+def collate(rows: Sequence[PackedRow]) -> dict[str, Any]:
+    """A batch: `prefixes` for the base pass, and tensors [rows, columns] for the decode pass, padded on the right.
 
-    Column 0 of `input_ids` is the prompt's last token, whose label is the response's first.
+    A response's first column holds the prompt's last token, whose label is the response's first token.
     """
-    splits = [base_kv_length(len(example.prompt_ids)) for example in examples]
-    columns = max(len(example.response_ids) for example in examples)
-    input_ids = torch.zeros(len(examples), columns, dtype=torch.long)
-    labels = torch.full((len(examples), columns), IGNORED)
-    for row, (example, split) in enumerate(zip(examples, splits, strict=True)):
-        response = torch.tensor(example.response_ids)
-        labels[row, : len(response)] = response
-        input_ids[row, 0] = example.prompt_ids[split]
-        input_ids[row, 1 : len(response)] = response[:-1]
+    lines = [_Line(row) for row in rows]
+    columns = max(len(line.input_ids) for line in lines)
+    labels = _padded([line.labels for line in lines], columns, IGNORED)
     return {
-        "prefixes": [example.prompt_ids[:split] for example, split in zip(examples, splits, strict=True)],
-        "input_ids": input_ids,
+        "prefixes": [[example.ids[: base_kv_length(example.spans[-1][0])] for example in row] for row in rows],
+        "input_ids": _padded([line.input_ids for line in lines], columns, 0),
+        "owners": _padded([line.owners for line in lines], columns, PADDING),
+        "position_ids": _padded([line.positions for line in lines], columns, 0),
+        "responses": _padded([line.responses for line in lines], columns, PADDING),
+        "splits": _padded([line.splits for line in lines], columns, 0),
         # Trainer counts the tokens of an accumulated batch on `shift_labels`, but only where there are `labels` too.
         "labels": labels,
         "shift_labels": labels,
+        "tokens": torch.tensor(sum(len(example.ids) for row in rows for example in row)),
     }
 
 
-def response_logits(model: torch.nn.Module, kv: BaseKV, input_ids: torch.Tensor) -> torch.Tensor:
-    """The decode pass: logits [rows, columns, vocabulary] of right-padded `input_ids` on the given prompt KV.
+class _Line:
+    """The decode pass's columns of one row."""
 
-    Padding on the right needs no masking: no token comes after it, and its logits carry no loss.
-    """
-    rows, columns = input_ids.shape
-    mask = torch.cat([kv.mask, kv.mask.new_ones(rows, columns)], dim=1)
-    positions = kv.lengths.unsqueeze(1) + torch.arange(columns, device=input_ids.device)
-    logits: torch.Tensor = model(
-        input_ids=input_ids,
-        attention_mask=mask,
-        position_ids=positions,
-        past_key_values=kv.cache(),
-        use_cache=False,
-    ).logits
-    return logits
+    def __init__(self, row: PackedRow) -> None:
+        self.input_ids: list[int] = []
+        self.labels: list[int] = []
+        self.owners: list[int] = []
+        self.positions: list[int] = []
+        self.responses: list[int] = []
+        self.splits: list[int] = []
+        for owner, example in enumerate(row):
+            for start, end in example.spans:
+                split = base_kv_length(start)
+                self.responses += [self.responses[-1] + 1 if self.responses else 0] * (end - start)
+                self.input_ids += example.ids[split : end - 1]
+                self.labels += example.ids[start:end]
+                self.owners += [owner] * (end - start)
+                self.positions += range(split, end - 1)
+                self.splits += [split] * (end - start)
 
 
-class CacheConditionedTrainer(Trainer):
-    """Trains `model` on the KV of `base`.
+def decode_inputs(model: torch.nn.Module, kv: BaseKV, batch: dict[str, Any]) -> dict[str, Any]:
+    """What a decode pass over a collated batch gives to the model."""
+    columns = ResponseColumns(batch["owners"], batch["position_ids"], batch["responses"], batch["splits"])
+    return {
+        "input_ids": batch["input_ids"],
+        "attention_mask": response_mask(model, columns, kv.columns),
+        "position_ids": batch["position_ids"],
+        "past_key_values": kv.cache(),
+        "use_cache": False,
+    }
+
+
+class CacheConditionedTrainer(SFTTrainer):
+    """TRL's SFTTrainer, training `model` on the KV of `base`.
 
     Args:
-        base: the frozen model, or None when `model` is a PEFT model: then its own weights with the adapter disabled
-            are the base, and one copy serves both roles.
-        kwargs: as for Trainer. The dataset holds Examples.
+        base: the frozen model, or None when `model` is or becomes a PEFT model: then its own weights with the adapter
+            disabled are the base, and one copy serves both roles.
+        kwargs: as for SFTTrainer. A dataset's rows are packed rows: {"conversations": [{"ids": ..., "spans": ...}]},
+            as `dataset.to_dataset` makes them.
     """
 
-    def __init__(self, *, base: PreTrainedModel | None, **kwargs: Any) -> None:
-        super().__init__(data_collator=collate, **kwargs)
+    def __init__(self, *, base: PreTrainedModel | None, args: SFTConfig, **kwargs: Any) -> None:
+        args.dataset_kwargs = {"skip_prepare_dataset": True}
+        args.remove_unused_columns = False
+        super().__init__(args=args, data_collator=_collate_records, **kwargs)
+        assert isinstance(self.model, torch.nn.Module)
+        self._module = self.model
+        self._loss_type = args.loss_type
         if base is None and not isinstance(self.model, PeftModel):
             raise ValueError("without a PEFT model the base has to be given")
-        self.loss_is_scaled_for_ga = True
         self._base = None if base is None else base.requires_grad_(False).eval().to(self.args.device)
         self._known: list[SharedKV] = []
+        if args.gradient_checkpointing:
+            _allow_checkpointing_with_cache(self._module)
 
-    def prompt_kv(self, prefixes: list[TokenIds]) -> BaseKV:
-        """KV that the decode pass reads. What the prompts share with those of a recent batch is not recomputed."""
-        known = max(self._known, key=lambda shared: common_length([shared.ids, prefixes[0]]), default=None)
-        with torch.no_grad(), self._base_role() as base:
+    def base_kv(self, model: torch.nn.Module, prefixes: Sequence[Sequence[TokenIds]]) -> BaseKV:
+        """KV that the decode pass reads. What the prompts share with those of a recent batch is not recomputed.
+
+        Args:
+            model: the model that is trained, as the training loop has wrapped it.
+            prefixes: by row, the prefix of each of its conversations.
+        """
+        known = max(self._known, key=lambda shared: common_length([shared.ids, prefixes[0][0]]), default=None)
+        with torch.no_grad(), self._base_role(model) as base:
             kv = base_pass(base, prefixes, known)
-        self._known = [kv.shared, *self._known][:_KEPT]
+        others = [shared for shared in self._known if common_length([shared.ids, kv.shared.ids]) < len(shared.ids)]
+        self._known = [kv.shared, *others][:_KEPT]  # without the earlier stages of the same context
         return kv
 
     def compute_loss(
@@ -94,22 +128,71 @@ class CacheConditionedTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Summed cross-entropy over the response tokens of the whole accumulated batch."""
-        logits = response_logits(model, self.prompt_kv(inputs["prefixes"]), inputs["input_ids"])
-        labels = inputs["labels"]
-        total = cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
-        tokens = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
-        loss = total / tokens
-        return (loss, {"logits": logits}) if return_outputs else loss
+        """Summed loss over the response tokens, divided by their number in the whole accumulated batch."""
+        kv = self.base_kv(model, inputs["prefixes"])
+        labels = {"labels": inputs["labels"], "shift_labels": inputs["shift_labels"]}
+        outputs = model(**decode_inputs(model, kv, inputs), **labels, fused_lm_head=True)
+        losses = -outputs.log_probs  # zero on ignored columns
+        if self._loss_type == "dft":  # Dynamic Fine-Tuning, arXiv 2508.05629
+            losses = losses * outputs.log_probs.exp().detach()
+        tokens = outputs.label_mask.sum() if num_items_in_batch is None else num_items_in_batch
+        loss = losses.sum() / tokens
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes  # by which DDP divides the gradients
+        self._note(inputs, outputs)
+        return (loss, outputs) if return_outputs else loss
+
+    def _note(self, inputs: dict[str, Any], outputs: Any) -> None:
+        """SFTTrainer's metrics: entropy and accuracy over response tokens, and the tokens of all conversations."""
+        mode = "train" if self._module.training else "eval"
+
+        def total(value: torch.Tensor) -> float:
+            return float(self.accelerator.gather_for_metrics(value.detach()).sum())
+
+        count = total(outputs.label_mask.sum())
+        self._metrics[mode]["entropy"].append(total(outputs.entropy.sum()) / count)
+        self._metrics[mode]["mean_token_accuracy"].append(total(outputs.is_top1.sum()) / count)
+        if mode == "train":
+            self._total_train_tokens += int(total(inputs["tokens"]))
+        self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
 
     @contextmanager
-    def _base_role(self) -> Iterator[PreTrainedModel | PeftModel]:
+    def _base_role(self, model: torch.nn.Module) -> Iterator[torch.nn.Module]:
         if self._base is not None:
-            yield self._base
+            # As a server of the base computes it, without mixed precision.
+            with torch.autocast(self.args.device.type, enabled=False):
+                yield self._base
             return
-        model = self.model
-        assert isinstance(model, PeftModel)
-        model.eval()  # no dropout in the base's KV
-        with model.disable_adapter():
+        adapted = self.model
+        assert isinstance(adapted, PeftModel)
+        training = adapted.training
+        adapted.eval()  # no dropout in the base's KV, and no checkpoints of a pass without gradients
+        with adapted.disable_adapter():
             yield model
-        model.train()
+        adapted.train(training)
+
+
+def _collate_records(records: list[dict[str, Any]]) -> dict[str, Any]:
+    return collate(
+        [
+            [Example(item["ids"], [tuple(span) for span in item["spans"]]) for item in record["conversations"]]
+            for record in records
+        ]
+    )
+
+
+def _allow_checkpointing_with_cache(model: torch.nn.Module) -> None:
+    """Lets checkpointed layers read base KV: Transformers drops the cache unless a layer says it only reads it.
+
+    Raises:
+        RuntimeError: this version of Transformers has no such switch, so the layers would see no prompt.
+    """
+    for layer in model.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            if not hasattr(layer, "_can_checkpoint_with_cache"):
+                raise RuntimeError("this version of Transformers cannot checkpoint layers that read a cache")
+            layer._can_checkpoint_with_cache = True
+
+
+def _padded(rows: list[list[int]], columns: int, value: int) -> torch.Tensor:
+    return torch.tensor([row + [value] * (columns - len(row)) for row in rows])

@@ -1,0 +1,130 @@
+"""A chat as the server renders it: what vLLM makes of messages and tools before the base's chat template sees them.
+
+A module must be trained on the very prompt tokens that it meets when it is served. vLLM (0.32) does not hand a
+request's messages to the template as they are; this does to a row of data what vLLM does to a request.
+tests/engine/test_chat.py compares the two.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+Message = dict[str, Any]
+Tool = dict[str, Any]
+
+
+def served_messages(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
+    """The messages with the fields that reach the template. Every message has a role, and text or no content.
+
+    Raises:
+        ValueError: tool calls that are not those of a chat request, or whose arguments are not a JSON object.
+    """
+    return [_served_message(message) for message in messages]
+
+
+def served_tools(tools: object) -> list[Tool] | None:
+    """The tools of a row, a list or its JSON text as in TRL, with the fields that reach the template.
+
+    Raises:
+        ValueError: they are not in the form of a chat request.
+    """
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools)
+        except ValueError as error:
+            raise ValueError(f"not JSON: {error}") from None
+    if not tools:
+        return None
+    if not isinstance(tools, list):
+        raise ValueError(f"expected a list of tools, found {tools!r:.80}")
+    return [_served_tool(tool) for tool in tools]
+
+
+def render(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[Message],
+    *,
+    tools: list[Tool] | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
+    add_generation_prompt: bool,
+) -> str:
+    """The text of served messages.
+
+    Raises:
+        ValueError: the chat template refuses them, or there is none.
+    """
+    try:
+        template = tokenizer.get_chat_template(tools=tools)
+        text = tokenizer.apply_chat_template(
+            _without_unknown_role(messages, template),
+            tools=tools,  # type: ignore[arg-type]
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            **(template_kwargs or {}),
+        )
+    except Exception as error:  # a template is a program
+        raise ValueError(f"the base's chat template refuses it: {error}") from None
+    assert isinstance(text, str)
+    return text
+
+
+def _served_message(message: Mapping[str, Any]) -> Message:
+    role, content = message["role"], message.get("content")
+    served: Message = {"role": role, "content": "" if content is None else content}
+    if role == "assistant":
+        if message.get("tool_calls"):
+            served["tool_calls"] = [_served_call(call) for call in message["tool_calls"]]
+        reasoning = message.get("reasoning", message.get("reasoning_content"))
+        if reasoning is not None:
+            served["reasoning"] = served["reasoning_content"] = reasoning
+    if role == "tool" and "tool_call_id" in message:
+        served["tool_call_id"] = message["tool_call_id"]
+    if isinstance(message.get("name"), str):
+        served["name"] = message["name"]
+    if role == "developer":
+        served["tools"] = message.get("tools")
+    return served
+
+
+def _served_call(call: object) -> dict[str, Any]:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(call, dict) or not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise ValueError(f"a tool call needs a 'function' with a 'name', found {call!r:.80}")
+    arguments = function.get("arguments") or {}
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except ValueError as error:
+            raise ValueError(f"the arguments of the call of {function['name']!r} are not JSON: {error}") from None
+    if not isinstance(arguments, dict):
+        raise ValueError(f"the arguments of the call of {function['name']!r} are not an object: {arguments!r:.80}")
+    # In the order of fields that a parsed request has: some templates print the whole object.
+    known = {"arguments": arguments, "name": function["name"]}
+    served = {"function": known | {key: value for key, value in function.items() if key not in known}}
+    return ({"id": call["id"]} if "id" in call else {}) | served | {"type": "function"}
+
+
+def _served_tool(tool: object) -> Tool:
+    function = tool.get("function") if isinstance(tool, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise ValueError(
+            'expected tools as in a chat request, {"type": "function", "function": {"name": ..., "parameters": ...}}, '
+            f"found {tool!r:.80}"
+        )
+    served = {key: function.get(key) for key in ("name", "description", "parameters")}
+    if function.get("strict") is not None:
+        served["strict"] = function["strict"]
+    return {"type": "function", "function": served}
+
+
+def _without_unknown_role(messages: list[Message], template: str) -> list[Message]:
+    """Developer messages as system messages, all merged at the front, for a template that does not know the role."""
+    known = '"developer"' in template or "'developer'" in template
+    if known or not any(message["role"] == "developer" for message in messages):
+        return messages
+    system = [message for message in messages if message["role"] in ("developer", "system")]
+    others = [message for message in messages if message["role"] not in ("developer", "system")]
+    text = "\n\n".join(message["content"] for message in system if message["content"])
+    return [{"role": "system", "content": text}, *others]

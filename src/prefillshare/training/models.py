@@ -1,0 +1,41 @@
+"""Checkpoints as models that compute what the project has proven: architecture and attention are checked here."""
+
+import json
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from prefillshare.errors import UserError
+from prefillshare.training.masks import PROVEN_ARCHITECTURES, has_soft_capped_attention
+
+
+def load_model(
+    checkpoint: Path, *, dtype: torch.dtype = torch.float32, attn_implementation: str | None = None
+) -> PreTrainedModel:
+    """The checkpoint as a model, with an attention implementation that computes all of it.
+
+    Raises:
+        UserError: SDPA was asked for and the architecture soft-caps its attention scores, which SDPA leaves out.
+    """
+    if has_soft_capped_attention(AutoConfig.from_pretrained(checkpoint)):
+        if attn_implementation not in (None, "eager"):
+            raise UserError(
+                f"attn_implementation: {attn_implementation!r} leaves out the soft-capping of attention scores in "
+                f"{checkpoint}; leave the option out or set it to eager"
+            )
+        attn_implementation = "eager"
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype, attn_implementation=attn_implementation)
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def require_proven(checkpoint: Path) -> None:
+    """Raises UserError unless the checkpoint is of an architecture that is tested to train exactly on base KV."""
+    # Not by AutoConfig, which raises for what it does not know before it can be named here.
+    architecture = json.loads((checkpoint / "config.json").read_text()).get("model_type")
+    if architecture not in PROVEN_ARCHITECTURES:
+        raise UserError(
+            f"model_name_or_path: {checkpoint} is of architecture {architecture!r}, for which training on base KV is "
+            f"not proven; use a base of {', '.join(PROVEN_ARCHITECTURES)}"
+        )

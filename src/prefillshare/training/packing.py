@@ -1,0 +1,42 @@
+"""Conversations -> rows of a batch: one a row, or several where they fit."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from datasets import Dataset
+
+from prefillshare.training.conversation import Example
+
+
+def pack(examples: Sequence[Example], *, row_length: int) -> list[list[Example]]:
+    """Rows of at most `row_length` tokens, by best-fit decreasing: the longest first, each into the fullest row that
+    still takes it. Conversations stay whole.
+
+    Raises:
+        ValueError: a conversation is longer than a row.
+    """
+    rows: list[list[Example]] = []
+    room: list[int] = []
+    for example in sorted(examples, key=lambda example: len(example.ids), reverse=True):
+        length = len(example.ids)
+        if length > row_length:
+            raise ValueError(f"a conversation of {length} tokens does not fit into a row of {row_length}")
+        fitting = [number for number, free in enumerate(room) if free >= length]
+        if fitting:
+            best = min(fitting, key=room.__getitem__)
+            rows[best].append(example)
+            room[best] -= length
+        else:
+            rows.append([example])
+            room.append(row_length - length)
+    return rows
+
+
+def to_dataset(rows: Iterable[Sequence[Example]]) -> Dataset:
+    """What CacheConditionedTrainer takes. `length` is what `train_sampling_strategy: group_by_length` sorts by."""
+    return Dataset.from_list([_record(row) for row in rows])
+
+
+def _record(row: Sequence[Example]) -> dict[str, Any]:
+    conversations = [{"ids": example.ids, "spans": [list(span) for span in example.spans]} for example in row]
+    return {"conversations": conversations, "length": sum(len(example.ids) for example in row)}

@@ -1,0 +1,64 @@
+"""Options of TRL that cannot work when the prompt's KV is the base's, with the reason and the way out."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+_ALL_TOKENS = (
+    "prompt tokens are computed by the frozen base and carry no loss; the loss is on the assistant's responses, so "
+    "leave the option out"
+)
+_TEMPLATE = (
+    "chat template and tokens belong to the base's identity; change them in the base's folder, so that serving "
+    "renders prompts as training did"
+)
+_ADAPTER = "vLLM does not serve such adapters; train all weights with use_peft: false"
+_QUANTISED = "the KV of a quantised base is not the KV that a server of the base computes"
+_LIGER = "it replaces the loss that is computed on base KV; leave the option out"
+
+
+def _is_set(value: Any) -> bool:
+    return bool(value)
+
+
+def _is_false(value: Any) -> bool:
+    return value is False
+
+
+_REFUSED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "packing_strategy": (
+        lambda value: value != "bfd",
+        "it cuts conversations, and a response without its whole prompt has no base KV to read; use bfd",
+    ),
+    "padding_free": (_is_set, "attention without padding takes no mask by response; use packing: true instead"),
+    "attn_implementation": (
+        lambda value: value not in (None, "eager", "sdpa"),
+        "responses are kept apart by explicit attention masks, which only eager and sdpa take",
+    ),
+    "completion_only_loss": (_is_false, _ALL_TOKENS),
+    "assistant_only_loss": (_is_false, _ALL_TOKENS),
+    "label_smoothing_factor": (_is_set, "TRL's fused loss does not support it on pre-shifted labels; leave it out"),
+    "load_in_8bit": (_is_set, _QUANTISED),
+    "load_in_4bit": (_is_set, _QUANTISED),
+    "chat_template_path": (_is_set, _TEMPLATE),
+    "eos_token": (_is_set, _TEMPLATE),
+    "pad_token": (_is_set, _TEMPLATE),
+    "model_init_kwargs": (_is_set, "it would apply to the decode module and not to the base; use the named options"),
+    "trust_remote_code": (_is_set, "only architectures of Transformers itself are proven on base KV"),
+    "dataset_kwargs": (_is_set, "rows are prepared as prompts and responses of a server; leave it out"),
+    "dataset_streaming": (_is_set, "all rows are checked before training starts; save the dataset to a folder"),
+    "use_liger_kernel": (_is_set, _LIGER),
+    "lora_modules_to_save": (_is_set, _ADAPTER),
+    "lora_target_parameters": (_is_set, _ADAPTER),
+    "use_dora": (_is_set, _ADAPTER),
+    "deepspeed": (_is_set, "not proven with two models in one step; use FSDP through `accelerate launch`"),
+    "push_to_hub": (_is_set, "the manifest has to travel with the weights; upload the output folder when it is done"),
+    "model_revision": (lambda value: value != "main", "the base is a local folder; check out the revision there"),
+}
+
+
+def refusal(field: str, value: Any) -> str | None:
+    """Why the field cannot have this value, or None."""
+    if field not in _REFUSED:
+        return None
+    applies, reason = _REFUSED[field]
+    return reason if applies(value) else None

@@ -1,0 +1,73 @@
+"""The same YAML in two processes on CPU, started as users start them, against one process."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from prefillshare.module import load_module
+from prefillshare.training.config import load_train_config
+from prefillshare.training.run import train
+from tests.training.tiny import save_base
+
+FSDP = {
+    "compute_environment": "LOCAL_MACHINE",
+    "distributed_type": "FSDP",
+    "use_cpu": True,
+    "num_machines": 1,
+    "num_processes": 2,
+    "mixed_precision": "no",
+    "fsdp_config": {
+        "fsdp_version": 2,
+        "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+        "fsdp_reshard_after_forward": True,
+        "fsdp_state_dict_type": "FULL_STATE_DICT",
+        "fsdp_cpu_ram_efficient_loading": False,
+    },
+}
+
+
+def losses(module: Path) -> list[float]:
+    state = json.loads((module / "checkpoint-4" / "trainer_state.json").read_text())
+    return [value for entry in state["log_history"] for key, value in entry.items() if key in ("loss", "grad_norm")]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """Rows and responses of different lengths, so that a mean of the processes' means would differ."""
+    save_base(tmp_path / "base")
+    words = ("one", "two", "three", "four", "fifteen", "six", "seven", "eighty-one")
+    rows = [{"prompt": f"say {word}: ", "completion": word} for word in words]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {
+        "model_name_or_path": "base", "dataset_name": "rows.jsonl", "output_dir": "one", "max_steps": 4,
+        "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "learning_rate": 0.01,
+        "dtype": "float32", "logging_steps": 1, "save_steps": 4, "use_cpu": True, "lora_dropout": 0.0,
+    }  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings))
+    return tmp_path / "recipe.yaml"
+
+
+@pytest.mark.parametrize(("launcher", "use_peft"), [("ddp", False), ("fsdp", True)], ids=["ddp-full", "fsdp-lora"])
+def test_two_processes_have_the_losses_of_one(recipe: Path, launcher: str, use_peft: bool) -> None:
+    folder = recipe.parent
+    if launcher == "fsdp":
+        (folder / "fsdp.yaml").write_text(yaml.safe_dump(FSDP))
+        launch = ["accelerate.commands.accelerate_cli", "launch", "--config_file", str(folder / "fsdp.yaml")]
+    else:
+        launch = ["torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    command = [sys.executable, "-m", *launch, "-m", "prefillshare", "train", str(recipe)]
+    command += [f"use_peft={use_peft}", f"output_dir={folder / 'two'}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+
+    alone = train(
+        load_train_config(recipe, [f"use_peft={use_peft}", "per_device_train_batch_size=4"]), show_progress=False
+    )
+    assert losses(folder / "two") == pytest.approx(losses(alone.path), abs=1e-4)
+    assert load_module(folder / "two").kind == alone.kind
