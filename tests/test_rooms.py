@@ -9,13 +9,15 @@ import pytest
 import prefillshare
 
 SOURCE = Path(prefillshare.__file__).parent
-ROOMS = ("training", "engine", "router", "deployment")
+ROOMS = ("training", "evaluation", "engine", "router", "deployment")
 
+UPPER = {"prefillshare.evaluation", "prefillshare.deployment"}
 FORBIDDEN = {
-    "training": {"prefillshare.engine", "prefillshare.router", "prefillshare.deployment", "vllm"},
-    "engine": {"prefillshare.training", "prefillshare.router", "prefillshare.deployment"},
-    "router": {"prefillshare.training", "prefillshare.engine", "prefillshare.deployment", "vllm", "torch"},
-    "deployment": {"prefillshare.training", "vllm", "torch"},
+    "training": {*UPPER, "prefillshare.engine", "prefillshare.router", "vllm"},
+    "evaluation": {"prefillshare.engine", "prefillshare.router", "prefillshare.deployment", "vllm"},
+    "engine": {*UPPER, "prefillshare.training", "prefillshare.router"},
+    "router": {*UPPER, "prefillshare.training", "prefillshare.engine", "vllm", "torch"},
+    "deployment": {"prefillshare.training", "prefillshare.evaluation", "vllm", "torch"},
     "": {f"prefillshare.{room}" for room in ROOMS} | {"vllm", "torch"},
 }
 

@@ -67,6 +67,53 @@ def train(
 
 
 @app.command()
+def evaluate(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.YAML", help="What to score, on which items, and how.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Fields to change, e.g. `items=200`."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Score base, full fine-tuning, naive sharing and the decode module on the same held-out items.
+
+    Example: `prefillshare evaluate eval.yaml items=200`, where `eval.yaml` is
+
+        model_name_or_path: ./base
+        module: ./modules/sql
+        full_fine_tuning: ./full/sql
+        dataset_name: ./held-out.jsonl
+        scorer: sql
+        shares: [0, 0.25, 0.5, 0.75, 1]
+        output_dir: ./results/sql
+
+    A row of the data is `{"prompt": ..., "expected": ...}` or a TRL row, whose completion is what is expected. Scorers
+    are exact, json, number, sql, call and python. `module`, `full_fine_tuning` (whose weights on the base's KV are
+    naive sharing) and `shares` (accuracy by the share of the prompt's KV that is the base's) may be left out.
+
+    With `endpoint: {url: http://127.0.0.1:8000/v1, model: sql}` in place of the first three, a served module (or any
+    OpenAI-compatible server) is scored in the same way.
+
+    Answers are kept as they come: after Ctrl-C or a crash the same command goes on where it stopped.
+    """
+    from prefillshare.evaluation.config import load_evaluate_config
+    from prefillshare.evaluation.run import evaluate as run_evaluation
+
+    loaded = load_evaluate_config(config, overrides or [])
+    try:
+        report = run_evaluation(loaded)
+    except KeyboardInterrupt:
+        typer.echo(f"interrupted; answers so far are in {loaded.output_dir}: the same command goes on", err=True)
+        raise typer.Exit(130) from None
+    if as_json:
+        typer.echo(json.dumps(report.summary(), indent=2))
+        return
+    Console().print(report.as_table())
+    files = [report.json_file, report.markdown_file, *([report.plot_file] if report.plot_file else [])]
+    typer.echo("written: " + ", ".join(map(str, files)))
+
+
+@app.command()
 def check(
     deployment: DeploymentFile,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,

@@ -1,0 +1,140 @@
+"""Held-out items: rows of a JSONL file, each a prompt and what is expected of the answer.
+
+    {"prompt": "text" or [messages], "expected": anything, ...}
+    {"prompt": ..., "completion": "text" or [one assistant message], ...}
+    {"messages": [messages, the last of them the assistant's], ...}
+
+The last two are TRL's: the completion is the expected answer. `tools` are the functions that a chat request offers;
+any other field is for the scorer (`setup` for sql, `tests` for python).
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prefillshare.errors import UserError
+
+Message = dict[str, Any]
+
+
+class BadField(Exception):
+    """What is wrong with one field of a row. Who knows the file and the line makes a UserError of it."""
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(f"field {name!r}: {problem}")
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One held-out call. `line` is its line in the file and identifies it; `fields` is what the scorer may ask for."""
+
+    prompt: str | list[Message]
+    expected: Any
+    tools: list[dict[str, Any]] | None = None
+    fields: dict[str, Any] = field(default_factory=dict)
+    line: int = 0
+
+    def texts(self, name: str) -> list[str]:
+        """A field that holds one text or several. Raises BadField when it is missing or something else."""
+        value = self.fields.get(name)
+        texts = [value] if isinstance(value, str) else value
+        if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+            raise BadField(name, f"this scorer needs a text or a list of texts, found {value!r:.80}")
+        return texts
+
+
+def read_items(file: Path) -> list[Item]:
+    """All rows of the file, in its order.
+
+    Raises:
+        UserError: an unreadable file, no rows, or a row that cannot be used, by file, line and field.
+    """
+    items = []
+    for line, row in _rows(file):
+        try:
+            items.append(_item(row, line))
+        except BadField as problem:
+            raise UserError(f"{file}, line {line}, {problem}") from None
+    if not items:
+        raise UserError(f"{file}: no rows; expected one JSON object a line")
+    return items
+
+
+def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"dataset_name: cannot read {file}: {error.strerror}") from None
+    for line, text in enumerate(content.split(b"\n"), start=1):
+        if not text.strip():
+            continue
+        try:
+            row = json.loads(text.decode())
+        except UnicodeDecodeError as error:
+            raise UserError(f"{file}, line {line}: not UTF-8: {error}") from None
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{file}, line {line}: not JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{file}, line {line}: expected an object, found {type(row).__name__}")
+        yield line, row
+
+
+def _item(row: dict[str, Any], line: int) -> Item:
+    if "messages" in row:
+        messages = _messages(row["messages"], "messages")
+        prompt: str | list[Message] = messages[:-1]
+        expected = _answer(messages[-1], "messages")
+        if not prompt:
+            raise BadField("messages", "only one message; a row needs a prompt and the assistant's answer")
+    else:
+        prompt = _prompt(row)
+        expected = row["expected"] if "expected" in row else _completion(row)
+    tools = row.get("tools")
+    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+        raise BadField("tools", f"expected a list of function descriptions, found {tools!r:.80}")
+    known = {"messages", "prompt", "expected", "completion", "tools"}
+    return Item(prompt, expected, tools or None, {key: row[key] for key in row.keys() - known}, line)
+
+
+def _prompt(row: dict[str, Any]) -> str | list[Message]:
+    prompt = row.get("prompt")
+    if prompt is None:
+        found = ", ".join(map(repr, row)) or "no fields"
+        raise BadField("prompt", f"missing; a row has 'prompt' and 'expected' (found {found})")
+    if isinstance(prompt, str):
+        if not prompt:
+            raise BadField("prompt", "the prompt is empty")
+        return prompt
+    return _messages(prompt, "prompt")
+
+
+def _completion(row: dict[str, Any]) -> str:
+    completion = row.get("completion")
+    if completion is None:
+        raise BadField("expected", "missing, and there is no 'completion' to take in its place")
+    if isinstance(completion, str):
+        return completion
+    messages = _messages(completion, "completion")
+    if len(messages) != 1:
+        raise BadField("completion", f"expected one assistant message, found {len(messages)} messages")
+    return _answer(messages[0], "completion")
+
+
+def _answer(message: Message, name: str) -> str:
+    if message["role"] != "assistant":
+        raise BadField(name, f"the last message must be the assistant's, found role {message['role']!r}")
+    content = message.get("content")
+    return content if content else json.dumps(message["tool_calls"])
+
+
+def _messages(value: Any, name: str) -> list[Message]:
+    if not isinstance(value, list) or not value:
+        raise BadField(name, f"expected a list of messages, found {value!r:.80}")
+    for message in value:
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise BadField(name, f"a message needs a 'role', found {message!r:.80}")
+        if not isinstance(message.get("content"), str) and not message.get("tool_calls"):
+            raise BadField(name, f"a message needs the text 'content' or 'tool_calls', found {message!r:.80}")
+    return value

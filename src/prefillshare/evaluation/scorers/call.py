@@ -1,0 +1,234 @@
+"""Function calls, compared by what they call and with which values.
+
+`expected` has the form of the Berkeley Function Calling Leaderboard's ground truth, one object a call:
+
+    [{"get_weather": {"city": ["Oxford", "Oxford, UK"], "unit": ["celsius", ""]}}]
+
+Each argument lists its acceptable values; `""` among them says that it may be left out. A text is read as an answer
+is, and is the one acceptable call. The functions on offer add type checks: the row's `functions`, or its `tools` (of
+which the model is told too), in BFCL's or OpenAI's form.
+
+Where the package `bfcl_eval` is installed and there are functions, its own checker gives the verdict; else the same
+rules do as they are written here (a test holds the two together). Calls may come in any order.
+"""
+
+import re
+import sys
+from collections.abc import Callable
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+from prefillshare.evaluation.items import BadField, Item
+from prefillshare.evaluation.scorers.calls import Call, parse_calls
+
+GroundTruth = list[dict[str, dict[str, list[Any]]]]
+Functions = dict[str, dict[str, Any]]  # by name: BFCL's description of a function
+
+_TYPES: dict[str, type] = {
+    "string": str, "integer": int, "float": float, "boolean": bool, "array": list, "tuple": list, "dict": dict,
+    "any": str,
+}  # fmt: skip
+_TYPE_NAMES = {"number": "float", "object": "dict"}  # of JSON schema, which OpenAI's tools use
+_IGNORED = re.compile(r"[ ,./\-_*^]")
+
+
+def is_right(answer: str, item: Item) -> bool:
+    try:
+        calls = parse_calls(answer)
+    except ValueError:
+        return False
+    truth, functions = _ground_truth(item.expected), _functions(item)
+    if functions and (checker := bfcl_checker()) is not None:
+        try:
+            return checker(list(functions.values()), calls, truth)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+            pass  # it assumes that values have the shapes of the leaderboard's own data
+    return own_checker(functions, calls, truth)
+
+
+def check(item: Item) -> None:
+    try:
+        truth = _ground_truth(item.expected)
+    except ValueError as error:
+        raise BadField("expected", f"{error}") from None
+    field = "functions" if "functions" in item.fields else "tools"
+    offered = _offered(item)
+    if not isinstance(offered, list) or not all(isinstance(_name(each), str) for each in offered):
+        raise BadField(field, f"expected a list of functions, each with a name, found {offered!r:.80}")
+    known = _functions(item)
+    missing = [name for call in truth for name in call if known and name not in known]
+    if missing:
+        raise BadField(field, f"there is no function {missing[0]!r}, which 'expected' calls")
+
+
+def own_checker(functions: Functions, calls: list[Call], truth: GroundTruth) -> bool:
+    """Whether every expected call is met by another one of `calls`, and none is left."""
+    if len(calls) != len(truth):
+        return False
+    left = list(calls)
+    for expected in truth:
+        ((name, arguments),) = expected.items()
+        match = next((call for call in left if _meets(call, name, arguments, functions.get(name))), None)
+        if match is None:
+            return False
+        left.remove(match)
+    return True
+
+
+@cache
+def bfcl_checker() -> Callable[[list[dict[str, Any]], list[Call], GroundTruth], bool] | None:
+    """BFCL's checker for Python calls of one turn, or None where the package is not installed."""
+    # Its table of models imports every vendor's SDK; all that the checker asks it is whether dots in names are kept.
+    name = "bfcl_eval.constants.model_config"
+    stand_in = ModuleType(name)
+    stand_in.MODEL_CONFIG_MAPPING = {"any": _DotsAreKept()}  # type: ignore[attr-defined]
+    before = sys.modules.get(name)
+    sys.modules[name] = stand_in
+    try:
+        from bfcl_eval.constants.enums import Language
+        from bfcl_eval.eval_checker.ast_eval.ast_checker import ast_checker
+    except ImportError:
+        return None
+    finally:
+        if before is None:
+            del sys.modules[name]
+        else:
+            sys.modules[name] = before
+
+    def judge(functions: list[dict[str, Any]], calls: list[Call], truth: GroundTruth) -> bool:
+        output = [{name: arguments} for name, arguments in calls]
+        category = "multiple" if len(truth) == 1 else "parallel"  # `simple` is `multiple` with one function
+        return bool(ast_checker(functions, output, truth, Language.PYTHON, category, "any")["valid"])
+
+    return judge
+
+
+class _DotsAreKept:
+    underscore_to_dot = False
+
+
+def _meets(call: Call, name: str, acceptable: dict[str, list[Any]], function: dict[str, Any] | None) -> bool:
+    called, arguments = call
+    if called != name:
+        return False
+    parameters = (function or {}).get("parameters", {})
+    properties = parameters.get("properties", {key: {} for key in acceptable})
+    required = parameters.get("required", [])
+    left_out = [key for key, values in acceptable.items() if key not in arguments and "" not in values]
+    if left_out or any(key not in arguments for key in required):
+        return False
+    return all(
+        key in properties and key in acceptable and _value_meets(value, acceptable[key], properties[key])
+        for key, value in arguments.items()
+    )
+
+
+def _value_meets(value: Any, acceptable: list[Any], declared: dict[str, Any]) -> bool:
+    name = declared.get("type", "")
+    kind = _TYPES.get(name)
+    if name == "tuple" and isinstance(value, tuple):
+        value = list(value)
+    if name == "float" and type(value) is int:
+        value = float(value)
+    # A variable's name may stand for a value of another type: then the acceptable values are texts.
+    instead = next((type(each) for each in acceptable if each != ""), None)
+    is_variable = instead is not None and kind is not None and instead is not kind
+    if kind is not None and type(value) is not kind:
+        if type(value) is not instead:
+            return False
+        is_variable = True
+    element = declared.get("items", {}).get("type", "") if name in ("array", "tuple") else ""
+    if (
+        isinstance(value, list)
+        and kind is list
+        and element in _TYPES
+        and not _elements_meet(value, acceptable, _TYPES[element])
+    ):
+        return False
+    if is_variable:
+        return value in acceptable
+    if isinstance(value, dict):
+        return any(_dict_meets(value, each) for each in acceptable if isinstance(each, dict))
+    if isinstance(value, list) and (element == "dict" or (value and all(isinstance(each, dict) for each in value))):
+        return any(_dicts_meet(value, each) for each in acceptable if isinstance(each, list))
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value] in [
+            [_plain(each) for each in other] for other in acceptable if isinstance(other, list | str)
+        ]
+    return _plain(value) in [_plain(each) for each in acceptable if isinstance(value, str) or each != ""]
+
+
+def _elements_meet(value: list[Any], acceptable: list[Any], kind: type) -> bool:
+    """Whether there is an acceptable list that fits the elements' types; what is no list always fits."""
+
+    def fits(each: Any, others: list[Any]) -> bool:
+        instead = next((type(other) for other in others if other != ""), None)
+        return type(each) is kind or (instead is not None and type(each) is instead)
+
+    return any(not isinstance(other, list) or all(fits(each, other) for each in value) for other in acceptable)
+
+
+def _dicts_meet(value: list[Any], acceptable: list[Any]) -> bool:
+    return len(value) == len(acceptable) and all(map(_dict_meets, value, acceptable))
+
+
+def _dict_meets(value: Any, acceptable: Any) -> bool:
+    """`acceptable` lists the acceptable values of every key, as those of a call list the arguments'."""
+    if not isinstance(value, dict) or not isinstance(acceptable, dict):
+        return False
+    lists = {key: values if isinstance(values, list) else [values] for key, values in acceptable.items()}
+    if any(key not in value and "" not in values for key, values in lists.items()):
+        return False
+    return all(key in lists and _plain(each) in map(_plain, lists[key]) for key, each in value.items())
+
+
+def _plain(value: Any) -> Any:
+    """Texts without spaces, punctuation and capitals: `April 1, 2024` is `april 1 2024`."""
+    return _IGNORED.sub("", value).lower().replace("'", '"') if isinstance(value, str) else value
+
+
+def _functions(item: Item) -> Functions:
+    return {_name(each): _normalised(_description(each)) for each in _offered(item)}
+
+
+def _offered(item: Item) -> Any:
+    return item.fields.get("functions", item.tools or [])
+
+
+def _name(function: Any) -> Any:
+    return _description(function).get("name") if isinstance(function, dict) else None
+
+
+def _description(function: dict[str, Any]) -> dict[str, Any]:
+    inner = function.get("function")  # OpenAI's form wraps it
+    return inner if isinstance(inner, dict) else function
+
+
+def _normalised(schema: Any) -> Any:
+    """With BFCL's names of types, and `required` where a function's parameters lack it."""
+    if isinstance(schema, list):
+        return [_normalised(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made = {key: _normalised(value) for key, value in schema.items()}
+    if isinstance(made.get("type"), str):
+        made["type"] = _TYPE_NAMES.get(made["type"], made["type"])
+    if isinstance(made.get("properties"), dict):
+        made.setdefault("required", [])
+    return made
+
+
+def _ground_truth(expected: Any) -> GroundTruth:
+    """Raises ValueError when it is neither ground truth nor calls."""
+    if isinstance(expected, str):
+        return [{name: {key: [value] for key, value in given.items()}} for name, given in parse_calls(expected)]
+    if not isinstance(expected, list) or not expected:
+        raise ValueError(f"expected a list of calls, found {expected!r:.80}")
+    for call in expected:
+        if not isinstance(call, dict) or len(call) != 1:
+            raise ValueError(f"a call is an object with the function's name as its only key, found {call!r:.80}")
+        (arguments,) = call.values()
+        if not isinstance(arguments, dict) or not all(isinstance(each, list) for each in arguments.values()):
+            raise ValueError(f"every argument needs a list of acceptable values, found {arguments!r:.80}")
+    return expected

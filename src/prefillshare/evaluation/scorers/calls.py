@@ -1,0 +1,104 @@
+"""Reads the function calls that a model writes: Python syntax, or one of the JSON forms of chat templates.
+
+    get_weather(city="Oxford")                 [get_weather(city="Oxford"), get_time(zone="UTC")]
+    {"name": "get_weather", "arguments": {"city": "Oxford"}}     a list of them, or OpenAI's `tool_calls`
+    <tool_call>{"name": ..., "arguments": ...}</tool_call>       any number of times
+
+Nothing of the answer is evaluated: values are literals, arithmetic on numbers is computed here, a variable is read as
+its name and a nested call as its text. Positional arguments have no name to be compared by and are left out.
+"""
+
+import ast
+import re
+import warnings
+from typing import Any
+
+from prefillshare.evaluation.scorers.text import parse_json, unfenced
+
+Call = tuple[str, dict[str, Any]]
+
+_TAG = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
+
+
+def parse_calls(answer: str) -> list[Call]:
+    """The calls in the order of the answer. Raises ValueError when it is anything but calls."""
+    tagged = _TAG.findall(answer)
+    if tagged:
+        return [call for text in tagged for call in parse_calls(text)]
+    text = unfenced(answer)
+    try:
+        value = parse_json(text)
+    except ValueError:
+        return _python_calls(text)
+    return [_json_call(each) for each in (value if isinstance(value, list) else [value])]
+
+
+def _json_call(value: Any) -> Call:
+    if isinstance(value, dict):
+        function = value.get("function")
+        value = function if isinstance(function, dict) else value
+        name, arguments = value.get("name"), value.get("arguments", value.get("parameters", {}))
+        if isinstance(arguments, str):  # OpenAI's form: JSON in JSON
+            arguments = parse_json(arguments)
+        if isinstance(name, str) and isinstance(arguments, dict):
+            return name, arguments
+    raise ValueError(f"not a call: {value!r:.80}")
+
+
+def _python_calls(text: str) -> list[Call]:
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            body = ast.parse(text, mode="eval").body
+        elements = body.elts if isinstance(body, ast.List | ast.Tuple) else [body]
+        return [_python_call(element) for element in elements]
+    except (SyntaxError, RecursionError, MemoryError, OverflowError) as error:
+        raise ValueError(f"neither JSON nor a Python call: {error}") from None
+
+
+def _python_call(node: ast.expr) -> Call:
+    if not isinstance(node, ast.Call) or not re.fullmatch(r"\w+(\.\w+)*", name := ast.unparse(node.func)):
+        raise ValueError(f"not a call: {ast.unparse(node):.80}")
+    return name, {keyword.arg: _value(keyword.value) for keyword in node.keywords if keyword.arg is not None}
+
+
+def _value(node: ast.expr) -> Any:
+    match node:
+        case ast.Constant():
+            return node.value
+        case ast.List():
+            return [_value(each) for each in node.elts]
+        case ast.Tuple():
+            return tuple(_value(each) for each in node.elts)
+        case ast.Dict():
+            keys = [None if key is None else _value(key) for key in node.keys]
+            try:
+                return dict(zip(keys, map(_value, node.values), strict=True))
+            except TypeError:
+                raise ValueError(f"not a value: {ast.unparse(node):.80}") from None
+        case ast.UnaryOp() | ast.BinOp():
+            return _arithmetic(node)
+    return ast.unparse(node)
+
+
+def _arithmetic(node: ast.UnaryOp | ast.BinOp) -> Any:
+    """A number where the operands are numbers, else the text. No powers: they could be of any size."""
+    operands = [_value(each) for each in ([node.operand] if isinstance(node, ast.UnaryOp) else [node.left, node.right])]
+    if not all(isinstance(each, int | float) for each in operands):
+        return ast.unparse(node)
+    try:
+        match node.op, operands:
+            case ast.USub(), [one]:
+                return -one
+            case ast.UAdd(), [one]:
+                return one
+            case ast.Add(), [one, other]:
+                return one + other
+            case ast.Sub(), [one, other]:
+                return one - other
+            case ast.Mult(), [one, other]:
+                return one * other
+            case ast.Div(), [one, other]:
+                return one / other
+    except ArithmeticError:
+        pass
+    return ast.unparse(node)

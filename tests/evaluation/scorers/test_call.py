@@ -1,0 +1,209 @@
+import json
+from importlib.resources import files
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+
+from prefillshare.evaluation.items import BadField, Item
+from prefillshare.evaluation.scorers import SCORERS
+from prefillshare.evaluation.scorers.call import bfcl_checker, own_checker
+from prefillshare.evaluation.scorers.calls import parse_calls
+
+score = SCORERS["call"]
+
+TOOLS = [
+    {
+        "name": "order",
+        "description": "",
+        "parameters": {
+            "type": "dict",
+            "properties": {
+                "product": {"type": "string"},
+                "count": {"type": "integer"},
+                "price": {"type": "float"},
+                "gift": {"type": "boolean"},
+                "colours": {"type": "array", "items": {"type": "string"}},
+                "size": {"type": "tuple", "items": {"type": "integer"}},
+                "address": {"type": "dict", "properties": {}},
+                "lines": {"type": "array", "items": {"type": "dict"}},
+            },
+            "required": ["product"],
+        },
+    },
+    {"name": "stop", "description": "", "parameters": {"type": "dict", "properties": {}, "required": []}},
+]
+TRUTH = [
+    {
+        "order": {
+            "product": ["pine table", "table, pine"],
+            "count": [2, ""],
+            "price": [3.0, 4, ""],
+            "gift": [True, ""],
+            "colours": [["red", "Dark Blue"], ""],
+            "size": [[1, 2], ""],
+            "address": [{"city": ["Oxford"], "street": ["High St.", ""]}, ""],
+            "lines": [[{"n": [1]}, {"n": [2, 3]}], ""],
+        }
+    }
+]
+CALLS = [
+    ("order(product='pine table')", True),
+    ("order(product='Table Pine', count=2)", True),
+    ("order(product='chair')", False),
+    ("order(count=2)", False),
+    ("order()", False),
+    ("purchase(product='pine table')", False),
+    ("order(product='pine table', more=1)", False),
+    ("order(product='pine table', count=3)", False),
+    ("order(product='pine table', count='2')", False),
+    ("order(product='pine table', count=2.0)", False),
+    ("order(product='pine table', count=True)", False),
+    ("order(product='pine table', price=3)", True),
+    ("order(product='pine table', price=4)", True),
+    ("order(product='pine table', price=3.5)", False),
+    ("order(product='pine table', price='3.0')", False),
+    ("order(product='pine table', gift=True)", True),
+    ("order(product='pine table', gift=1)", False),
+    ("order(product='pine table', gift=False)", False),
+    ("order(product='pine table', colours=['red', 'dark blue'])", True),
+    ("order(product='pine table', colours=['dark blue', 'red'])", False),
+    ("order(product='pine table', colours='red')", False),
+    ("order(product='pine table', colours=[1, 2])", False),
+    ("order(product='pine table', colours=[])", True),
+    ("order(product='pine table', size=(1, 2))", True),
+    ("order(product='pine table', size=[1, 2])", True),
+    ("order(product='pine table', size=[1.0, 2])", True),  # may be left out, so BFCL lets the elements' types pass
+    ("order(product='pine table', address={'city': 'oxford'})", True),
+    ("order(product='pine table', address={'city': 'oxford', 'street': 'high st'})", True),
+    ("order(product='pine table', address={'street': 'High St.'})", False),
+    ("order(product='pine table', address={'city': 'oxford', 'zip': 1})", False),
+    ("order(product='pine table', address='oxford')", False),
+    ("order(product='pine table', lines=[{'n': 1}, {'n': 3}])", True),
+    ("order(product='pine table', lines=[{'n': 1}])", False),
+    ("order(product='pine table', lines=[{'n': 2}, {'n': 1}])", False),
+    ("order(product=None)", False),
+    ("order(product=['pine table'])", False),
+    ("order(product='pine table'), order(product='pine table')", False),
+    ("[order(product='pine table')]", True),
+]
+
+
+@pytest.fixture(params=["own", "bfcl"])
+def checker(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "bfcl":
+        if find_spec("bfcl_eval") is None:
+            pytest.skip("bfcl_eval is not installed")
+        assert bfcl_checker() is not None
+    else:
+        monkeypatch.setattr("prefillshare.evaluation.scorers.call.bfcl_checker", lambda: None)
+
+
+@pytest.mark.usefixtures("checker")
+@pytest.mark.parametrize(("answer", "right"), CALLS)
+def test_values_are_compared_as_bfcl_compares_them(answer: str, right: bool) -> None:
+    item = Item("question", TRUTH, tools=TOOLS)
+    score.check(item)
+    assert score(answer, item) is right
+
+
+@pytest.mark.usefixtures("checker")
+def test_several_calls_may_come_in_any_order() -> None:
+    item = Item("question", [{"order": {"product": ["a"]}}, {"order": {"product": ["b"]}}, {"stop": {}}], tools=TOOLS)
+    assert score("[stop(), order(product='b'), order(product='a')]", item)
+    assert not score("[stop(), order(product='a'), order(product='a')]", item)
+    assert not score("[order(product='b'), order(product='a')]", item)
+    twice = Item("question", [{"order": {"product": ["a"]}}] * 2, tools=TOOLS)
+    assert score("[order(product='a'), order(product='a')]", twice)
+    assert not score("[order(product='a'), order(product='b')]", twice)
+
+
+def test_openais_form_of_tools_and_answers() -> None:
+    parameters = {
+        "type": "object",
+        "properties": {"price": {"type": "number"}, "at": {"type": "object"}},
+    }
+    tools = [{"type": "function", "function": {"name": "order", "parameters": parameters}}]
+    item = Item("question", [{"order": {"price": [3], "at": [{"city": ["Rome"]}]}}], tools=tools)
+    score.check(item)
+    answer = [{"function": {"name": "order", "arguments": json.dumps({"price": 3, "at": {"city": "Rome"}})}}]
+    assert score(json.dumps(answer), item)
+
+
+def test_without_tools_values_are_compared_alone() -> None:
+    item = Item("question", [{"f": {"x": [1], "y": ["a", ""]}}])
+    assert score("f(x=1)", item)
+    assert score('{"name": "f", "arguments": {"x": 1, "y": "A"}}', item)
+    assert not score("f(x=2)", item)
+    assert not score("f(x=1, z=1)", item)
+
+
+def test_an_expected_text_is_read_as_an_answer_is() -> None:
+    item = Item("question", '[f(x=[1, 2]), g(y="Oxford, UK")]')
+    score.check(item)
+    assert score('g(y="oxford uk"), f(x=[1,2])', item)
+    assert not score('g(y="oxford"), f(x=[1,2])', item)
+
+
+@pytest.mark.parametrize(
+    ("expected", "tools", "field"),
+    [
+        ("no call", None, "expected"),
+        ([], None, "expected"),
+        ([{"f": {}, "g": {}}], None, "expected"),
+        ([{"f": {"x": 1}}], None, "expected"),
+        ([{"f": {}}], TOOLS, "tools"),
+        ([{"f": {}}], [{"description": "nameless"}], "tools"),
+    ],
+)
+def test_mistakes_in_the_data_are_found_beforehand(expected: Any, tools: Any, field: str) -> None:
+    with pytest.raises(BadField, match=f"field '{field}'"):
+        score.check(Item("question", expected, tools=tools))
+
+
+# Ways to spoil a right call, so that verdicts of both kinds are compared on the leaderboard's data.
+def _spoilt(arguments: dict[str, Any]) -> list[dict[str, Any]]:
+    made = [arguments, {**arguments, "unexpected": 1}]
+    for key, value in arguments.items():
+        others = [None, "", "other", 0, 1, 1.5, True, [], [value], {}, {"a": 1}, f"{value}", f" {value}!".upper()]
+        made += [{**arguments, key: other} for other in others]
+        made.append({name: each for name, each in arguments.items() if name != key})
+    return made
+
+
+def _plain_value(acceptable: Any) -> Any:
+    value = next((each for each in acceptable if each != ""), "")
+    if isinstance(value, dict):
+        return {key: _plain_value(each) if isinstance(each, list) else each for key, each in value.items()}
+    if isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
+        return [{key: _plain_value(each) for key, each in one.items()} for one in value]
+    return value
+
+
+@pytest.mark.skipif(find_spec("bfcl_eval") is None, reason="bfcl_eval is not installed")
+@pytest.mark.parametrize("category", ["simple_python", "multiple", "parallel", "live_simple", "live_multiple"])
+def test_the_own_checker_agrees_with_bfcls(category: str) -> None:
+    theirs = bfcl_checker()
+    assert theirs is not None
+    data = files("bfcl_eval") / "data"
+    questions = (data / f"BFCL_v4_{category}.json").read_text().splitlines()[::3]
+    answers = (data / "possible_answer" / f"BFCL_v4_{category}.json").read_text().splitlines()[::3]
+    verdicts = {True: 0, False: 0}
+    for question, answer in zip(map(json.loads, questions), map(json.loads, answers), strict=True):
+        assert question["id"] == answer["id"]
+        truth, functions = answer["ground_truth"], {each["name"]: each for each in question["function"]}
+        ((name, acceptable),) = truth[0].items()
+        rest = [
+            (each, {k: _plain_value(v) for k, v in args.items()}) for call in truth[1:] for each, args in call.items()
+        ]
+        right = {key: _plain_value(values) for key, values in acceptable.items() if key in values or values != [""]}
+        for arguments in _spoilt(right):
+            calls = [*rest, (name, arguments)]
+            try:
+                expected = theirs(list(functions.values()), calls, truth)
+            except (AttributeError, LookupError, TypeError):
+                continue
+            assert own_checker(functions, calls, truth) == expected, (question["id"], calls, truth)
+            verdicts[expected] += 1
+    assert min(verdicts.values()) > 50, verdicts
+    assert parse_calls("f()") == [("f", {})]

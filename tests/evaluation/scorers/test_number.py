@@ -1,0 +1,69 @@
+from fractions import Fraction
+from typing import Any
+
+import pytest
+
+from prefillshare.evaluation.items import BadField, Item
+from prefillshare.evaluation.scorers import SCORERS
+from prefillshare.evaluation.scorers.number import final_number
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("42", 42),
+        ("The answer is 42.", 42),
+        ("6 * 7 = 42, so there are 42 of 50 left? No: 8", 8),
+        ("3 + 4 = 7\n#### 7\nThat took 5 steps", 7),
+        ("$1,234.50", Fraction("1234.5")),
+        ("it costs -$3", -3),
+        ("-3", -3),
+        ("\u22123", -3),
+        ("= -0.5", Fraction(-1, 2)),
+        (".25", Fraction(1, 4)),
+        ("10-3", 3),
+        ("(10) - 3", 3),
+        ("50%", 50),
+        ("1/2", Fraction(1, 2)),
+        (r"\boxed{\frac{3}{4}}", Fraction(3, 4)),
+        ("1.5e3", 1500),
+        ("2E-2", Fraction(1, 50)),
+        ("1,2345", 2345),
+        ("x is 3, 4", 4),
+        ("15kg", 15),
+        ("12 of H2O", 12),
+        ("7/0", None),
+        ("none", None),
+        ("", None),
+    ],
+)
+def test_the_final_number(text: str, number: Any) -> None:
+    assert final_number(text) == number
+
+
+def test_a_huge_exponent_is_not_written_out() -> None:
+    final_number("1e999999999")  # returns at all
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected", "right"),
+    [
+        ("#### 1,000", "1000", True),
+        ("0.5", "1/2", True),
+        ("3.0", 3, True),
+        ("0.3", 0.1 + 0.2, True),
+        ("0.3001", 0.3, False),
+        ("41", 42, False),
+        ("no idea", 42, False),
+        ("-5", 5, False),
+        ("0", 0, True),
+    ],
+)
+def test_numbers_are_compared_by_value(answer: str, expected: Any, right: bool) -> None:
+    assert SCORERS["number"](answer, Item("q", expected)) is right
+
+
+@pytest.mark.parametrize("expected", ["many", True, None, [1]])
+def test_an_item_without_a_number_is_refused(expected: Any) -> None:
+    with pytest.raises(BadField, match="expected"):
+        SCORERS["number"].check(Item("q", expected))

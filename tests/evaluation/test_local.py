@@ -1,0 +1,151 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import PreTrainedModel
+
+from prefillshare.errors import UserError
+from prefillshare.evaluation.config import EvaluateConfig
+from prefillshare.evaluation.items import Item
+from prefillshare.evaluation.local import LocalAnswers
+from prefillshare.evaluation.mixed import generate_mixed
+from prefillshare.evaluation.systems import Measurement, plan
+from prefillshare.identity import BaseMismatch, compute_identity
+from prefillshare.module import BaseReference, Manifest, save_manifest
+from prefillshare.training.conversation import render_prompt
+from prefillshare.training.reference import generate, load_base
+from tests.training.tiny import byte_tokenizer, save_base, tiny_model
+
+NEW = 8
+ITEMS = [
+    Item([{"role": "user", "content": "How many orders?"}], "", line=1),
+    Item([{"role": "user", "content": "How many cities are there?"}], "", line=2),
+    Item("Once upon", "", line=3),
+]
+
+
+def save_module(folder: Path, base: Path, model: torch.nn.Module, kind: str = "full") -> Path:
+    model.save_pretrained(folder)
+    reference = BaseReference(name="base", identity=compute_identity(base))
+    save_manifest(folder, Manifest(name="m", kind=kind, base=reference))
+    return folder
+
+
+def config(folder: Path, **fields: Any) -> EvaluateConfig:
+    values = {"dataset_name": folder / "items.jsonl", "output_dir": folder / "out", "scorer": "exact", "batch_size": 2}
+    return EvaluateConfig(**{"model_name_or_path": folder / "base", "max_new_tokens": NEW, **values, **fields})
+
+
+def prompts() -> list[list[int]]:
+    tokenizer = byte_tokenizer()
+    return [
+        tokenizer(item.prompt)["input_ids"] if isinstance(item.prompt, str) else render_prompt(item.prompt, tokenizer)
+        for item in ITEMS
+    ]
+
+
+def text(tokens: list[int]) -> str:
+    return byte_tokenizer().decode(tokens, skip_special_tokens=True)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save_base(tmp_path / "base")
+    save_base(tmp_path / "full", tiny_model(1))
+    return tmp_path
+
+
+def test_every_system_answers_with_its_weights_on_its_kv(folder: Path) -> None:
+    base, full, module = tiny_model(0), tiny_model(1), tiny_model(2)
+    save_module(folder / "module", folder / "base", module)
+    settings = config(folder, module=folder / "module", full_fine_tuning=folder / "full", shares=(0.5,))
+    answers = LocalAnswers(settings, ITEMS)
+    end = {byte_tokenizer().eos_token_id}
+
+    def expected(prefill: PreTrainedModel, decode: PreTrainedModel) -> list[str]:
+        return [text(generate(prefill, decode, p, max_new_tokens=NEW, eos_token_ids=end)) for p in prompts()]
+
+    def mixed(decode: PreTrainedModel) -> list[str]:
+        outputs = generate_mixed(base, decode, prompts(), share=0.5, max_new_tokens=NEW, eos_token_ids=end)
+        return [text(tokens) for tokens in outputs]
+
+    found = {each.label: [answer.text for answer in answers.answers(each, ITEMS)] for each in plan(settings)}
+    assert found == {
+        "base": expected(base, base),
+        "full fine-tuning": expected(full, full),
+        "naive sharing": expected(base, full),
+        "decode module": expected(base, module),
+        "naive sharing, share 0.5": mixed(full),
+        "decode module, share 0.5": mixed(module),
+    }
+    assert len({tuple(each) for each in found.values()}) == len(found)
+
+
+def test_a_lora_module_answers(folder: Path) -> None:
+    lora = get_peft_model(load_base(folder / "base"), LoraConfig(r=2, target_modules="all-linear"))
+    torch.manual_seed(5)
+    for name, weight in lora.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(weight, std=0.3)
+    save_module(folder / "module", folder / "base", lora.eval(), "lora")
+    answers = LocalAnswers(config(folder, module=folder / "module"), ITEMS)
+    end = {byte_tokenizer().eos_token_id}
+    for share in (0.0, 0.5, 1.0):
+        outputs = generate_mixed(tiny_model(0), lora, prompts(), share=share, max_new_tokens=NEW, eos_token_ids=end)
+        found = [answer.text for answer in answers.answers(Measurement("module", share), ITEMS)]
+        assert found == [text(tokens) for tokens in outputs]
+
+
+def test_an_answer_says_whether_it_was_cut_off(folder: Path) -> None:
+    (end,) = {byte_tokenizer().eos_token_id}
+    tokens = generate(tiny_model(0), tiny_model(0), prompts()[2], max_new_tokens=NEW)
+    assert end not in tokens
+    base = tiny_model(0)
+    base.generation_config.eos_token_id = [tokens[3]]
+    save_base(folder / "stops", base)
+    for checkpoint, cut_off, length in (("base", True, NEW), ("stops", False, 4)):
+        answers = LocalAnswers(config(folder, model_name_or_path=folder / checkpoint), ITEMS)
+        (answer,) = answers.answers(Measurement("base", 1.0), ITEMS[2:])
+        assert (answer.cut_off, answer.text) == (cut_off, text(tokens[:length]))
+
+
+def test_what_answers_depend_on_follows_the_weights(folder: Path) -> None:
+    def inputs() -> dict[str, Any]:
+        return LocalAnswers(config(folder, full_fine_tuning=folder / "full"), ITEMS).depends_on(
+            Measurement("full", 1.0)
+        )
+
+    before = inputs()
+    assert before == inputs()
+    save_base(folder / "full", tiny_model(3))
+    assert inputs() != before
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"full_fine_tuning": "nowhere"}, "full_fine_tuning.*config.json"),
+        ({"full_fine_tuning": "module"}, "full_fine_tuning.*is a decode module"),
+        ({"full_fine_tuning": "other"}, "full_fine_tuning.*model_type 'qwen2'"),
+        ({"module": "full"}, "module.*prefillshare.json"),
+        ({"model_name_or_path": "nowhere"}, "base.*nowhere"),
+        ({"max_new_tokens": 500}, "line 1.*512 positions"),
+    ],
+)
+def test_what_cannot_be_used_is_named_before_anything_is_loaded(
+    folder: Path, fields: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_module(folder / "module", folder / "base", tiny_model(1))
+    save_base(folder / "other", tiny_model(0, "qwen2"))
+    monkeypatch.setattr("prefillshare.evaluation.local.load_base", lambda *_, **__: pytest.fail("loaded"))
+    fields = {name: folder / value if isinstance(value, str) else value for name, value in fields.items()}
+    with pytest.raises(UserError, match=message):
+        LocalAnswers(config(folder, **fields), ITEMS)
+
+
+def test_a_module_of_another_base_is_refused(folder: Path) -> None:
+    save_module(folder / "module", folder / "full", tiny_model(1))
+    with pytest.raises(BaseMismatch):
+        LocalAnswers(config(folder, module=folder / "module"), ITEMS)
