@@ -4,6 +4,7 @@ Rooms are imported inside the commands, so that `--help` answers at once and `se
 """
 
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -63,6 +64,8 @@ def train(
     from prefillshare.training.run import train as run_training
 
     module = run_training(load_train_config(config, overrides or []))
+    if os.environ.get("RANK", "0") != "0":  # under a launcher the main process speaks
+        return
     typer.echo(f"decode module {module.name!r} ({module.kind}) is in {module.path}")
 
 
@@ -169,8 +172,6 @@ def worker(
 
     Example: `prefillshare worker deployment.yaml decode-sql-0 --print`
     """
-    import os
-
     from prefillshare.engine.worker import plan_workers, worker_command, worker_environment
 
     specs = plan_workers(load_deployment(deployment))

@@ -21,6 +21,8 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
 from prefillshare.module import base_kv_length
+from prefillshare.training.masks import PADDING, Columns
+from prefillshare.training.reference import greedy_tokens
 
 
 def base_positions(prompt_tokens: int, share: float) -> int:
@@ -44,24 +46,9 @@ def generate_mixed(
         ValueError: a prompt is empty.
     """
     cache, mask = _mixed_kv(base, decode, prompts, share)
-    current = torch.tensor([[prompt[-1]] for prompt in prompts], device=decode.device)
-    positions = mask.sum(dim=1, keepdim=True)
-    outputs: list[list[int]] = [[] for _ in prompts]
-    running = set(range(len(prompts)))
-    for _ in range(max_new_tokens):
-        mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
-        logits = decode(
-            input_ids=current, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-        ).logits
-        current, positions = logits[:, -1:].argmax(dim=-1), positions + 1
-        for row in sorted(running):
-            token = int(current[row, 0])
-            outputs[row].append(token)
-            if token in eos_token_ids:
-                running.remove(row)
-        if not running:
-            break
-    return outputs
+    seen = Columns(torch.where(mask, 0, PADDING), mask.cumsum(dim=1) - 1)
+    last, splits = [prompt[-1] for prompt in prompts], [base_kv_length(len(prompt)) for prompt in prompts]
+    return greedy_tokens(decode, cache, seen, last, splits, max_new_tokens=max_new_tokens, eos_token_ids=eos_token_ids)
 
 
 def _mixed_kv(

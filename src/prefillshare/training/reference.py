@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import Cache
 
 from prefillshare.module import DecodeModule, base_kv_length, verify_module
 from prefillshare.training.base_cache import SharedKV, TokenIds, base_pass
@@ -87,12 +88,36 @@ def generate_batch(
     cache = DynamicCache()
     for layer, (keys, values) in enumerate(kv.layers):
         cache.update(keys, values, layer)
-    seen = kv.columns
-    new = Columns(torch.zeros(len(prompts), 1, dtype=torch.long), torch.tensor(splits).unsqueeze(1)).to(decode.device)
-    last = [[prompt[split]] for prompt, split in zip(prompts, splits, strict=True)]
-    current = torch.tensor(last, device=decode.device)
-    outputs: list[list[int]] = [[] for _ in prompts]
-    running = set(range(len(prompts)))
+    last = [prompt[split] for prompt, split in zip(prompts, splits, strict=True)]
+    outputs = greedy_tokens(
+        decode, cache, kv.columns, last, splits, max_new_tokens=max_new_tokens, eos_token_ids=eos_token_ids
+    )
+    return outputs, kv.shared
+
+
+@torch.no_grad()
+def greedy_tokens(
+    decode: PreTrainedModel | PeftModel,
+    cache: Cache,
+    seen: Columns,
+    last: Sequence[int],
+    splits: Sequence[int],
+    *,
+    max_new_tokens: int,
+    eos_token_ids: Collection[int],
+) -> list[list[int]]:
+    """Greedy tokens by row, the end-of-sequence token included.
+
+    Args:
+        cache: KV of every prompt but its last token, which grows.
+        seen: what its columns hold, one conversation a row.
+        last: each prompt's last token, `splits` its position.
+    """
+    rows = len(last)
+    new = Columns(torch.zeros(rows, 1, dtype=torch.long), torch.tensor(splits).unsqueeze(1)).to(decode.device)
+    current = torch.tensor(last, device=decode.device).unsqueeze(1)
+    outputs: list[list[int]] = [[] for _ in range(rows)]
+    running = set(range(rows))
     for _ in range(max_new_tokens):
         logits = decode(
             input_ids=current,
@@ -110,4 +135,4 @@ def generate_batch(
                 running.remove(row)
         if not running:
             break
-    return outputs, kv.shared
+    return outputs
