@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements/cpu-py311.txt
 
-.PHONY: help setup demo test lint unit e2e figures training-cost clean
+.PHONY: help setup demo test lint unit e2e figures training-cost accuracy clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets
@@ -35,11 +35,15 @@ unit: setup  ## Tests that need no vLLM process
 e2e: setup  ## Tests against real vLLM processes
 	$(BIN)/pytest tests/e2e
 
-figures: setup  ## The accuracy table of the README (hours on a small CPU; resumes where it stopped)
+figures: setup  ## The accuracy table of the README (10 to 60 minutes; resumes where it stopped)
 	$(BIN)/python -m examples.demo.compare
 
 training-cost: setup  ## The table of docs/training.md: a step against TRL's SFTTrainer (about 10 minutes)
 	$(BIN)/python -m experiments.training_cost
+
+accuracy: setup  ## The table of docs/accuracy.md (hours on a small CPU; resumes where it stopped)
+	$(BIN)/python -m experiments.accuracy run
+	$(BIN)/python -m experiments.accuracy table
 
 clean:  ## Remove what the demo made; keeps .venv
 	rm -rf artifacts logs

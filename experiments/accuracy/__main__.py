@@ -1,0 +1,86 @@
+"""Accuracy of decode modules against full fine-tuning and naive sharing, on three task families.
+
+python -m experiments.accuracy run                  trains and scores what has no record yet
+python -m experiments.accuracy table                writes docs/accuracy.md's table from the records
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from experiments.accuracy.cells import RESULTS
+from experiments.accuracy.families import FAMILIES
+from prefillshare.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+INTERRUPTED = 130
+
+
+def main() -> int:
+    options = _parser().parse_args()
+    try:
+        return _run(options) if options.command == "run" else _table(options)
+    except UserError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; what is finished is kept, and the same command goes on from there", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _run(options: argparse.Namespace) -> int:
+    # Not at the top, so that `--help` and bad options do not wait for torch.
+    from examples.demo.prepare_base import prepare_base
+    from experiments.accuracy.run import Grid, run
+
+    what = Grid(
+        families=tuple(options.families),
+        seeds=tuple(options.seeds),
+        rates=tuple(sorted(options.rates)) if options.rates else None,
+        items=options.items,
+        base=prepare_base(options.base),
+        results=options.results,
+        checkpoints=ROOT / "artifacts" / "accuracy",
+    )
+    return 0 if run(what, budget_s=options.budget_minutes * 60, console=Console()) else 1
+
+
+def _table(options: argparse.Namespace) -> int:
+    from experiments.accuracy.report import write_report
+
+    print(write_report(options.results, ROOT / "docs"))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m experiments.accuracy", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="train and score what has no record yet")
+    table = commands.add_parser("table", help="write the table, its JSON and the plot from the records")
+    for command in (run, table):
+        command.add_argument("--results", type=Path, default=RESULTS, help="folder of the records")
+    run.add_argument("--families", nargs="+", choices=sorted(FAMILIES), default=list(FAMILIES))
+    run.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    run.add_argument("--rates", nargs="+", type=_positive(float), help="learning rates (default: each family's own)")
+    run.add_argument("--items", type=_positive(int), default=200, help="test items; half as many for validation")
+    run.add_argument(
+        "--budget-minutes", type=_positive(float), default=float("inf"), help="start nothing that ends later"
+    )
+    run.add_argument("--base", type=Path, default=ROOT / "artifacts" / "base", help="the base's checkpoint")
+    return parser
+
+
+def _positive(kind: type[float]) -> type:
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not value > 0:
+            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        return value
+
+    return parse  # type: ignore[return-value]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

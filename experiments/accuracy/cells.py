@@ -1,0 +1,121 @@
+"""The cells of the grid and their records: one small JSON file each, so that a run goes on where another stopped."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+from experiments.accuracy.items import Data, Family
+from prefillshare.errors import UserError
+
+System = Literal["base", "full", "decode"]  # what is trained: nothing, all weights on own KV, all weights on base KV
+# What is scored: naive sharing is full fine-tuning's weights on the base's KV.
+Answerer = Literal["base", "full", "naive", "decode"]
+ANSWERERS: dict[System, tuple[Answerer, ...]] = {"base": ("base",), "full": ("full", "naive"), "decode": ("decode",)}
+
+BATCH_SIZE = 8
+WARMUP_RATIO = 0.1
+RESULTS = Path(__file__).parents[2] / "docs" / "results" / "accuracy"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training, or for `base` none. `rate` is its learning rate."""
+
+    family: str
+    seed: int
+    system: System
+    rate: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.family} seed {self.seed} {self.system}" + ("" if self.rate is None else f" {self.rate:g}")
+
+    @property
+    def name(self) -> str:
+        return str(self).replace(" seed ", "-s").replace(" ", "-")
+
+
+@dataclass
+class Record:
+    """What is kept of a cell. `scores[part][answerer]` has "right", one 0 or 1 an item, and "seconds"."""
+
+    cell: Cell
+    recipe: dict[str, Any]
+    environment: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    scores: dict[str, dict[Answerer, dict[str, Any]]] = field(default_factory=dict)
+
+    def right(self, part: str, answerer: Answerer) -> list[int]:
+        return [int(bit) for bit in self.scores[part][answerer]["right"]]
+
+    def accuracy(self, part: str, answerer: Answerer) -> float:
+        bits = self.right(part, answerer)
+        return sum(bits) / len(bits)
+
+
+def grid(families: list[Family], seeds: list[int], rates: tuple[float, ...] | None) -> Iterator[list[Cell]]:
+    """Groups of cells whose best rate is scored on the test items: all rates of a family, seed and system.
+
+    Seed by seed, so that a run that stops early has every family.
+    """
+    for seed, family in product(seeds, families):
+        yield [Cell(family.name, seed, "base")]
+        for system in ("full", "decode"):
+            yield [Cell(family.name, seed, system, rate) for rate in rates or family.rates]
+
+
+def recipe(family: Family, data: Data, base: str) -> dict[str, Any]:
+    """Everything beside the cell that a result depends on. Equal recipes give comparable results."""
+    return {
+        "base": base,
+        "data": data.digest(),
+        "items": {"train": len(data.train), "validation": len(data.validation), "test": len(data.test)},
+        "steps": family.steps,
+        "batch_size": BATCH_SIZE,
+        "lr_scheduler_type": "linear",
+        "warmup_ratio": WARMUP_RATIO,
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "max_new_tokens": family.max_new_tokens,
+    }
+
+
+def load(cell: Cell, wanted: dict[str, Any], folder: Path) -> Record:
+    """The cell's record, empty if there is none.
+
+    Raises:
+        UserError: it was made by another recipe, whose results a run would otherwise overwrite or mix with its own.
+    """
+    file = folder / f"{cell.name}.json"
+    if not file.is_file():
+        return Record(cell, wanted)
+    record = read(file)
+    differing = sorted(key for key in wanted.keys() | record.recipe.keys() if wanted.get(key) != record.recipe.get(key))
+    if differing:
+        raise UserError(
+            f"{file}: made by another recipe ({', '.join(differing)} differ); remove it, or write to another folder "
+            "with --results"
+        )
+    return record
+
+
+def read(file: Path) -> Record:
+    content = json.loads(file.read_text())
+    return Record(**{**content, "cell": Cell(**content["cell"])})
+
+
+def save(record: Record, folder: Path) -> None:
+    """The file appears complete or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    scratch = folder / f".{record.cell.name}.json"
+    scratch.write_text(json.dumps(asdict(record), indent=1) + "\n")
+    scratch.rename(folder / f"{record.cell.name}.json")
+
+
+def best(records: list[Record]) -> Record:
+    """The record whose system did best on the validation items; the lower rate where two are equal."""
+    return max(
+        records, key=lambda record: (record.accuracy("validation", record.cell.system), -(record.cell.rate or 0))
+    )

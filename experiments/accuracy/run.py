@@ -1,0 +1,177 @@
+"""The grid, cell by cell. Every finished step is a record on disk; a run goes on where the last one stopped.
+
+For each family and seed: the base is scored; full fine-tuning and the decode module are trained at every learning
+rate and scored on the validation items; then each system's best checkpoint is scored on the test items.
+"""
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from experiments.accuracy.answering import score
+from experiments.accuracy.cells import ANSWERERS, BATCH_SIZE, Answerer, Cell, Record, best, grid, load, recipe, save
+from experiments.accuracy.families import FAMILIES
+from experiments.accuracy.items import Data, Size
+from experiments.accuracy.training import train_cell
+from prefillshare.hardware import preferred_dtype
+from prefillshare.identity import compute_identity
+
+_VERSIONS = ("torch", "transformers", "trl")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A piece of work that ends in a saved record. `kind` groups steps that take about as long as each other."""
+
+    kind: str
+    title: str
+    do: Callable[[], None]
+
+
+@dataclass
+class Clock:
+    """How long steps of a kind take, measured as they are done."""
+
+    budget_s: float
+    started: float = field(default_factory=time.monotonic)
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+
+    def estimate(self, kind: str) -> float:
+        """Mean of the kind's steps so far, or of all steps before there is one; 0 before there is any."""
+        known = self.seconds.get(kind) or [second for kinds in self.seconds.values() for second in kinds]
+        return sum(known) / len(known) if known else 0.0
+
+    def allows(self, kind: str) -> bool:
+        return time.monotonic() - self.started + self.estimate(kind) <= self.budget_s
+
+    def run(self, step: Step) -> None:
+        started = time.monotonic()
+        step.do()
+        self.seconds.setdefault(step.kind, []).append(time.monotonic() - started)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What to run, and where. `checkpoints` is scratch: what is missing there is trained again when it is needed."""
+
+    families: tuple[str, ...]
+    seeds: tuple[int, ...]
+    rates: tuple[float, ...] | None  # None: each family's own
+    items: int
+    base: Path
+    results: Path
+    checkpoints: Path
+
+    def groups(self) -> list["Group"]:
+        identity = compute_identity(self.base).digest
+        groups = []
+        for cells in grid([FAMILIES[name] for name in self.families], list(self.seeds), self.rates):
+            family = FAMILIES[cells[0].family]
+            data = family.build(cells[0].seed, Size(family.steps * BATCH_SIZE, self.items // 2, self.items))
+            wanted = recipe(family, data, identity)
+            groups.append(Group(self, data, [load(cell, wanted, self.results) for cell in cells]))
+        return groups
+
+
+@dataclass
+class Group:
+    """All rates of one family, seed and system. Only the best checkpoint so far is kept."""
+
+    grid: Grid
+    data: Data
+    records: list[Record]
+
+    def remaining(self) -> list[Step]:
+        """What is still to do, in order. The last one's record depends on the others."""
+        cells = [record.cell for record in self.records]
+        if cells[0].system == "base":
+            return (
+                [] if "test" in self.records[0].scores else [Step(f"{cells[0].family} base", str(cells[0]), self._base)]
+            )
+        steps = [
+            Step(f"{record.cell.family} {record.cell.system}", str(record.cell), partial(self._tune, record))
+            for record in self.records
+            if "validation" not in record.scores
+        ]
+        if steps or "test" not in best(self.records).scores:
+            title = f"{cells[0].family} seed {cells[0].seed} {cells[0].system}, test items"
+            steps.append(Step(f"{cells[0].family} {cells[0].system} test", title, self._test))
+        return steps
+
+    def _base(self) -> None:
+        self._score(self.records[0], "test")
+
+    def _tune(self, record: Record) -> None:
+        self._train(record)
+        self._score(record, "validation")
+        scored = [record for record in self.records if "validation" in record.scores]
+        for other in scored:
+            if other is not best(scored):
+                shutil.rmtree(self._checkpoint(other.cell), ignore_errors=True)
+
+    def _test(self) -> None:
+        chosen = best(self.records)
+        if not (self._checkpoint(chosen.cell) / "config.json").is_file():
+            self._train(chosen)
+        self._score(chosen, "test")
+
+    def _train(self, record: Record) -> None:
+        folder = self._checkpoint(record.cell)
+        record.training = train_cell(record.cell, self.data.train, self.grid.base, folder)
+        record.environment = _environment()
+
+    def _score(self, record: Record, part: str) -> None:
+        family, base = FAMILIES[record.cell.family], self.grid.base
+        own = self._checkpoint(record.cell)
+        weights: dict[Answerer, tuple[Path, Path]] = {
+            "base": (base, base),
+            "full": (own, own),
+            "naive": (base, own),
+            "decode": (base, own),
+        }
+        record.environment = record.environment or _environment()
+        for answerer in ANSWERERS[record.cell.system]:
+            record.scores.setdefault(part, {})[answerer] = score(
+                f"{record.cell}: {answerer}, {part} items",
+                family,
+                getattr(self.data, part),
+                *weights[answerer],
+                self.grid.checkpoints / "answers" / f"{record.cell.name}-{answerer}-{part}.txt",
+            )
+        save(record, self.grid.results)
+
+    def _checkpoint(self, cell: Cell) -> Path:
+        return self.grid.checkpoints / cell.name.replace(".", "_")
+
+
+def run(what: Grid, *, budget_s: float, console: Console) -> bool:
+    """Whether everything is done. Stops before a step that would end after the budget."""
+    groups = what.groups()
+    clock = Clock(budget_s)
+    total = sum(len(group.remaining()) for group in groups)
+    done = 0
+    console.print(f"{total} steps to do" if total else "everything is done already")
+    for number, group in enumerate(groups):
+        for step in group.remaining():
+            if not clock.allows(step.kind):
+                console.print(f"time is up; {total - done} steps are left, the same command goes on with them")
+                return False
+            later = [other for rest in groups[number:] for other in rest.remaining()]
+            left = sum(clock.estimate(other.kind) for other in later)
+            time_left = f", about {left / 60:.0f} min left" if done else ""
+            console.print(f"[{done + 1}/{total}] {step.title}{time_left}", highlight=False)
+            clock.run(step)
+            done += 1
+    return True
+
+
+def _environment() -> dict[str, object]:
+    versions = {name: version(name) for name in _VERSIONS}
+    return {"dtype": preferred_dtype(), "threads": torch.get_num_threads(), **versions}

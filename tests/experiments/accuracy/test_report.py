@@ -1,0 +1,98 @@
+"""The table comes from the records alone."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments.accuracy.cells import Cell, Record, save
+from experiments.accuracy.report import END, START, write_report
+from prefillshare.errors import UserError
+
+RECIPE = {"data": "sha256:0", "steps": 2}
+
+
+def fill(folder: Path, seed: int, *, best: float = 1e-3, recipe: dict[str, object] = RECIPE) -> None:
+    """base 0, full 3/4, naive 1/4, decode 2/4 on the test items, at the given rate of two."""
+    environment = {"dtype": "float32"}
+    base = Record(Cell("sql", seed, "base"), recipe, environment)
+    base.scores["test"] = {"base": {"right": "0000", "seconds": 1.0}}
+    save(base, folder)
+    for rate in (1e-4, 1e-3):
+        full, decode = (
+            Record(Cell("sql", seed, s, rate), recipe, environment, {"seconds": 9.0}) for s in ("full", "decode")
+        )
+        good = "1" if rate == best else "0"
+        full.scores["validation"] = {
+            "full": {"right": "1" + good, "seconds": 1.0},
+            "naive": {"right": "00", "seconds": 1.0},
+        }
+        decode.scores["validation"] = {"decode": {"right": "0" + good, "seconds": 1.0}}
+        if rate == best:
+            full.scores["test"] = {
+                "full": {"right": "1110", "seconds": 1.0},
+                "naive": {"right": "1000", "seconds": 1.0},
+            }
+            decode.scores["test"] = {"decode": {"right": "1100", "seconds": 1.0}}
+        save(full, folder)
+        save(decode, folder)
+
+
+@pytest.fixture
+def docs(tmp_path: Path) -> Path:
+    docs = tmp_path / "docs"
+    (docs / "results").mkdir(parents=True)
+    (docs / "accuracy.md").write_text(f"before\n{START}\nold\n{END}\nafter\n")
+    return docs
+
+
+def test_the_table_replaces_what_stands_between_the_marks(docs: Path) -> None:
+    results = docs / "results" / "accuracy"
+    fill(results, 0)
+    fill(results, 1, best=1e-4)
+    text = write_report(results, docs)
+    page = (docs / "accuracy.md").read_text()
+    assert page == f"before\n{START}\n{text}\n{END}\nafter\n"
+    assert "| sql, wording of the question | 4 x 2 | 0.0 | 75.0 | 25.0 | 50.0 | -25.0 (" in text
+    assert "| sql | 0.001 | 75.0 | 0.0 | 25.0 |" in text
+    assert "8 trainings" in text
+    summary = json.loads((docs / "results" / "accuracy.json").read_text())
+    assert summary["points"]["decode"]["points"] == pytest.approx(-25)
+    assert summary["families"]["sql"]["best_rates"] == {"full": [1e-3, 1e-4], "decode": [1e-3, 1e-4]}
+    assert (docs / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_writing_it_again_changes_nothing(docs: Path) -> None:
+    fill(docs / "results" / "accuracy", 0)
+    write_report(docs / "results" / "accuracy", docs)
+    once = {file: file.read_bytes() for file in docs.rglob("*.*")}
+    write_report(docs / "results" / "accuracy", docs)
+    assert {file: file.read_bytes() for file in docs.rglob("*.*")} == once
+
+
+def test_a_seed_without_all_systems_is_left_out(docs: Path) -> None:
+    results = docs / "results" / "accuracy"
+    fill(results, 0)
+    fill(results, 1)
+    (results / "sql-s1-decode-0.001.json").unlink()
+    assert "| 4 x 1 |" in write_report(results, docs)
+
+
+def test_no_complete_seed_is_said(docs: Path) -> None:
+    with pytest.raises(UserError, match="no family"):
+        write_report(docs / "results" / "accuracy", docs)
+
+
+def test_records_of_two_recipes_do_not_make_one_table(docs: Path) -> None:
+    results = docs / "results" / "accuracy"
+    fill(results, 0)
+    fill(results, 1, recipe={**RECIPE, "steps": 3})
+    with pytest.raises(UserError, match="different recipes"):
+        write_report(results, docs)
+
+
+def test_a_page_without_marks_is_refused(docs: Path) -> None:
+    fill(docs / "results" / "accuracy", 0)
+    (docs / "accuracy.md").write_text("nothing")
+    with pytest.raises(UserError, match="are missing"):
+        write_report(docs / "results" / "accuracy", docs)

@@ -1,0 +1,186 @@
+"""The grid: what it does, in which order, and that it goes on where it stopped."""
+
+import io
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from experiments.accuracy import run as run_module
+from experiments.accuracy.cells import Cell, Record, best, load, read, save
+from experiments.accuracy.cells import grid as cells_of
+from experiments.accuracy.items import Family, Item
+from experiments.accuracy.run import Clock, Grid, Step, run
+from prefillshare.errors import UserError
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Trainings and scorings are pretended; this is what was done. The higher rate is the better one."""
+    done: list[str] = []
+
+    def train(cell: Cell, items: list[Item], base: Path, folder: Path) -> dict[str, Any]:
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        done.append(f"train {cell}")
+        return {"seconds": 1.0, "final_loss": 0.5}
+
+    def score(label: str, family: Family, items: list[Item], prefill: Path, decode: Path, file: Path) -> dict[str, Any]:
+        done.append(label)
+        for folder in {prefill, decode}:
+            assert (folder / "config.json").is_file()
+        right = ("1" if "0.01" in label else "0") * len(items)
+        return {"right": right, "seconds": 1.0}
+
+    monkeypatch.setattr(run_module, "train_cell", train)
+    monkeypatch.setattr(run_module, "score", score)
+    return done
+
+
+def go(what: Grid, budget_s: float = 1e9) -> tuple[bool, str]:
+    text = io.StringIO()
+    return run(what, budget_s=budget_s, console=Console(file=text, width=200)), text.getvalue()
+
+
+def test_all_rates_are_tuned_and_the_best_alone_is_tested(grid: Grid, trained: list[str]) -> None:
+    assert go(grid)[0]
+    assert trained == [
+        "toy seed 0 base: base, test items",
+        "train toy seed 0 full 0.001",
+        "toy seed 0 full 0.001: full, validation items",
+        "toy seed 0 full 0.001: naive, validation items",
+        "train toy seed 0 full 0.01",
+        "toy seed 0 full 0.01: full, validation items",
+        "toy seed 0 full 0.01: naive, validation items",
+        "toy seed 0 full 0.01: full, test items",
+        "toy seed 0 full 0.01: naive, test items",
+        "train toy seed 0 decode 0.001",
+        "toy seed 0 decode 0.001: decode, validation items",
+        "train toy seed 0 decode 0.01",
+        "toy seed 0 decode 0.01: decode, validation items",
+        "toy seed 0 decode 0.01: decode, test items",
+    ]
+    kept = sorted(folder.name for folder in grid.checkpoints.iterdir() if (folder / "config.json").is_file())
+    assert kept == ["toy-s0-decode-0_01", "toy-s0-full-0_01"]
+
+
+def test_whose_weights_prefill_and_whose_answer(
+    grid: Grid, trained: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = {}
+
+    def score(label: str, family: Family, items: list[Item], prefill: Path, decode: Path, file: Path) -> dict[str, Any]:
+        pairs[label.partition(": ")[2].partition(",")[0]] = (prefill.name, decode.name)
+        return {"right": "0", "seconds": 1.0}
+
+    monkeypatch.setattr(run_module, "score", score)
+    go(replace(grid, rates=(1e-3,)))
+    own = "toy-s0-{}-0_001"
+    assert pairs == {"base": ("base", "base")} | {
+        "full": (own.format("full"), own.format("full")),
+        "naive": ("base", own.format("full")),
+        "decode": ("base", own.format("decode")),
+    }
+
+
+def test_a_finished_grid_has_nothing_to_do(grid: Grid, trained: list[str]) -> None:
+    go(grid)
+    trained.clear()
+    finished, text = go(grid)
+    assert finished
+    assert "done already" in text
+    assert not trained
+
+
+def test_an_interrupted_grid_goes_on(grid: Grid, trained: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run_module.train_cell
+
+    def interrupted(cell: Cell, *arguments: Any) -> dict[str, Any]:
+        if cell.system == "decode":
+            raise KeyboardInterrupt
+        return whole(cell, *arguments)
+
+    monkeypatch.setattr(run_module, "train_cell", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        go(grid)
+    monkeypatch.setattr(run_module, "train_cell", whole)
+    trained.clear()
+    assert go(grid)[0]
+    assert trained[0] == "train toy seed 0 decode 0.001"
+    assert len(trained) == 5
+
+
+def test_a_checkpoint_that_is_gone_is_trained_again_before_its_test(grid: Grid, trained: list[str]) -> None:
+    go(grid)
+    file = grid.results / "toy-s0-full-0.01.json"
+    record = json.loads(file.read_text())
+    del record["scores"]["test"]
+    file.write_text(json.dumps(record))
+    shutil.rmtree(grid.checkpoints)
+    trained.clear()
+    assert go(grid)[0]
+    assert trained == [
+        "train toy seed 0 full 0.01",
+        "toy seed 0 full 0.01: full, test items",
+        "toy seed 0 full 0.01: naive, test items",
+    ]
+
+
+def test_another_rate_is_added_to_what_is_there(grid: Grid, trained: list[str]) -> None:
+    go(grid)
+    trained.clear()
+    go(replace(grid, rates=(1e-3, 1e-2, 1e-1)))
+    assert [line for line in trained if line.startswith("train")] == [
+        "train toy seed 0 full 0.1",
+        "train toy seed 0 decode 0.1",
+    ]
+
+
+def test_time_is_up_before_a_step_that_would_end_too_late(grid: Grid, trained: list[str]) -> None:
+    finished, text = go(grid, budget_s=0.0)
+    assert not finished
+    assert "7 steps are left" in text
+    assert len(trained) <= 1
+
+
+def test_the_clock_estimates_a_kind_by_its_own_steps() -> None:
+    clock = Clock(budget_s=10.0)
+    assert clock.estimate("short") == 0
+    clock.run(Step("short", "", lambda: None))
+    clock.seconds["long"] = [20.0, 40.0]
+    assert clock.estimate("long") == 30
+    assert clock.estimate("unknown") == pytest.approx(20, abs=0.1)
+    assert clock.allows("short")
+    assert not clock.allows("long")
+
+
+def test_records_of_another_recipe_are_neither_used_nor_overwritten(grid: Grid, trained: list[str]) -> None:
+    go(grid)
+    with pytest.raises(UserError, match=r"toy-s0-base.json: made by another recipe \(data, items differ\)"):
+        go(replace(grid, items=8))
+
+
+def test_a_record_survives_its_file(tmp_path: Path) -> None:
+    record = Record(Cell("toy", 1, "full", 3e-4), {"steps": 2}, {"dtype": "float32"}, {"seconds": 1.0})
+    record.scores["test"] = {"full": {"right": "0110", "seconds": 2.0}}
+    save(record, tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["toy-s1-full-0.0003.json"]
+    assert read(tmp_path / "toy-s1-full-0.0003.json") == record == load(record.cell, record.recipe, tmp_path)
+    assert record.accuracy("test", "full") == 0.5
+
+
+def test_of_equal_rates_the_lower_one_is_best() -> None:
+    records = [
+        Record(Cell("toy", 0, "full", rate), {}, scores={"validation": {"full": {"right": right}}})
+        for rate, right in ((1e-2, "11"), (1e-3, "11"), (1e-4, "10"))
+    ]
+    assert best(records).cell.rate == 1e-3
+
+
+def test_a_run_that_stops_early_has_every_family(family: Family) -> None:
+    order = [cells[0] for cells in cells_of([family, replace(family, name="other")], [0, 1], None)]
+    assert [(cell.seed, cell.family) for cell in order[::3]] == [(0, "toy"), (0, "other"), (1, "toy"), (1, "other")]
