@@ -30,6 +30,7 @@ from prefillshare.errors import UserError
 REPOSITORY = HERE.parent.parent
 ARTIFACTS = REPOSITORY / "artifacts"
 FIGURES = ARTIFACTS / "demo.json"
+_LOG_WIDTH = 120
 
 
 def main() -> None:
@@ -42,7 +43,9 @@ def main() -> None:
         help="the deployment file (default: examples/demo/deployment.yaml)",
     )
     arguments = parser.parse_args()
-    sys.exit(asyncio.run(demo(arguments.deployment, arguments.seed, Console())))
+    # In a log or a pipe Rich takes 80 columns, which cut the tables' headings.
+    console = Console(width=None if sys.stdout.isatty() else _LOG_WIDTH)
+    sys.exit(asyncio.run(demo(arguments.deployment, arguments.seed, console)))
 
 
 async def demo(deployment_file: Path, seed: int, console: Console) -> int:
