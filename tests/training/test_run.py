@@ -170,7 +170,9 @@ def test_a_run_that_was_killed_goes_on_with_the_same_losses(
             run.train(config, show_progress=False)
     with pytest.raises(UserError, match="holds checkpoints of an unfinished run; go on with resume_from_checkpoint"):
         run.train(config, show_progress=False)
+    (config.output_dir / "notes.txt").write_text("keep")
     resumed = run.train(config.changed(resume_from_checkpoint=True), show_progress=False)
+    assert (config.output_dir / "notes.txt").exists()
 
     expected = losses(whole.path / "checkpoint-8")
     assert list(expected) == list(range(1, 9))

@@ -69,7 +69,8 @@ def train(config: TrainConfig, *, show_progress: bool = True) -> DecodeModule:
         trainer, f"training {config.module_name}", shown=show_progress and main, resume_from_checkpoint=resume_from
     )
     folder = config.output_dir / _UNFINISHED
-    shutil.rmtree(folder, ignore_errors=True)
+    if main:  # a process that lags behind must not remove what the main one is writing
+        shutil.rmtree(folder, ignore_errors=True)
     save_weights(trainer, config, folder)
     if main:
         manifest = Manifest(
@@ -93,7 +94,7 @@ def train(config: TrainConfig, *, show_progress: bool = True) -> DecodeModule:
             },
         )
         save_manifest(folder, manifest)
-        _publish(folder, config.output_dir)
+        _publish(folder, config.output_dir, alone=config.overwrite_output_dir)
     trainer.accelerator.wait_for_everyone()
     return load_module(config.output_dir)
 
@@ -243,10 +244,13 @@ def _remove_checkpoints(folder: Path) -> None:
         shutil.rmtree(checkpoint)
 
 
-def _publish(finished: Path, folder: Path) -> None:
-    """Moves the module's files up. The manifest goes first and comes last: without it nothing is a module."""
+def _publish(finished: Path, folder: Path, *, alone: bool) -> None:
+    """Moves the module's files up. The manifest goes first and comes last: without it nothing is a module.
+
+    With `alone`, what else lies in the folder is removed, the run's checkpoints and logs apart.
+    """
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
-    for entry in folder.iterdir():
+    for entry in folder.iterdir() if alone else ():
         if entry != finished and not entry.name.startswith(("checkpoint-", "runs")):
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     for entry in sorted(finished.iterdir(), key=lambda entry: entry.name == MANIFEST_NAME):
