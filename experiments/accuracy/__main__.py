@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from experiments.accuracy.cells import RESULTS
-from experiments.accuracy.families import FAMILIES
+from experiments.accuracy.families import COUNTED, FAMILIES
 from prefillshare.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     table = commands.add_parser("table", help="write the table, its JSON and the plot from the records")
     for command in (run, table):
         command.add_argument("--results", type=Path, default=RESULTS, help="folder of the records")
-    run.add_argument("--families", nargs="+", choices=sorted(FAMILIES), default=list(FAMILIES))
+    run.add_argument("--families", nargs="+", choices=sorted(FAMILIES), default=list(COUNTED))
     run.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     run.add_argument("--rates", nargs="+", type=_positive(float), help="learning rates (default: each family's own)")
     run.add_argument("--items", type=_positive(int), default=200, help="test items; half as many for validation")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.accuracy.cells import Answerer, Record, System, best, read
-from experiments.accuracy.families import FAMILIES
+from experiments.accuracy.families import COUNTED, FAMILIES
 from experiments.accuracy.plot import draw
 from experiments.accuracy.statistics import Bits, Difference, mean, paired_difference
 from prefillshare.errors import UserError
@@ -47,7 +47,7 @@ def write_report(results: Path, docs: Path) -> str:
     """
     records = [read(file) for file in sorted(results.glob("[!.]*.json"))]
     families = [result for name in FAMILIES if (result := _family_result(name, records)) is not None]
-    if not families:
+    if not _counted(families):
         raise UserError(
             f"{results}: no family has all systems scored for any seed; run `python -m experiments.accuracy run`"
         )
@@ -67,27 +67,34 @@ def table(families: list[FamilyResult], records: list[Record]) -> str:
     """Markdown: the test items at each system's best rate, the sweep on the validation items, and what was run."""
     head = "| family, held out by | items x seeds | " + " | ".join(NAMES.values())
     lines = [f"{head} | decode - full | naive - full |", "|---" * (len(NAMES) + 4) + "|"]
-    for result in families:
-        accuracies = " | ".join(f"{100 * mean(result.bits[key]):.1f}" for key in NAMES)
-        items = f"{len(result.bits['full'][0])} x {len(result.seeds)}"
-        differences = " | ".join(str(paired_difference([result.pair(key, "full")])) for key in _COMPARED)
-        lines.append(
-            f"| {result.family}, {FAMILIES[result.family].held_out} | {items} | {accuracies} | {differences} |"
-        )
-    average = " | ".join(f"{100 * sum(mean(r.bits[key]) for r in families) / len(families):.1f}" for key in NAMES)
-    differences = " | ".join(str(_overall(families, key)) for key in _COMPARED)
+    counted = _counted(families)
+    lines += [_row(result) for result in counted]
+    average = " | ".join(f"{100 * sum(mean(r.bits[key]) for r in counted) / len(counted):.1f}" for key in NAMES)
+    differences = " | ".join(str(_overall(counted, key)) for key in _COMPARED)
+    lines += [f"| mean of {len(counted)} | | {average} | {differences} |"]
+    lines += [_row(result) for result in families if result not in counted]
+    lines += ["", "Validation items, by learning rate (mean over the seeds), and the seeds that chose it:", ""]
     lines += [
-        f"| mean | | {average} | {differences} |",
-        "",
-        "Validation items, by learning rate (mean over the seeds):",
-        "",
+        "| family | learning rate | full fine-tuning | naive sharing | decode module | chosen: full | decode |",
+        "|---" * 7 + "|",
     ]
-    lines += ["| family | learning rate | full fine-tuning | naive sharing | decode module |", "|---" * 5 + "|"]
     for result in families:
         for rate, accuracy in sorted(result.sweep.items()):
             cells = " | ".join(f"{100 * accuracy[key]:.1f}" for key in ("full", "naive", "decode"))
-            lines.append(f"| {result.family} | {rate:g} | {cells} |")
+            chosen = " | ".join(str(result.rates[system].count(rate)) for system in ("full", "decode"))
+            lines.append(f"| {result.family} | {rate:g} | {cells} | {chosen} |")
     return "\n".join([*lines, "", _what_was_run(families, records)])
+
+
+def _counted(families: list[FamilyResult]) -> list[FamilyResult]:
+    return [result for result in families if result.family in COUNTED]
+
+
+def _row(result: FamilyResult) -> str:
+    accuracies = " | ".join(f"{100 * mean(result.bits[key]):.1f}" for key in NAMES)
+    items = f"{len(result.bits['full'][0])} x {len(result.seeds)}"
+    differences = " | ".join(str(paired_difference([result.pair(key, "full")])) for key in _COMPARED)
+    return f"| {result.family}, {FAMILIES[result.family].held_out} | {items} | {accuracies} | {differences} |"
 
 
 _COMPARED: tuple[Answerer, Answerer] = ("decode", "naive")
@@ -111,7 +118,8 @@ def as_json(families: list[FamilyResult]) -> dict[str, Any]:
             }
             for result in families
         },
-        "points": {key: asdict(_overall(families, key)) for key in _COMPARED},
+        "mean_of": [result.family for result in _counted(families)],
+        "points": {key: asdict(_overall(_counted(families), key)) for key in _COMPARED},
     }
 
 

@@ -1,73 +1,87 @@
-"""Arithmetic word problems from reasoning-gym (Apache 2.0), answered with the working before the result."""
+"""Word problems of reasoning-gym that a small model learns in minutes, answered with the working before the result.
 
-import importlib
+- How many legs do these animals have? Held out are pairs of animals: two that meet in a held-out problem never meet
+  in a problem of another part.
+- How many minutes are between two times? Held out is the wording: of reasoning-gym's ten, six are trained on, two are
+  for validation and two for the test.
+
+Half of the problems are of each kind. Which pairs and which wordings are held out, the seed decides.
+"""
+
 import random
-import sys
-from collections.abc import Callable
-from importlib.util import find_spec
-from types import ModuleType
+from itertools import combinations
 
+from experiments.accuracy.families import gym
 from experiments.accuracy.items import Data, Family, Item, Size
-from prefillshare.errors import UserError
 
-PACKAGE = "reasoning_gym"
-_INSTRUCTION = "Solve the problem. Show your work and end with #### and the result."
+_PARTS = ("train", "validation", "test")
+_SHARES = (0.6, 0.2, 0.2)  # of the pairs of animals
+_WORDINGS = {"train": slice(0, 6), "validation": slice(6, 8), "test": slice(8, 10)}
+_MAX_MINUTES = 180
 
 
 def build(seed: int, size: Size) -> Data:
+    """Problems of each part by its own pairs of animals and its own wordings."""
     rng = random.Random(f"arithmetic {seed}")
-    draws: list[Callable[[random.Random], Item]] = _gsm()
-    rng.shuffle(draws)
-    test, validation, train = draws[:12], draws[12:20], draws[20:]
+    leg_counting = gym.load("arithmetic.leg_counting")
+    question, legs = leg_counting.QUESTION_TEMPLATE, leg_counting.ANIMALS
+    part_of = {frozenset(pair): rng.choices(_PARTS, _SHARES)[0] for pair in combinations(sorted(legs), 2)}
+    wordings = rng.sample(gym.load("arithmetic.time_intervals").TimeIntervalsDataset.TEMPLATES, 10)
 
-    def draw(templates: list[Callable[[random.Random], Item]], count: int) -> list[Item]:
-        items: dict[str, Item] = {}
-        while len(items) < count:
-            item = rng.choice(templates)(rng)
-            if len(item.answer) < 260 and len(item.prompt[-1]["content"]) < 500:
-                items.setdefault(item.prompt[-1]["content"], item)
-        return list(items.values())
+    def draw(part: str, count: int) -> list[Item]:
+        def item() -> Item:
+            if rng.random() < 0.5:
+                return _between(rng, rng.choice(wordings[_WORDINGS[part]]))
+            kinds = rng.choice((2, 3))
+            while True:
+                animals = rng.sample(sorted(legs), kinds)
+                if all(part_of[frozenset(pair)] == part for pair in combinations(animals, 2)):
+                    return _legs(rng, question, {animal: legs[animal] for animal in animals})
 
-    return Data(draw(train, size.train), draw(validation, size.validation), draw(test, size.test))
+        return gym.distinct(item, count)
 
-
-def _gsm() -> list[Callable[[random.Random], Item]]:
-    module = _import("arithmetic.gsm_symbolic.gsm_symbolic")
-    data = module.GSMSymbolicDataset(module.GSMSymbolicDatasetConfig(seed=0, size=1))
-
-    def of(template: int) -> Callable[[random.Random], Item]:
-        def draw(rng: random.Random) -> Item:
-            example = data.generators[template](rng, 1.0)
-            cot = example.get("answer_cot") or example["metadata"]["answer_cot"]
-            return _item(example["question"], cot)
-
-        return draw
-
-    return [of(template) for template in module.tasks_ok]
+    return Data(draw("train", size.train), draw("validation", size.validation), draw("test", size.test))
 
 
-def _item(question: str, answer: str) -> Item:
-    return Item([{"role": "system", "content": _INSTRUCTION}, {"role": "user", "content": question}], answer, answer)
+def _legs(rng: random.Random, question: str, legs: dict[str, int]) -> Item:
+    counts = {animal: rng.randint(2, 9) for animal in legs}
+    products = [counts[animal] * legs[animal] for animal in legs]
+    lines = [
+        f"{counts[animal]} {animal}s: {counts[animal]} * {legs[animal]} = {counts[animal] * legs[animal]}"
+        for animal in legs
+    ]
+    lines += [f"{' + '.join(map(str, products))} = {sum(products)}", f"#### {sum(products)}"]
+    animals = ", ".join(f"{count} {animal}s" for animal, count in counts.items())
+    return gym.worked(question.format(animals=animals).strip(), "\n".join(lines))
 
 
-def _import(name: str) -> ModuleType:
-    """A module of the package without the package's `__init__`, which imports all generators and what they need."""
-    if PACKAGE not in sys.modules:
-        spec = find_spec(PACKAGE)
-        if spec is None or spec.submodule_search_locations is None:
-            raise UserError(f"the package {PACKAGE} is not installed; run: pip install --no-deps reasoning-gym==0.1.25")
-        package = ModuleType(PACKAGE)
-        package.__path__ = list(spec.submodule_search_locations)
-        sys.modules[PACKAGE] = package
-    return importlib.import_module(f"{PACKAGE}.{name}")
+def _between(rng: random.Random, wording: str) -> Item:
+    """The working counts up: to the full hour, the hours, and the minutes that are left."""
+    minutes = rng.randint(61, _MAX_MINUTES)
+    start = rng.randrange(24 * 60 - minutes)
+    end = start + minutes
+    to_the_hour, hours, left = -start % 60, end // 60 - -(-start // 60), end % 60
+    full_hour = _clock(start + to_the_hour)
+    lines = [
+        f"{_clock(start)} to {full_hour}: {to_the_hour}",
+        f"{full_hour} to {_clock(end - left)}: {hours} * 60 = {hours * 60}",
+        f"{_clock(end - left)} to {_clock(end)}: {left}",
+        f"{to_the_hour} + {hours * 60} + {left} = {minutes}",
+        f"#### {minutes}",
+    ]
+    return gym.worked(wording.format(start=_clock(start), end=_clock(end), format="minutes"), "\n".join(lines))
+
+
+def _clock(minutes: int) -> str:
+    return f"{minutes // 60:02d}:{minutes % 60:02d}"
 
 
 FAMILY = Family(
     name="arithmetic",
-    held_out="problem template",
+    held_out="pair of animals, wording",
     build=build,
     scorer="number",
-    steps=90,
+    steps=60,
     rates=(3e-4, 6e-4, 1.2e-3),
-    max_new_tokens=100,
+    max_new_tokens=90,
 )

@@ -18,7 +18,8 @@ from prefillshare.errors import UserError
 
 PACKAGE = "bfcl_eval"
 _PARTS = ("simple_python", "live_simple", "multiple", "live_multiple")
-_MAX_CHARACTERS = 900  # of functions and question, about 250 tokens
+_MAX_PROMPT = 800  # characters of functions and question, about 300 tokens at most
+_MAX_CALL = 160  # characters, less than max_new_tokens
 _TYPES = {"integer": "int", "string": "str", "boolean": "bool", "array": "list", "tuple": "tuple", "dict": "dict"}
 
 
@@ -89,7 +90,7 @@ def _item(row: dict[str, Any], gold: list[dict[str, dict[str, list[Any]]]]) -> I
         return None
     content = "\n".join([*map(_stub, row["function"]), "", turns[0][0]["content"]])
     ((name, arguments),) = gold[0].items()
-    if len(content) > _MAX_CHARACTERS or not _is_name(name):
+    if len(content) > _MAX_PROMPT or not _is_name(name):
         return None
     required = {key for function in row["function"] if function["name"] == name for key in _required(function)}
     chosen = {
@@ -100,6 +101,8 @@ def _item(row: dict[str, Any], gold: list[dict[str, dict[str, list[Any]]]]) -> I
     if any(isinstance(part, dict) for value in chosen.values() for part in _parts(value)):
         return None  # BFCL lists the possible values inside a dictionary too
     call = f"{name}({', '.join(f'{key}={value!r}' for key, value in chosen.items())})"
+    if len(call) > _MAX_CALL:
+        return None
     prompt = [
         {"role": "system", "content": "Answer the question with a call of one of the functions."},
         {"role": "user", "content": content},
@@ -138,7 +141,7 @@ FAMILY = Family(
     held_out="function name",
     build=build,
     scorer="call",
-    steps=90,
+    steps=50,
     rates=(2e-4, 4e-4, 8e-4),
-    max_new_tokens=64,
+    max_new_tokens=88,
 )

@@ -12,15 +12,23 @@ from prefillshare.errors import UserError
 RECIPE = {"data": "sha256:0", "steps": 2}
 
 
-def fill(folder: Path, seed: int, *, best: float = 1e-3, recipe: dict[str, object] = RECIPE) -> None:
+def fill(
+    folder: Path,
+    seed: int,
+    *,
+    family: str = "sql",
+    bits: str = "1100",
+    best: float = 1e-3,
+    recipe: dict[str, object] = RECIPE,
+) -> None:
     """base 0, full 3/4, naive 1/4, decode 2/4 on the test items, at the given rate of two."""
     environment = {"dtype": "float32"}
-    base = Record(Cell("sql", seed, "base"), recipe, environment)
+    base = Record(Cell(family, seed, "base"), recipe, environment)
     base.scores["test"] = {"base": {"right": "0000", "seconds": 1.0}}
     save(base, folder)
     for rate in (1e-4, 1e-3):
         full, decode = (
-            Record(Cell("sql", seed, s, rate), recipe, environment, {"seconds": 9.0}) for s in ("full", "decode")
+            Record(Cell(family, seed, s, rate), recipe, environment, {"seconds": 9.0}) for s in ("full", "decode")
         )
         good = "1" if rate == best else "0"
         full.scores["validation"] = {
@@ -33,7 +41,7 @@ def fill(folder: Path, seed: int, *, best: float = 1e-3, recipe: dict[str, objec
                 "full": {"right": "1110", "seconds": 1.0},
                 "naive": {"right": "1000", "seconds": 1.0},
             }
-            decode.scores["test"] = {"decode": {"right": "1100", "seconds": 1.0}}
+            decode.scores["test"] = {"decode": {"right": bits, "seconds": 1.0}}
         save(full, folder)
         save(decode, folder)
 
@@ -54,12 +62,24 @@ def test_the_table_replaces_what_stands_between_the_marks(docs: Path) -> None:
     page = (docs / "accuracy.md").read_text()
     assert page == f"before\n{START}\n{text}\n{END}\nafter\n"
     assert "| sql, wording of the question | 4 x 2 | 0.0 | 75.0 | 25.0 | 50.0 | -25.0 (" in text
-    assert "| sql | 0.001 | 75.0 | 0.0 | 25.0 |" in text
+    assert "| sql | 0.001 | 75.0 | 0.0 | 25.0 | 1 | 1 |" in text
     assert "8 trainings" in text
     summary = json.loads((docs / "results" / "accuracy.json").read_text())
     assert summary["points"]["decode"]["points"] == pytest.approx(-25)
     assert summary["families"]["sql"]["best_rates"] == {"full": [1e-3, 1e-4], "decode": [1e-3, 1e-4]}
     assert (docs / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_trial_stands_below_the_mean_and_outside_it(docs: Path) -> None:
+    results = docs / "results" / "accuracy"
+    fill(results, 0)
+    fill(results, 0, family="gsm", bits="1111")
+    rows = [line for line in write_report(results, docs).splitlines() if line.startswith("|")]
+    assert [row.split(",")[0].split(" | ")[0] for row in rows[2:5]] == ["| sql", "| mean of 1", "| gsm"]
+    summary = json.loads((docs / "results" / "accuracy.json").read_text())
+    assert summary["mean_of"] == ["sql"]
+    assert summary["points"]["decode"]["points"] == pytest.approx(-25)
+    assert summary["families"]["gsm"]["points"]["decode"]["points"] == pytest.approx(25)
 
 
 def test_writing_it_again_changes_nothing(docs: Path) -> None:
