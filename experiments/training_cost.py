@@ -28,6 +28,7 @@ from transformers import AutoTokenizer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from examples.demo.prepare_base import prepare_base
+from experiments.environment import environment
 from prefillshare.hardware import preferred_dtype
 from prefillshare.training.conversation import Example
 from prefillshare.training.models import load_model
@@ -156,20 +157,13 @@ def table(records: list[dict[str, Any]]) -> str:
 
 
 def environment_record(arguments: argparse.Namespace) -> dict[str, Any]:
-    import transformers
-    import trl
-
     return {
         "model": "SmolLM2-135M-Instruct",
-        "dtype": preferred_dtype(),
-        "threads": torch.get_num_threads(),
         "response_tokens": RESPONSE_TOKENS,
         "batch_size": arguments.batch_size,
         "rounds": arguments.rounds,
         "steps": arguments.steps,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "trl": trl.__version__,
+        **environment(),
     }
 
 

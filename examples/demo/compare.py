@@ -23,9 +23,10 @@ from rich.progress import track
 from transformers import AutoTokenizer, PreTrainedModel
 
 from examples.demo.prepare_base import prepare_base
-from examples.demo.scoring import is_right, wilson
+from examples.demo.scoring import is_right
 from examples.demo.tasks import TASKS, Row, Task, held_out_rows, training_rows, write_rows
 from prefillshare.errors import UserError
+from prefillshare.evaluation.statistics import wilson
 from prefillshare.identity import compute_identity
 from prefillshare.module import load_module
 from prefillshare.training.base_cache import BaseKV, TokenIds, base_pass
@@ -35,7 +36,7 @@ from prefillshare.training.dataset import read_examples
 from prefillshare.training.progress import with_progress
 from prefillshare.training.reference import generate_batch, load_base, load_decode
 from prefillshare.training.run import make_trainer, save_weights, train
-from prefillshare.training.sources import files_digest
+from prefillshare.training.sources import digest
 from prefillshare.training.trainer import CacheConditionedTrainer
 
 HERE = Path(__file__).parent
@@ -62,8 +63,8 @@ class Score:
     seconds: float
 
     def cell(self) -> str:
-        low, high = wilson(self.right, self.items)
-        return f"{self.right / self.items:.2f} ({low:.2f}-{high:.2f})"
+        share = wilson(self.right, self.items)
+        return f"{share.estimate:.2f} ({share.low:.2f}-{share.high:.2f})"
 
 
 def main() -> None:
@@ -134,7 +135,7 @@ def _have_full(task: Task, config: TrainConfig) -> Path:
 
 
 def _recipe(config: TrainConfig) -> tuple[str, dict[str, Any]]:
-    return files_digest(config.dataset_name, [config.dataset_name]), config.hyper_parameters()
+    return digest(config.dataset_name), config.hyper_parameters()
 
 
 def _score(label: str, task: Task, items: int, config: TrainConfig, prefill: Path, decode: Path) -> Score:

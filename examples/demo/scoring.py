@@ -1,7 +1,6 @@
 """Is an answer right? JSON by the value it parses to, SQL by what it returns from a few databases."""
 
 import json
-import math
 import random
 import sqlite3
 from functools import cache
@@ -19,14 +18,6 @@ def is_right(task: Task, answer: str, expected: str) -> bool:
         return bool(json.loads(answer) == json.loads(expected))
     except ValueError:
         return False
-
-
-def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % score interval of a proportion (Wilson, 1927); unlike the normal one it stays inside 0..1."""
-    share, spread = successes / trials, z * z / trials
-    middle = (share + spread / 2) / (1 + spread)
-    half = z * math.sqrt(share * (1 - share) / trials + spread / (4 * trials)) / (1 + spread)
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def _run(query: str, seed: int) -> list[tuple[object, ...]] | None:

@@ -9,10 +9,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from experiments.accuracy.answering import score
@@ -20,10 +18,8 @@ from experiments.accuracy.cells import ANSWERERS, BATCH_SIZE, Answerer, Cell, Re
 from experiments.accuracy.families import FAMILIES
 from experiments.accuracy.items import Data, Size
 from experiments.accuracy.training import train_cell
-from prefillshare.hardware import preferred_dtype
+from experiments.environment import environment
 from prefillshare.identity import compute_identity
-
-_VERSIONS = ("torch", "transformers", "trl")
 
 
 @dataclass(frozen=True)
@@ -125,7 +121,7 @@ class Group:
     def _train(self, record: Record) -> None:
         folder = self._checkpoint(record.cell)
         record.training = train_cell(record.cell, self.data.train, self.grid.base, folder)
-        record.environment = _environment()
+        record.environment = environment()
 
     def _score(self, record: Record, part: str) -> None:
         family, base = FAMILIES[record.cell.family], self.grid.base
@@ -136,7 +132,7 @@ class Group:
             "naive": (base, own),
             "decode": (base, own),
         }
-        record.environment = record.environment or _environment()
+        record.environment = record.environment or environment()
         for answerer in ANSWERERS[record.cell.system]:
             record.scores.setdefault(part, {})[answerer] = score(
                 f"{record.cell}: {answerer}, {part} items",
@@ -170,8 +166,3 @@ def run(what: Grid, *, budget_s: float, console: Console) -> bool:
             clock.run(step)
             done += 1
     return True
-
-
-def _environment() -> dict[str, object]:
-    versions = {name: version(name) for name in _VERSIONS}
-    return {"dtype": preferred_dtype(), "threads": torch.get_num_threads(), **versions}

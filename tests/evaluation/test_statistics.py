@@ -11,6 +11,14 @@ def test_wilson_is_the_published_interval() -> None:
     assert (interval.low, interval.high) == (pytest.approx(0.2553, abs=5e-5), pytest.approx(0.3662, abs=5e-5))
 
 
+@pytest.mark.parametrize(
+    ("right", "items", "limits"), [(50, 100, (0.4038, 0.5962)), (100, 100, (0.9630, 1.0)), (0, 10, (0.0, 0.2775))]
+)
+def test_wilson_intervals_are_those_of_the_textbook(right: int, items: int, limits: tuple[float, float]) -> None:
+    interval = wilson(right, items)
+    assert (interval.low, interval.high) == pytest.approx(limits, abs=1e-4)
+
+
 @pytest.mark.parametrize("right", [0, 10])
 def test_wilson_says_something_at_the_ends(right: int) -> None:
     interval = wilson(right, 10)

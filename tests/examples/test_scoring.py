@@ -1,6 +1,6 @@
 import pytest
 
-from examples.demo.scoring import is_right, wilson
+from examples.demo.scoring import is_right
 from examples.demo.tasks import TASKS, held_out_rows
 
 
@@ -49,9 +49,3 @@ def test_what_a_query_leaves_behind_does_not_change_the_next_one() -> None:
 )
 def test_json_is_right_when_it_parses_to_the_record(answer: str, right: bool) -> None:
     assert is_right("json", answer, '{"city": "Rome", "quantity": 3}') is right
-
-
-def test_wilson_intervals_are_those_of_the_textbook() -> None:
-    assert wilson(50, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
-    assert wilson(100, 100) == pytest.approx((0.9630, 1.0), abs=1e-4)
-    assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)

@@ -16,7 +16,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from prefillshare.training.masks import PADDING, Columns, conversation_mask
+from prefillshare.training.masks import PADDING, Columns, conversation_mask, padded
 
 TokenIds = Sequence[int]
 LayerKV = tuple[torch.Tensor, torch.Tensor]  # keys and values, each [rows, KV heads, columns, head size]
@@ -66,10 +66,8 @@ def base_pass(model: Any, rows: Sequence[Sequence[TokenIds]], known: SharedKV | 
     head = Columns.shared(len(rows), length, device)
     layers = [(k.expand(len(rows), -1, -1, -1), v.expand(len(rows), -1, -1, -1)) for k, v in shared.layers]
     if rest.positions.shape[1]:
-        ids = torch.zeros_like(rest.positions)
-        for number, row in enumerate(rests):
-            flat = [token for prefix in row for token in prefix]
-            ids[number, : len(flat)] = torch.tensor(flat, dtype=torch.long)
+        flat = [[token for prefix in row for token in prefix] for row in rests]
+        ids = padded(flat, rest.positions.shape[1], 0).to(device)
         layers = _forward(model, layers, ids, head, rest)
     return BaseKV(layers, Columns.concatenated(head, rest), shared)
 
@@ -86,13 +84,12 @@ def common_length(rows: Sequence[TokenIds]) -> int:
 
 def _columns(rows: Sequence[Sequence[TokenIds]], *, first_position: int, device: torch.device) -> Columns:
     width = max(sum(len(prefix) for prefix in row) for row in rows)
-    owners = torch.full((len(rows), width), PADDING)
+    owners = padded([[owner for owner, prefix in enumerate(row) for _ in prefix] for row in rows], width, PADDING)
     # Padding counts on, as Transformers takes a position that starts again for another sequence.
     positions = (torch.arange(width) + first_position).repeat(len(rows), 1)
     for number, row in enumerate(rows):
         column = 0
-        for owner, prefix in enumerate(row):
-            owners[number, column : column + len(prefix)] = owner
+        for prefix in row:
             positions[number, column : column + len(prefix)] = torch.arange(len(prefix)) + first_position
             column += len(prefix)
     return Columns(owners, positions).to(device)

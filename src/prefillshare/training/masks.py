@@ -4,6 +4,7 @@ The models are given explicit masks, so one rule covers left and right padding, 
 several responses of a conversation in one pass, and attention windows.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -57,6 +58,11 @@ class ResponseColumns(Columns):
 
     responses: torch.Tensor
     splits: torch.Tensor
+
+
+def padded(rows: Sequence[list[int]], columns: int, value: int) -> torch.Tensor:
+    """[rows, columns]: the rows with `value` on their right."""
+    return torch.tensor([row + [value] * (columns - len(row)) for row in rows], dtype=torch.long)
 
 
 def conversation_mask(model: Any, new: Columns, head: Columns) -> Mask | None:

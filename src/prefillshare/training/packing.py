@@ -37,6 +37,11 @@ def to_dataset(rows: Iterable[Sequence[Example]]) -> Dataset:
     return Dataset.from_list([_record(row) for row in rows])
 
 
+def from_record(record: dict[str, Any]) -> list[Example]:
+    """A row of `to_dataset`, as the conversations that it was made of."""
+    return [Example(item["ids"], [tuple(span) for span in item["spans"]]) for item in record["conversations"]]
+
+
 def _record(row: Sequence[Example]) -> dict[str, Any]:
     conversations = [{"ids": example.ids, "spans": [list(span) for span in example.spans]} for example in row]
     return {"conversations": conversations, "length": sum(len(example.ids) for example in row)}

@@ -20,7 +20,8 @@ from trl import SFTConfig, SFTTrainer
 from prefillshare.module import base_kv_length
 from prefillshare.training.base_cache import BaseKV, SharedKV, TokenIds, base_pass, common_length
 from prefillshare.training.conversation import Example
-from prefillshare.training.masks import PADDING, ResponseColumns, response_mask
+from prefillshare.training.masks import PADDING, ResponseColumns, padded, response_mask
+from prefillshare.training.packing import from_record
 
 IGNORED = -100  # label of a column that carries no loss
 _KEPT = 3  # contexts whose KV is kept, so that batches of a few contexts can alternate
@@ -35,14 +36,14 @@ def collate(rows: Sequence[PackedRow]) -> dict[str, Any]:
     """
     lines = [_Line(row) for row in rows]
     columns = max(len(line.input_ids) for line in lines)
-    labels = _padded([line.labels for line in lines], columns, IGNORED)
+    labels = padded([line.labels for line in lines], columns, IGNORED)
     return {
         "prefixes": [[example.ids[: base_kv_length(example.spans[-1][0])] for example in row] for row in rows],
-        "input_ids": _padded([line.input_ids for line in lines], columns, 0),
-        "owners": _padded([line.owners for line in lines], columns, PADDING),
-        "position_ids": _padded([line.positions for line in lines], columns, 0),
-        "responses": _padded([line.responses for line in lines], columns, PADDING),
-        "splits": _padded([line.splits for line in lines], columns, 0),
+        "input_ids": padded([line.input_ids for line in lines], columns, 0),
+        "owners": padded([line.owners for line in lines], columns, PADDING),
+        "position_ids": padded([line.positions for line in lines], columns, 0),
+        "responses": padded([line.responses for line in lines], columns, PADDING),
+        "splits": padded([line.splits for line in lines], columns, 0),
         # Trainer counts the tokens of an accumulated batch on `shift_labels`, but only where there are `labels` too.
         "labels": labels,
         "shift_labels": labels,
@@ -90,7 +91,7 @@ class CacheConditionedTrainer(SFTTrainer):
         base: the frozen model, or None when `model` is or becomes a PEFT model: then its own weights with the adapter
             disabled are the base, and one copy serves both roles.
         kwargs: as for SFTTrainer. A dataset's rows are packed rows: {"conversations": [{"ids": ..., "spans": ...}]},
-            as `dataset.to_dataset` makes them.
+            as `packing.to_dataset` makes them.
     """
 
     def __init__(self, *, base: PreTrainedModel | None, args: SFTConfig, **kwargs: Any) -> None:
@@ -130,8 +131,7 @@ class CacheConditionedTrainer(SFTTrainer):
     ) -> Any:
         """Summed loss over the response tokens, divided by their number in the whole accumulated batch."""
         kv = self.base_kv(model, inputs["prefixes"])
-        labels = {"labels": inputs["labels"], "shift_labels": inputs["shift_labels"]}
-        outputs = model(**decode_inputs(model, kv, inputs), **labels, fused_lm_head=True)
+        outputs = model(**decode_inputs(model, kv, inputs), shift_labels=inputs["shift_labels"], fused_lm_head=True)
         losses = -outputs.log_probs  # zero on ignored columns
         if self._loss_type == "dft":  # Dynamic Fine-Tuning, arXiv 2508.05629
             losses = losses * outputs.log_probs.exp().detach()
@@ -145,15 +145,13 @@ class CacheConditionedTrainer(SFTTrainer):
     def _note(self, inputs: dict[str, Any], outputs: Any) -> None:
         """SFTTrainer's metrics: entropy and accuracy over response tokens, and the tokens of all conversations."""
         mode = "train" if self._module.training else "eval"
-
-        def total(value: torch.Tensor) -> float:
-            return float(self.accelerator.gather_for_metrics(value.detach()).sum())
-
-        count = total(outputs.label_mask.sum())
-        self._metrics[mode]["entropy"].append(total(outputs.entropy.sum()) / count)
-        self._metrics[mode]["mean_token_accuracy"].append(total(outputs.is_top1.sum()) / count)
+        sums = (outputs.label_mask.sum(), outputs.entropy.detach().sum(), outputs.is_top1.sum(), inputs["tokens"])
+        own = torch.stack([value.float() for value in sums]).unsqueeze(0)  # one row a process, in one exchange
+        count, entropy, right, tokens = self.accelerator.gather_for_metrics(own).sum(dim=0).tolist()
+        self._metrics[mode]["entropy"].append(entropy / count)
+        self._metrics[mode]["mean_token_accuracy"].append(right / count)
         if mode == "train":
-            self._total_train_tokens += int(total(inputs["tokens"]))
+            self._total_train_tokens += int(tokens)
         self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
 
     @contextmanager
@@ -173,12 +171,7 @@ class CacheConditionedTrainer(SFTTrainer):
 
 
 def _collate_records(records: list[dict[str, Any]]) -> dict[str, Any]:
-    return collate(
-        [
-            [Example(item["ids"], [tuple(span) for span in item["spans"]]) for item in record["conversations"]]
-            for record in records
-        ]
-    )
+    return collate([from_record(record) for record in records])
 
 
 def _allow_checkpointing_with_cache(model: torch.nn.Module) -> None:
@@ -192,7 +185,3 @@ def _allow_checkpointing_with_cache(model: torch.nn.Module) -> None:
             if not hasattr(layer, "_can_checkpoint_with_cache"):
                 raise RuntimeError("this version of Transformers cannot checkpoint layers that read a cache")
             layer._can_checkpoint_with_cache = True
-
-
-def _padded(rows: list[list[int]], columns: int, value: int) -> torch.Tensor:
-    return torch.tensor([row + [value] * (columns - len(row)) for row in rows])
