@@ -44,6 +44,7 @@ def test_overrides_replace_fields_and_have_their_types(tmp_path: Path) -> None:
         (MINIMAL, ["learning_rate=0"], "learning_rate: .*greater than 0 .found 0"),
         (MINIMAL, ["lr_scheduler_type=wavy"], "training config: .*wavy.* is not a valid SchedulerType"),
         (MINIMAL, ["max_steps=0"], "max_steps: must be positive .found 0"),
+        (MINIMAL + "trl: {seed: 1}\n", [], "trl: not a field"),
         (MINIMAL, ["report_to=comet_ml"], "report_to: 'comet_ml' is not installed"),
         (MINIMAL, ["seed=[1"], "override 'seed=\\[1': the value is not valid YAML"),
         ("output_dir: x\n", [], "dataset_name: Field required"),

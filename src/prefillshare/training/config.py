@@ -55,17 +55,16 @@ class TrainConfig(BaseModel):
     def _sort_fields(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        own = {key: value for key, value in given.items() if key in cls.model_fields and key != "trl"}
-        trl = dict(given.get("trl") or {})
+        if "trl" in given:
+            raise ValueError("trl: not a field; write TRL's fields beside the others")
+        own, trl = {}, {}
         for key, value in given.items():
-            if key in own or key == "trl":
-                continue
             if key in _trl_fields():
                 trl[key] = value
             elif key == "warmup_ratio":  # gone from Transformers 5, where warmup_steps below 1 are the ratio
                 trl["warmup_steps"] = value
             else:
-                own[key] = value  # refused as unknown
+                own[key] = value  # ours, or refused as unknown
         return {**own, "trl": trl}
 
     @model_validator(mode="after")
