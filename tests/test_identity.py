@@ -85,6 +85,28 @@ def test_weights_are_read_once_until_a_file_changes(checkpoint: Path, monkeypatc
     assert compute_identity(checkpoint) != first
 
 
+def test_weights_in_a_folder_that_cannot_be_written_are_read_once(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (checkpoint / ".prefillshare-identity.json").mkdir()  # in place of permissions, which root does not heed
+    identity = compute_identity(checkpoint)
+    with monkeypatch.context() as patch:
+        patch.setattr("prefillshare.identity._digest_weights", lambda files: pytest.fail("read the weights again"))
+        assert compute_identity(checkpoint) == identity
+    write_safetensors(checkpoint / "model.safetensors", {"a": b"efgh", "b": b"12"})
+    assert compute_identity(checkpoint) != identity
+
+
+def test_a_replaced_file_counts_though_size_and_modification_time_are_the_same(checkpoint: Path) -> None:
+    weights = checkpoint / "model.safetensors"
+    before, identity = weights.stat(), compute_identity(checkpoint)
+    write_safetensors(weights, {"a": b"efgh", "b": b"12"})
+    os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert weights.stat().st_size == before.st_size
+    assert compute_identity(checkpoint) != identity
+
+
 def test_a_damaged_cache_is_ignored(checkpoint: Path) -> None:
     first = compute_identity(checkpoint)
     (checkpoint / ".prefillshare-identity.json").write_text("{")

@@ -4,6 +4,7 @@ Two checkpoints with the same identity write the same KV for the same text, what
 checkpoints with different identities do not, even under one name.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -48,17 +49,18 @@ def compute_identity(checkpoint: Path) -> BaseIdentity:
     """Identity of the checkpoint folder, read from safetensors weights, config and tokenizer files.
 
     Weights are digested tensor by tensor in name order, so that another sharding of the same weights keeps
-    the identity. The result is cached in the folder and recomputed when a file's size, name or modification
-    time changes, or when the folder cannot be written.
+    the identity. The result is cached in the folder, or in the user's cache folder when that cannot be written, and
+    recomputed when a file's name, size, or time of modification or replacement changes.
 
     Raises:
         UserError: the folder lacks a readable config.json, safetensors weights or tokenizer.json.
     """
     files = _identity_files(checkpoint)
-    stamp = {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
-    cached = _read_cache(checkpoint / _CACHE_NAME, stamp)
-    if cached is not None:
-        return cached
+    stamp = {file.name: _stamp(file.stat()) for file in files}
+    caches = (checkpoint / _CACHE_NAME, _user_cache(checkpoint))
+    for cache in caches:
+        if (cached := _read_cache(cache, stamp)) is not None:
+            return cached
     parts = {
         "weights": _digest_weights([file for file in files if file.suffix == ".safetensors"]),
         "architecture": _digest_json(_read_json(checkpoint / "config.json"), leave_out=_NOT_ARCHITECTURE),
@@ -66,7 +68,9 @@ def compute_identity(checkpoint: Path) -> BaseIdentity:
         "chat_template": _digest_text(_chat_template(checkpoint)),
     }
     identity = BaseIdentity(digest="sha256:" + _digest_json(parts), parts=parts)
-    _write_cache(checkpoint / _CACHE_NAME, stamp, identity)
+    for cache in caches:
+        if _write_cache(cache, stamp, identity):
+            break
     return identity
 
 
@@ -175,6 +179,16 @@ def _read_json(file: Path) -> dict[str, Any]:
     return value
 
 
+def _stamp(status: os.stat_result) -> list[int]:
+    """The change time, too: a file put in the place of another may bring its size and modification time along."""
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+
+
+def _user_cache(checkpoint: Path) -> Path:
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "prefillshare" / "identity" / f"{_digest_text(str(checkpoint.resolve()))[:32]}.json"
+
+
 def _read_cache(file: Path, stamp: dict[str, list[int]]) -> BaseIdentity | None:
     try:
         cache = json.loads(file.read_text())
@@ -183,10 +197,15 @@ def _read_cache(file: Path, stamp: dict[str, list[int]]) -> BaseIdentity | None:
         return None  # a missing or damaged cache costs one more digest, nothing else
 
 
-def _write_cache(file: Path, stamp: dict[str, list[int]], identity: BaseIdentity) -> None:
+def _write_cache(file: Path, stamp: dict[str, list[int]], identity: BaseIdentity) -> bool:
+    """Whether it could be written. A read-only folder costs one more digest at the next place, nothing else."""
     temporary = file.with_suffix(f".{os.getpid()}.tmp")
     try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(json.dumps({"stamp": stamp, "identity": identity.model_dump()}))
         temporary.replace(file)
     except OSError:
-        temporary.unlink(missing_ok=True)  # read-only checkpoint folder: compute it again next time
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        return False
+    return True

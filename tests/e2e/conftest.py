@@ -10,7 +10,8 @@ import pytest
 
 from prefillshare.config import BaseConfig, Deployment, ModuleConfig, WorkerConfig
 from prefillshare.engine.worker import WorkerSpec, plan_workers
-from prefillshare.module import DecodeModule
+from prefillshare.identity import BaseIdentity
+from prefillshare.module import MANIFEST_NAME, DecodeModule, save_manifest
 from tests.e2e.support import free_ports, running
 
 REPOSITORY = Path(__file__).parents[2]
@@ -70,9 +71,20 @@ def _train(base: Path, folder: Path, **settings: object) -> DecodeModule:
     return train(TrainConfig.model_validate(config | settings), show_progress=False)
 
 
+def _of_another_base(module: DecodeModule, folder: Path) -> Path:
+    """The same weights under a manifest that names another base, so that nothing but its identity is different."""
+    for file in module.path.iterdir():
+        if file.name != MANIFEST_NAME:
+            (folder / file.name).symlink_to(file)
+    identity = BaseIdentity(digest="sha256:of-another-base", parts=module.manifest.base.identity.parts)
+    another = module.manifest.base.model_copy(update={"identity": identity})
+    save_manifest(folder, module.manifest.model_copy(update={"base": another}))
+    return folder
+
+
 @dataclass(frozen=True)
 class Workers:
-    """Running workers. `stranger` decodes the full module but was told to expect another base."""
+    """Running workers. `stranger` decodes a module of another base."""
 
     pids: dict[str, int]  # of the API servers, by the worker's name
     prefill: WorkerSpec
@@ -91,7 +103,7 @@ def workers(
         modules=(
             ModuleConfig(name="full", path=full_module.path),
             ModuleConfig(name="lora", path=lora_module.path),
-            ModuleConfig(name="stranger", path=full_module.path),
+            ModuleConfig(name="stranger", path=_of_another_base(full_module, tmp_path_factory.mktemp("stranger"))),
         ),
         workers=WorkerConfig(
             first_port=ports,
@@ -105,6 +117,5 @@ def workers(
     )
     prefill, full, lora, stranger = plan_workers(deployment)
     full = replace(full, engine_args=("--num-gpu-blocks-override", str(SMALL_KV_BLOCKS)))
-    stranger = replace(stranger, base_identity="sha256:of-another-base")
     with running([prefill, full, lora, stranger], tmp_path_factory.mktemp("logs")) as pids:
         yield Workers(pids, prefill, full, lora, stranger)

@@ -3,8 +3,10 @@
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx
 import pytest
 
+from prefillshare.engine.handoff import STATUS
 from tests.e2e.conftest import BLOCK_SIZE, MAX_MODEL_LEN, SMALL_KV_BLOCKS, Workers
 from tests.e2e.support import REMOTE_DECODE, complete, decode, healthy, prefill
 
@@ -22,63 +24,81 @@ def serves(workers: Workers) -> bool:
     return len(decode(workers.full, PROMPT, handoff(workers), max_tokens=2)) == 2
 
 
+def refused(response: httpx.Response) -> str:
+    """The reason, told in the status, the header and the body alike."""
+    error = response.json()["error"]
+    assert error["type"] == "handoff_refused", response.text
+    assert response.status_code == STATUS[error["code"]]
+    assert response.headers["x-prefillshare-refusal"] == error["code"]
+    return str(error["code"])
+
+
 def test_a_decode_worker_refuses_a_request_that_no_prefill_worker_saw(workers: Workers) -> None:
     for params in (None, {}, REMOTE_DECODE):
-        response = complete(workers.full, PROMPT, max_tokens=2, kv_transfer_params=params)
-        assert response.status_code == 500, f"{params}: {response.text}"
+        assert refused(complete(workers.full, PROMPT, max_tokens=2, kv_transfer_params=params)) == "no_handoff"
     assert serves(workers)
 
 
 BROKEN = [
-    {"remote_host": None},
-    {"remote_port": "5600"},
-    {"remote_engine_id": ["a list cannot be a dictionary's key"]},
-    {"remote_block_ids": []},
-    {"remote_block_ids": [["x", "y"]]},
-    {"remote_block_ids": [[1]]},
-    {"remote_request_id": None},
-    {"remote_engine_id": "nobody"},
-    {"tp_size": None},
-    {"remote_num_tokens": len(PROMPT) + 1},
+    ({"remote_host": None}, "malformed_handoff"),
+    ({"remote_port": "5600"}, "malformed_handoff"),
+    ({"remote_engine_id": ["a list cannot be a dictionary's key"]}, "malformed_handoff"),
+    ({"remote_block_ids": [["x", "y"]]}, "malformed_handoff"),
+    ({"tp_size": None}, "malformed_handoff"),
+    ({"seal": None}, "malformed_handoff"),
+    ({"remote_block_ids": []}, "forged_handoff"),
+    ({"remote_block_ids": [[1]]}, "forged_handoff"),
+    ({"remote_engine_id": "nobody"}, "forged_handoff"),
+    ({"remote_num_tokens": len(PROMPT) + 1}, "forged_handoff"),
 ]
 
 
-@pytest.mark.parametrize("broken", BROKEN, ids=str)
-def test_a_decode_worker_survives_broken_transfer_parameters(workers: Workers, broken: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("broken", "reason"), BROKEN, ids=str)
+def test_a_decode_worker_survives_broken_transfer_parameters(
+    workers: Workers, broken: dict[str, Any], reason: str
+) -> None:
     response = complete(workers.full, PROMPT, max_tokens=2, kv_transfer_params=handoff(workers) | broken)
-    assert response.status_code == 500, response.text
+    assert refused(response) == reason
+    assert serves(workers)
+
+
+def test_shuffled_blocks_are_refused(workers: Workers) -> None:
+    params = handoff(workers)
+    params["remote_block_ids"][0].reverse()
+    assert refused(complete(workers.full, PROMPT, max_tokens=2, kv_transfer_params=params)) == "forged_handoff"
     assert serves(workers)
 
 
 def test_a_handoff_serves_one_request(workers: Workers) -> None:
     params = handoff(workers)
     assert len(decode(workers.full, PROMPT, params, max_tokens=2)) == 2
-    assert complete(workers.full, PROMPT, max_tokens=2, kv_transfer_params=params).status_code == 500
+    assert refused(complete(workers.full, PROMPT, max_tokens=2, kv_transfer_params=params)) == "used_handoff"
     assert serves(workers)
 
 
 def test_a_handoff_serves_its_own_prompt_only(workers: Workers) -> None:
-    params = handoff(workers)
-    assert complete(workers.full, PROMPT[:-1], max_tokens=2, kv_transfer_params=params).status_code == 500
+    for prompt in (PROMPT[:-1], [*PROMPT[:-1], 7]):
+        params = handoff(workers)
+        assert refused(complete(workers.full, prompt, max_tokens=2, kv_transfer_params=params)) == "wrong_prompt"
     assert serves(workers)
 
 
 def test_prompt_logprobs_are_refused_since_vllm_would_compute_the_prompt(workers: Workers) -> None:
     response = complete(workers.full, PROMPT, max_tokens=2, prompt_logprobs=1, kv_transfer_params=handoff(workers))
-    assert response.status_code == 500, response.text
+    assert refused(response) == "local_prefill_asked"
     assert serves(workers)
 
 
 def test_a_worker_refuses_kv_of_another_base(workers: Workers) -> None:
     response = complete(workers.stranger, PROMPT, max_tokens=2, kv_transfer_params=handoff(workers))
-    assert response.status_code == 500, response.text
+    assert refused(response) == "another_base"
     assert healthy(workers.stranger)
     assert serves(workers)
 
 
 def test_a_prefill_worker_takes_no_kv(workers: Workers) -> None:
     response = complete(workers.prefill, PROMPT, max_tokens=2, kv_transfer_params=handoff(workers))
-    assert response.status_code == 500, response.text
+    assert refused(response) == "malformed_handoff"
     assert serves(workers)
 
 
@@ -90,11 +110,11 @@ def test_a_preempted_request_ends_with_an_error(workers: Workers) -> None:
     assert total_blocks > SMALL_KV_BLOCKS
     assert len(prompts[0]) + new_tokens <= MAX_MODEL_LEN
 
-    def call(prompt: list[int]) -> int:
+    def call(prompt: list[int]) -> str:
         params = handoff(workers, prompt)
-        return complete(workers.full, prompt, max_tokens=new_tokens, kv_transfer_params=params).status_code
+        response = complete(workers.full, prompt, max_tokens=new_tokens, kv_transfer_params=params)
+        return "answered" if response.status_code == 200 else refused(response)
 
     with ThreadPoolExecutor(2) as pool:
-        statuses = sorted(pool.map(call, prompts))
-    assert statuses == [200, 500]
+        assert sorted(pool.map(call, prompts)) == ["answered", "preempted"]
     assert serves(workers)

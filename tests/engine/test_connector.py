@@ -1,23 +1,33 @@
 """The connector's scheduler side, driven as vLLM's scheduler drives it, without model or NIXL transfer."""
 
 import copy
-import sys
+import json
+import time
+from itertools import count
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from vllm.config import KVTransferConfig
-from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
-from vllm.distributed.nixl_utils import NixlWrapper, nixl_agent_config
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole, KVConnectorTransferResults
+from vllm.distributed.kv_transfer.kv_connector.v1.nixl.connector import NixlPullConnector
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+from vllm.v1.request import RequestStatus
 
 from prefillshare.engine import connector as module
-from prefillshare.engine.connector import SharedPrefillConnector, named_by_base
+from prefillshare.engine.connector import SharedPrefillConnector
+from prefillshare.engine.handoff import KEY_VARIABLE, seal
+from prefillshare.engine.refusals import REFUSALS
+from prefillshare.errors import UserError
 
 BLOCK_SIZE = 32
+KEY = "the deployment's secret"
+PROMPT = list(range(70))
+NUMBERS = count()
 
-HANDOFF = {
+UNSEALED = {
     "do_remote_prefill": True,
     "do_remote_decode": False,
     "remote_block_ids": [[4, 5, 6]],
@@ -29,17 +39,29 @@ HANDOFF = {
     "dcp_size": 1,
     "pp_size": 1,
     "remote_num_tokens": 70,
-    "remote_blocks_expiry_time": None,
     "transfer_mode": "pull",
     "remote_prefill_cached_tokens": 0,
 }
+HANDOFF = seal(UNSEALED, PROMPT, 1e9, KEY)
 
 
-def vllm_config(role: str = "kv_consumer", prefix_caching: bool = False, **transfer: Any) -> Any:
+def sealed(prompt_tokens: int = 70, **changes: Any) -> dict[str, Any]:
+    """A handoff as a prefill worker would make it."""
+    return seal(UNSEALED | {"remote_num_tokens": prompt_tokens} | changes, list(range(prompt_tokens)), 1e9, KEY)
+
+
+@pytest.fixture(autouse=True)
+def deployment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker's secret, and weights on disk that are what they should be."""
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    monkeypatch.setattr(module, "require_base", lambda *args, **kwargs: None)
+
+
+def vllm_config(role: str = "kv_consumer", **transfer: Any) -> Any:
     return SimpleNamespace(
         kv_transfer_config=KVTransferConfig(
             kv_connector="SharedPrefillConnector",
-            kv_connector_extra_config={"base_identity": "sha256:base"},
+            kv_connector_extra_config={"base_identity": "sha256:base", "modules": ["/module"]},
             kv_role=role,
             **transfer,
         ),
@@ -50,16 +72,17 @@ def vllm_config(role: str = "kv_consumer", prefix_caching: bool = False, **trans
             pipeline_parallel_size=1,
             data_parallel_index=0,
         ),
-        cache_config=SimpleNamespace(block_size=BLOCK_SIZE, enable_prefix_caching=prefix_caching),
+        cache_config=SimpleNamespace(block_size=BLOCK_SIZE),
+        model_config=SimpleNamespace(model="/module"),
         scheduler_config=SimpleNamespace(disable_hybrid_kv_cache_manager=False),
         num_prefill_lookahead_tokens=0,
     )
 
 
-def make_connector(role: str = "kv_consumer", prefix_caching: bool = False, **transfer: Any) -> SharedPrefillConnector:
+def make_connector(role: str = "kv_consumer", **transfer: Any) -> SharedPrefillConnector:
     spec = FullAttentionSpec(block_size=BLOCK_SIZE, num_kv_heads=1, head_size=8, dtype=torch.float32)
     cache = KVCacheConfig(num_blocks=8, kv_cache_tensors=[], kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)])
-    config = vllm_config(role, prefix_caching, **transfer)
+    config = vllm_config(role, **transfer)
     return SharedPrefillConnector(config, KVConnectorRole.SCHEDULER, cache)
 
 
@@ -73,6 +96,8 @@ class Request(SimpleNamespace):
             "request_id": "request",
             "status": None,
             "num_preemptions": 0,
+            "resumable": False,
+            "lora_request": None,
         }
         super().__init__(
             kv_transfer_params=copy.deepcopy(params),
@@ -91,37 +116,65 @@ class Blocks:
         return ([1, 2, 3],)
 
 
-def schedule(connector: SharedPrefillConnector, request: Request) -> tuple[int | None, Any]:
+def schedule(connector: SharedPrefillConnector, request: Request, cached: int = 0) -> tuple[int | None, Any]:
     """One scheduling attempt: how many tokens would be loaded, and what the worker is told."""
-    tokens, _ = connector.get_num_new_matched_tokens(request, 0)
+    tokens, _ = connector.get_num_new_matched_tokens(request, cached)
     connector.update_state_after_alloc(request, Blocks(), tokens or 0)
     return tokens, connector.build_connector_meta(SimpleNamespace())
 
 
 def outcome(connector: SharedPrefillConnector, request: Request) -> str:
-    """What becomes of a new request: "pulled", "refused" or "computed here"."""
+    """What becomes of a new request: "pulled", "computed here", or the reason of its refusal."""
+    request.request_id = f"request-{next(NUMBERS)}"
     connector.on_new_request(request)
     tokens, told = schedule(connector, request)
     if request.request_id in told.refused:
         assert tokens == 1
         assert request.request_id not in told.reqs_to_recv
         assert not request.skip_reading_prefix_cache  # vLLM would drop the load, and compute the prompt
-        return "refused"
+        refusal = REFUSALS.get(request.request_id)
+        assert refusal is not None
+        return refusal.reason
     return "pulled" if request.request_id in told.reqs_to_recv else "computed here"
 
 
-def test_a_decode_worker_pulls_the_whole_prompt() -> None:
+def test_a_decode_worker_pulls_all_but_the_last_token() -> None:
     connector, request = make_connector(), Request(HANDOFF)
     connector.on_new_request(request)
     tokens, told = schedule(connector, request)
-    assert tokens == 70
+    assert tokens == 69
     assert told.refused == set()
     assert told.reqs_to_recv["request"].remote.block_ids == [[4, 5, 6]]
+    assert told.reqs_to_recv["request"].awaiting_kvs
+
+
+def test_what_the_worker_holds_is_not_pulled_again() -> None:
+    connector, request = make_connector(), Request(HANDOFF)
+    connector.on_new_request(request)
+    assert schedule(connector, request, cached=2 * BLOCK_SIZE)[0] == 5
+
+
+def test_a_last_block_that_holds_the_last_token_alone_stays_where_it_is() -> None:
+    """NIXL pairs the ends of the lists: with the last block left in, every block would come one place off."""
+    connector, request = make_connector(), Request(sealed(65), prompt_tokens=65)
+    connector.on_new_request(request)
+    tokens, told = schedule(connector, request)
+    assert tokens == 64
+    assert told.reqs_to_recv["request"].remote.block_ids == [[4, 5]]
+
+
+def test_a_prompt_that_is_all_here_only_tells_the_prefill_worker_to_let_go() -> None:
+    connector, request = make_connector(), Request(sealed(65), prompt_tokens=65)
+    connector.on_new_request(request)
+    tokens, told = schedule(connector, request, cached=64)
+    assert tokens == 0
+    assert not told.reqs_to_recv["request"].awaiting_kvs
+    assert told.reqs_to_recv["request"].local_block_ids == ()
 
 
 @pytest.mark.parametrize("params", [None, {}, {"do_remote_decode": True}, "text", HANDOFF | {"do_remote_decode": True}])
 def test_a_decode_worker_refuses_what_no_prefill_worker_saw(params: Any) -> None:
-    assert outcome(make_connector(), Request(params)) == "refused"
+    assert outcome(make_connector(), Request(params)) == "no_handoff"
 
 
 REQUIRED = [
@@ -134,69 +187,112 @@ REQUIRED = [
     "tp_size",
     "dcp_size",
     "pp_size",
+    "remote_blocks_expiry_time",
+    "prompt_digest",
+    "seal",
 ]
 
 
-@pytest.mark.parametrize("value", [None, True, ["x"], {"a": 1}, 1.5])
+@pytest.mark.parametrize("value", [None, True, ["x"], {"a": 1}])
 @pytest.mark.parametrize("field", REQUIRED)
 def test_a_field_of_the_wrong_type_is_refused(field: str, value: Any) -> None:
-    assert outcome(make_connector(), Request(HANDOFF | {field: value})) == "refused"
+    assert outcome(make_connector(), Request(HANDOFF | {field: value})) == "malformed_handoff"
 
 
 @pytest.mark.parametrize("field", REQUIRED)
 def test_a_missing_field_is_refused(field: str) -> None:
     params = {name: value for name, value in HANDOFF.items() if name != field}
-    assert outcome(make_connector(), Request(params)) == "refused"
+    assert outcome(make_connector(), Request(params)) == "malformed_handoff"
+
+
+CHANGES: list[dict[str, Any]] = [
+    {"remote_block_ids": [[4, 5]]},
+    {"remote_block_ids": [[4, 6, 5]]},
+    {"remote_block_ids": [[7, 8, 9]]},
+    {"remote_request_id": "cmpl-2"},
+    {"remote_engine_id": "another engine"},
+    {"remote_port": 5601},
+    {"remote_num_tokens": 71},
+    {"remote_blocks_expiry_time": 2e9},
+    {"prompt_digest": "of another prompt"},
+    {"seal": "0" * 64},
+    {"seal": "é"},
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=str)
+def test_whatever_was_changed_behind_the_seal_is_refused(change: dict[str, Any]) -> None:
+    assert outcome(make_connector(), Request(HANDOFF | change)) == "forged_handoff"
+
+
+def test_a_seal_of_another_key_is_refused() -> None:
+    params = seal(UNSEALED, PROMPT, 1e9, "another deployment's secret")
+    assert outcome(make_connector(), Request(params)) == "forged_handoff"
 
 
 @pytest.mark.parametrize("groups", [[[4, 5]], [[4, 5, 6, 7]], [[4, 5, 6], [7]], [["4", "5", "6"]], [[4, 5, -6]], []])
-def test_blocks_that_are_not_the_prompts_are_refused(groups: Any) -> None:
-    assert outcome(make_connector(), Request(HANDOFF | {"remote_block_ids": groups})) == "refused"
+def test_blocks_that_are_not_the_prompts_are_refused_under_a_right_seal(groups: Any) -> None:
+    assert outcome(make_connector(), Request(sealed(remote_block_ids=groups))) == "malformed_handoff"
 
 
 @pytest.mark.parametrize("prompt_tokens", [69, 71])
 def test_a_handoff_of_another_length_is_refused(prompt_tokens: int) -> None:
-    assert outcome(make_connector(), Request(HANDOFF, prompt_tokens)) == "refused"
+    assert outcome(make_connector(), Request(HANDOFF, prompt_tokens)) == "wrong_prompt"
 
 
-def test_a_request_that_skips_the_cache_is_refused() -> None:
-    assert outcome(make_connector(), Request(HANDOFF, skip_reading_prefix_cache=True)) == "refused"
+def test_a_handoff_of_another_prompt_of_the_same_length_is_refused() -> None:
+    request = Request(HANDOFF)
+    request.prompt_token_ids[3] = 9
+    assert outcome(make_connector(), request) == "wrong_prompt"
+
+
+@pytest.mark.parametrize("attribute", ["skip_reading_prefix_cache", "resumable"])
+def test_a_request_that_would_be_computed_here_is_refused(attribute: str) -> None:
+    assert outcome(make_connector(), Request(HANDOFF, **{attribute: True})) == "local_prefill_asked"
 
 
 def test_a_handoff_is_used_once() -> None:
     connector = make_connector()
-    assert outcome(connector, Request(HANDOFF, request_id="first")) == "pulled"
-    assert outcome(connector, Request(HANDOFF, request_id="second")) == "refused"
-    assert outcome(connector, Request(HANDOFF | {"remote_request_id": "cmpl-2"}, request_id="third")) == "pulled"
+    assert outcome(connector, Request(HANDOFF)) == "pulled"
+    assert outcome(connector, Request(HANDOFF)) == "used_handoff"
+    assert outcome(connector, Request(sealed(remote_request_id="cmpl-2"))) == "pulled"
+    assert outcome(connector, Request(sealed(remote_engine_id="another"))) == "pulled"
+
+
+def test_a_forged_handoff_does_not_use_up_the_true_one() -> None:
+    connector = make_connector()
+    assert outcome(connector, Request(HANDOFF | {"remote_port": 1})) == "forged_handoff"
+    assert outcome(connector, Request(HANDOFF)) == "pulled"
 
 
 def test_only_so_many_handoffs_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_REMEMBERED_HANDOFFS", 2)
     connector = make_connector()
     for number in range(5):
-        request = Request(HANDOFF | {"remote_request_id": f"cmpl-{number}"}, request_id=f"{number}")
-        assert outcome(connector, request) == "pulled"
-    assert list(connector._used_handoffs) == ["cmpl-3", "cmpl-4"]
+        assert outcome(connector, Request(sealed(remote_request_id=f"cmpl-{number}"))) == "pulled"
+    assert [handoff for _, handoff in connector._used_handoffs] == ["cmpl-3", "cmpl-4"]
 
 
 def test_a_preempted_request_is_refused() -> None:
     connector, request = make_connector(), Request(HANDOFF)
     assert outcome(connector, request) == "pulled"
     tokens, told = schedule(connector, request)  # preemption: scheduled once more, from token 0
-    assert (tokens, told.refused) == (1, {"request"})
+    assert (tokens, told.refused) == (1, {request.request_id})
+    assert REFUSALS.get(request.request_id).reason == "preempted"
 
 
 def test_a_prompt_of_one_token_may_be_computed_here() -> None:
     connector = make_connector()
-    request = Request(HANDOFF | {"remote_num_tokens": 1, "remote_block_ids": [[4]]}, prompt_tokens=1)
-    assert outcome(connector, request) == "pulled"
-    tokens, told = schedule(connector, request)  # vLLM rewinds to position 0 and schedules it as if it were new
-    assert (tokens, told.refused) == (0, set())
+    request = Request(sealed(1, remote_block_ids=[[4]]), prompt_tokens=1)
+    connector.on_new_request(request)
+    for _ in range(2):  # the second time after a preemption
+        tokens, told = schedule(connector, request)
+        assert (tokens, told.refused) == (0, set())
 
 
 def test_a_refused_request_is_refused_once() -> None:
     connector = make_connector()
-    assert outcome(connector, Request(None)) == "refused"
+    assert outcome(connector, Request(None)) == "no_handoff"
     assert connector.build_connector_meta(SimpleNamespace()).refused == set()
 
 
@@ -209,12 +305,67 @@ def test_a_call_that_never_ran_releases_the_blocks_of_its_handoff() -> None:
     assert "request" in connector.build_connector_meta(SimpleNamespace()).reqs_to_recv
 
 
-def test_a_broken_handoff_does_not_come_back_when_its_call_is_aborted() -> None:
+@pytest.mark.parametrize("change", [{"remote_host": None}, {"remote_request_id": "of another session"}])
+def test_a_broken_handoff_does_not_come_back_when_its_call_is_aborted(change: dict[str, Any]) -> None:
+    """It would free blocks that another session's pull is reading."""
     connector = make_connector()
-    request = Request(HANDOFF | {"remote_host": None}, abort_immediately=True)
+    request = Request(HANDOFF | change, abort_immediately=True)
     connector.on_new_request(request)
     connector.request_finished(request, [])
     assert connector.build_connector_meta(SimpleNamespace()).reqs_to_recv == {}
+
+
+def finished(connector: SharedPrefillConnector, *done: str, failed: tuple[str, ...] = ()) -> dict[str, list[Any]]:
+    """What the connector counted, after the worker has reported these."""
+    connector.update_connector_output(SimpleNamespace(finished_recving=set(done), failed_recving=set(failed)))
+    stats = connector.get_kv_connector_stats()
+    return {name: values for name, values in stats.data.items() if values} if stats else {}
+
+
+def test_a_pull_is_counted_when_it_is_over() -> None:
+    connector, request = make_connector(), Request(HANDOFF)
+    connector.on_new_request(request)
+    schedule(connector, request, cached=BLOCK_SIZE)
+    assert connector.get_kv_connector_stats().data["reused_blocks"] == [1]
+    counted = finished(connector, "request")
+    assert counted["pulled_tokens"] == [69 - BLOCK_SIZE]
+    assert len(counted["handoff_seconds"]) == 1
+    assert finished(connector) == {}
+
+
+def test_a_failed_pull_is_counted_as_a_refusal_with_its_reason() -> None:
+    connector = make_connector()
+    for request_id, note in (("lost", None), ("foreign", "another_base")):
+        request = Request(sealed(remote_request_id=request_id), request_id=request_id)
+        connector.on_new_request(request)
+        schedule(connector, request)
+        if note:
+            connector._note_failure(request_id, note)
+    counted = finished(connector, "lost", "foreign", failed=("lost", "foreign"))
+    assert "pulled_tokens" not in counted
+    assert sorted(reason for _, reason, _ in counted["refusals"]) == ["another_base", "pull_failed"]
+
+
+@pytest.mark.parametrize(("seconds_left", "failed"), [(5.0, set()), (-1.0, {"late"}), (0.05, {"late"})])
+def test_kv_that_comes_after_its_lease_is_not_used(
+    seconds_left: float, failed: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connector = make_connector()
+    monkeypatch.setattr(time, "perf_counter", lambda: 1000.0)
+    deadline = 1100.0 + seconds_left  # on a clock that is 100 s ahead
+    request = Request(seal(UNSEALED, PROMPT, deadline, KEY), request_id="late")
+    connector.on_new_request(request)
+    connector.bind_connector_metadata(schedule(connector, request)[1])
+
+    nixl = KVConnectorTransferResults(finished_sending=set(), finished_recving={"late"}, failed_recving=set())
+    monkeypatch.setattr(NixlPullConnector, "start_load_kv", lambda *args: None)
+    monkeypatch.setattr(NixlPullConnector, "get_transfer_results", lambda *args: nixl)
+    connector.connector_worker = SimpleNamespace(_engine_clock_offset={"some engine": 100.0})
+    connector.start_load_kv(SimpleNamespace(attn_metadata=object()))
+    assert connector.get_transfer_results(set()).failed_recving == failed
+    if failed:
+        assert REFUSALS.take("late") is None  # not a call's id
+        assert REFUSALS.get("late").reason == "lease_expired"
 
 
 @pytest.mark.parametrize("params", [None, {"do_remote_decode": True, "do_remote_prefill": False}])
@@ -225,41 +376,43 @@ def test_a_prefill_worker_computes(params: Any) -> None:
 
 @pytest.mark.parametrize("params", [{"do_remote_prefill": True}, "text", {"remote_block_ids": [[1]]}, HANDOFF])
 def test_a_prefill_worker_takes_no_kv(params: Any) -> None:
-    assert outcome(make_connector("kv_producer"), Request(params)) == "refused"
+    assert outcome(make_connector("kv_producer"), Request(params)) == "malformed_handoff"
 
 
-def test_settings_that_break_the_promise_do_not_start() -> None:
+def test_a_prefill_worker_seals_what_it_hands_over() -> None:
+    producer = make_connector("kv_producer")
+    request = Request({"do_remote_decode": True, "do_remote_prefill": False}, request_id="cmpl-1")
+    request.status = RequestStatus.FINISHED_LENGTH_CAPPED
+    request.num_computed_tokens = 70
+    held, params = producer.request_finished_all_groups(request, ([4, 5, 6],))
+    assert held
+    assert params is not None
+    assert params["remote_blocks_expiry_time"] > 0
+    over_http = json.loads(json.dumps(params))
+    assert outcome(make_connector(), Request(over_http)) == "pulled"
+
+
+def test_settings_that_break_the_promise_do_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="kv_load_failure_policy"):
         make_connector(kv_load_failure_policy="recompute")
     with pytest.raises(ValueError, match="kv_role"):
         make_connector("kv_both")
-    with pytest.raises(ValueError, match="prefix"):
-        make_connector("kv_consumer", prefix_caching=True)
-    make_connector("kv_producer", prefix_caching=True)
+    monkeypatch.delenv(KEY_VARIABLE)
+    with pytest.raises(ValueError, match=KEY_VARIABLE):
+        make_connector()
 
 
-def test_the_compatibility_hash_follows_the_base_and_not_the_path() -> None:
-    config = SimpleNamespace(model_config=SimpleNamespace(model="/some/path", dtype="float32"), other=1)
-    named = named_by_base(config, "sha256:base")
-    assert (named.model_config.model, named.model_config.dtype, named.other) == ("sha256:base", "float32", 1)
-    assert config.model_config.model == "/some/path"
+def test_other_weights_on_disk_do_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    def changed(expected: str, *, model: Path, modules: list[Path]) -> None:
+        assert (expected, model, modules) == ("sha256:base", Path("/module"), [Path("/module")])
+        raise UserError("the files have changed")
+
+    monkeypatch.setattr(module, "require_base", changed)
+    with pytest.raises(UserError, match="changed"):
+        make_connector()
 
 
-def test_the_progress_thread_of_an_agent_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = []
-
-    class Agent:
-        def __init__(self, name: str, config: Any) -> None:
-            made.append(config.pthrDelay)
-
-        def getAvailPlugins(self) -> list[str]:
-            return []
-
-    bindings = sys.modules[NixlWrapper.__module__].nixlBind
-    monkeypatch.setattr(bindings, "nixlAgent", Agent)
-    with pytest.raises(RuntimeError, match="plugins"):
-        NixlWrapper("outside", nixl_agent_config())
-    with module._sleeping_progress_thread(), pytest.raises(RuntimeError, match="plugins"):
-        NixlWrapper("inside", nixl_agent_config())
-    assert made == [0, 1000]
-    assert bindings.nixlAgent is Agent
+def test_an_unsupported_vllm_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prefillshare.engine.version.installed_vllm", lambda: "0.33.0")
+    with pytest.raises(UserError, match=r"0\.33\.0.*>=0\.32,<0\.33"):
+        make_connector()

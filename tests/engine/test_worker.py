@@ -104,7 +104,7 @@ def test_a_decode_worker_runs_the_module_with_the_tokenizer_of_the_base(
     assert option(spec, "--model") == str(tmp_path / "sql")
     assert option(spec, "--tokenizer") == str(checkpoint)
     assert option(spec, "--served-model-name") == spec.served_name == "org/sql"
-    assert "--no-enable-prefix-caching" in worker_command(spec)
+    assert "--enable-prefix-caching" in worker_command(spec)
     assert transfer_config(spec)["kv_role"] == "kv_consumer"
 
 

@@ -3,20 +3,19 @@
 Loaded inside a vLLM process through `kv_connector_module_path`. What it changes, and why:
 
 - A decode worker never prefills. vLLM computes a prompt locally whenever its remote KV is missing; here that
-  would be KV of the wrong weights and answers that look right. Such a request ends with an error instead.
-- Transfer parameters are checked before vLLM uses them: a missing field raises in the engine's loop, and every
-  running request dies with it.
+  would be KV of the wrong weights and answers that look right. Such a request ends with a refusal instead.
+- A decode worker pulls base KV for positions 0..n-2 of an n-token prompt, less what its cache holds, and caches that
+  and nothing else (`provenance`).
+- A handoff counts only with a prefill worker's seal, for the prompt it was made for, once, and while the prefill
+  worker still holds the blocks. A missing field would raise in the engine's loop, and every running request would die.
 - Prefill and decode worker must agree on the base's identity, not on the path of a model.
 - On a CPU the engine's loop and NIXL's progress thread leave the cores to the model.
 """
 
-import copy
 import os
-import sys
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm.config import VllmConfig
@@ -25,23 +24,42 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorRole,
     KVConnectorTransferResults,
 )
-from vllm.distributed.kv_transfer.kv_connector.v1.nixl.connector import NixlPullConnector
-from vllm.distributed.kv_transfer.kv_connector.v1.nixl.metadata import (
-    NixlConnectorMetadata,
-    compute_nixl_compatibility_hash,
+from vllm.distributed.kv_transfer.kv_connector.v1.metrics import (
+    KVConnectorPromMetrics,
+    KVConnectorStats,
+    PromMetric,
+    PromMetricT,
 )
-from vllm.distributed.nixl_utils import NixlWrapper
+from vllm.distributed.kv_transfer.kv_connector.v1.nixl.connector import NixlPullConnector
+from vllm.distributed.kv_transfer.kv_connector.v1.nixl.metadata import NixlConnectorMetadata
 from vllm.logger import init_logger
 from vllm.platforms import current_platform
 
+from prefillshare.engine import hooks
+from prefillshare.engine.checkpoint import require_base
+from prefillshare.engine.handoff import (
+    KEY_VARIABLE,
+    Reason,
+    Refusal,
+    decode_refusal,
+    prefill_refusal,
+    prompt_refusal,
+    seal,
+    seal_refusal,
+)
+from prefillshare.engine.provenance import cache_base_kv_only, key_blocks_by_base
+from prefillshare.engine.refusals import REFUSALS
+from prefillshare.engine.stats import HandoffMetrics, HandoffStats
+from prefillshare.engine.version import require_supported_vllm
 from prefillshare.module import base_kv_length
 
 if TYPE_CHECKING:
     import torch
     from vllm.forward_context import ForwardContext
-    from vllm.v1.core.kv_cache_manager import KVCacheBlocks
+    from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.outputs import KVConnectorOutput
     from vllm.v1.request import Request
 
 logger = init_logger("vllm.prefillshare.connector")
@@ -50,24 +68,17 @@ logger = init_logger("vllm.prefillshare.connector")
 # the workers that compute; sleeping this long in a step without a forward pass delays a handoff by no more.
 _IDLE_STEP_S = 0.003
 
-# nixl_agent hard-codes 0: a progress thread that spins on the core the model computes on, with which a prefill
-# of 702 tokens takes 49 s instead of 2 s.
-_PROGRESS_SLEEP_US = 1000
-
 # A handoff may be used once: after it the prefill worker gives the blocks to other sessions. Remembering this many
 # is about 10 MB and hours of traffic, against a lease of 30 s.
 _REMEMBERED_HANDOFFS = 50_000
 
-_FIELDS: dict[str, type] = {
-    "remote_engine_id": str,
-    "remote_request_id": str,
-    "remote_host": str,
-    "remote_port": int,
-    "remote_block_ids": list,
-    "remote_num_tokens": int,
-    "tp_size": int,
-    "dcp_size": int,
-    "pp_size": int,
+# A pull must be over this long before the prefill worker may give up the blocks: what the clocks of two machines can
+# be apart by when read over a network.
+_CLOCK_MARGIN_S = 0.1
+
+_MESSAGES: dict[Reason, str] = {
+    "pull_failed": "the prefill worker's KV could not be read",
+    "another_base": "the prefill worker runs another base, or keeps its KV in another form",
 }
 
 
@@ -82,39 +93,80 @@ class SharedPrefillMetadata(NixlConnectorMetadata):
 class SharedPrefillConnector(NixlPullConnector):
     """Hands KV from prefill workers (`kv_producer`) to decode workers (`kv_consumer`).
 
-    `kv_connector_extra_config` must hold `base_identity`, the digest of the base whose KV is handed over.
+    `kv_connector_extra_config` must hold `base_identity`, the digest of the base whose KV is handed over, and
+    `modules`, the folders of the decode modules that the worker serves.
+
+    Raises:
+        UserError: another version of vLLM, or other weights on disk than the deployment was planned with.
+        ValueError: a setting under which wrong tokens would be possible.
     """
 
     def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: "KVCacheConfig") -> None:
+        require_supported_vllm()
         settings = vllm_config.kv_transfer_config
         if settings.kv_load_failure_policy != "fail":
             raise ValueError("kv_load_failure_policy must be 'fail': 'recompute' prefills with the decode module")
         if settings.kv_role not in ("kv_producer", "kv_consumer"):
             raise ValueError(f"kv_role must be 'kv_producer' or 'kv_consumer', found {settings.kv_role!r}")
+        self._key = os.environ.get(KEY_VARIABLE, "")
+        if not self._key:
+            raise ValueError(f"{KEY_VARIABLE} is not set; give all workers of a deployment the same secret")
+        extra = settings.kv_connector_extra_config
         self._decodes = settings.kv_role == "kv_consumer"
-        if self._decodes and vllm_config.cache_config.enable_prefix_caching:
-            raise ValueError("a decode worker needs --no-enable-prefix-caching: its cache would reuse own KV as prefix")
-        self._base_identity: str = settings.kv_connector_extra_config["base_identity"]
+        self._base_identity: str = extra["base_identity"]
         self._block_size: int = vllm_config.cache_config.block_size
-        self._used_handoffs: OrderedDict[str, None] = OrderedDict()
+        self._used_handoffs: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._pulls: dict[str, tuple[int, float]] = {}  # scheduler side, by request: tokens, and since when
+        self._stats = HandoffStats()
+        self._deadlines: dict[str, tuple[str, float]] = {}  # worker side, by request: of which engine, and until when
         self._refused: set[str] = set()  # scheduler side: for the next step; worker side: to report in this one
         self._forward_runs = True
+        if role == KVConnectorRole.SCHEDULER:
+            modules = [Path(folder) for folder in extra["modules"]]
+            require_base(self._base_identity, model=Path(vllm_config.model_config.model), modules=modules)
         affinity = os.sched_getaffinity(0)
-        with _sleeping_progress_thread():
+        with hooks.sleeping_progress_thread():
             super().__init__(vllm_config, role, kv_cache_config)
         # On a CPU the stock connector moves this thread to the machine's last core, whatever it was pinned to:
         # all workers of the machine would compute on that one core.
         os.sched_setaffinity(0, affinity)
 
+    @classmethod
+    def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> KVConnectorStats:
+        return HandoffStats() if data is None else HandoffStats(data=data)
+
+    @classmethod
+    def build_prom_metrics(
+        cls,
+        vllm_config: VllmConfig,
+        metric_types: dict[type[PromMetric], type[PromMetricT]],
+        labelnames: list[str],
+        per_engine_labelvalues: dict[int, list[object]],
+    ) -> KVConnectorPromMetrics:
+        return HandoffMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
+
+    def get_kv_connector_stats(self) -> KVConnectorStats | None:
+        if self.connector_worker is not None:
+            return super().get_kv_connector_stats()
+        return None if self._stats.is_empty() else self._stats.clone_and_reset()
+
     # Scheduler side
 
+    def bind_kv_cache_manager(self, kv_cache_manager: "KVCacheManager") -> None:
+        super().bind_kv_cache_manager(kv_cache_manager)
+        if self._decodes:
+            cache_base_kv_only(kv_cache_manager, self._holds_base_kv)
+
     def on_new_request(self, request: "Request") -> None:
-        reason = self._reason_to_refuse(request)
-        if reason is not None:
-            logger.warning("refusing request %s: %s", request.request_id, reason)
-            request.kv_transfer_params = {"refused": reason}
+        refusal = self._why_refuse(request)
+        if refusal is not None:
+            logger.warning("refusing request %s: %s: %s", request.request_id, refusal.reason, refusal.message)
+            REFUSALS.note(request.request_id, refusal)
+            request.kv_transfer_params = {"refused": refusal.reason}
             request.skip_reading_prefix_cache = False  # else vLLM drops the load that the refusal needs
             return
+        if self._decodes:
+            key_blocks_by_base(request)
         super().on_new_request(request)
 
     def get_num_new_matched_tokens(self, request: "Request", num_computed_tokens: int) -> tuple[int | None, bool]:
@@ -122,38 +174,85 @@ class SharedPrefillConnector(NixlPullConnector):
             # A load of one token, which the worker will report as failed: the connector interface has no other
             # way to end a request. Until then it holds a single block.
             return 1, True
-        return super().get_num_new_matched_tokens(request, num_computed_tokens)
+        if not self._decodes:
+            return super().get_num_new_matched_tokens(request, num_computed_tokens)
+        missing = base_kv_length(request.num_prompt_tokens) - num_computed_tokens
+        return max(missing, 0), missing > 0
 
     def update_state_after_alloc(self, request: "Request", blocks: "KVCacheBlocks", num_external_tokens: int) -> None:
         if num_external_tokens and self._must_fail(request):
-            if request.num_preemptions:
-                logger.warning("failing request %s: it was preempted and lost the base's KV", request.request_id)
+            if not self._was_refused(request):
+                refusal = Refusal("preempted", "there was no room for it any more, and the base's KV was given up")
+                logger.warning("refusing request %s: %s", request.request_id, refusal.reason)
+                REFUSALS.note(request.request_id, refusal)
             self._refused.add(request.request_id)
             return
+        if self._decodes:
+            self._plan_pull(request, num_external_tokens)
         super().update_state_after_alloc(request, blocks, num_external_tokens)
+
+    def _plan_pull(self, request: "Request", tokens: int) -> None:
+        split = base_kv_length(request.num_prompt_tokens)
+        self._stats.record_plan(reused_tokens=split - tokens, block_size=self._block_size)
+        params = request.kv_transfer_params
+        if tokens and params is not None:
+            self._pulls[request.request_id] = (tokens, time.perf_counter())
+            # NIXL matches the ends of both block lists. A last block that holds position n-1 alone is not pulled.
+            kept = -(-split // self._block_size)
+            params["remote_block_ids"] = [group[:kept] for group in params["remote_block_ids"]]
 
     def build_connector_meta(self, scheduler_output: "SchedulerOutput") -> KVConnectorMetadata:
         refused, self._refused = self._refused, set()
         return SharedPrefillMetadata(super().build_connector_meta(scheduler_output), refused)
 
-    def _reason_to_refuse(self, request: "Request") -> str | None:
+    def update_connector_output(self, connector_output: "KVConnectorOutput") -> None:
+        super().update_connector_output(connector_output)
+        failed = connector_output.failed_recving or set()
+        for request_id in connector_output.finished_recving or ():
+            tokens, since = self._pulls.pop(request_id, (0, 0.0))
+            if request_id in failed:
+                refusal = REFUSALS.get(request_id) or Refusal("pull_failed", _MESSAGES["pull_failed"])
+                self._stats.record_refusal(request_id, refusal)
+            elif tokens:
+                self._stats.record_pull(tokens=tokens, seconds=time.perf_counter() - since)
+
+    def request_finished_all_groups(
+        self, request: "Request", block_ids: tuple[list[int], ...]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        held, params = super().request_finished_all_groups(request, block_ids)
+        if held and params is not None and self.connector_scheduler is not None:
+            deadline = hooks.lease_deadline(self.connector_scheduler, request.request_id)
+            params = seal(params, request.prompt_token_ids or [], deadline, self._key)
+        return held, params
+
+    def _why_refuse(self, request: "Request") -> Refusal | None:
         params = request.kv_transfer_params
         if not self._decodes:
             return prefill_refusal(params)
-        reason = decode_refusal(params)
-        if reason is not None or request.abort_immediately:  # aborted: only tells the prefill worker to let go
-            return reason
+        refusal = decode_refusal(params) or seal_refusal(params, self._key)
+        if refusal is not None or request.abort_immediately:  # aborted: only tells the prefill worker to let go
+            return refusal
         assert params is not None
-        reason = handoff_mismatch(params, request.num_prompt_tokens, self._block_size)
-        if reason is None and request.skip_reading_prefix_cache:
-            reason = "prompt_logprobs need the prompt to be computed here, with the decode module's weights"
-        handoff = params["remote_request_id"]
-        if reason is None and handoff in self._used_handoffs:
-            reason = f"the handoff {handoff} was used before, its blocks may hold another session by now"
+        refusal = prompt_refusal(params, request.prompt_token_ids or [], self._block_size)
+        if refusal is None and (request.skip_reading_prefix_cache or request.resumable):
+            refusal = Refusal(
+                "local_prefill_asked",
+                "prompt_logprobs, and prompts that come in parts, need the prompt to be computed here, with the decode "
+                "module's weights",
+            )
+        return refusal or self._why_not_again((params["remote_engine_id"], params["remote_request_id"]))
+
+    def _why_not_again(self, handoff: tuple[str, str]) -> Refusal | None:
+        if handoff in self._used_handoffs:
+            return Refusal("used_handoff", "this handoff was used before, its blocks may hold another session by now")
         self._used_handoffs[handoff] = None
         if len(self._used_handoffs) > _REMEMBERED_HANDOFFS:
             self._used_handoffs.popitem(last=False)
-        return reason
+        return None
+
+    def _was_refused(self, request: "Request") -> bool:
+        params = request.kv_transfer_params
+        return params is not None and "refused" in params
 
     def _must_fail(self, request: "Request") -> bool:
         """Whether the request was refused, or would now be prefilled by the decode module.
@@ -161,26 +260,34 @@ class SharedPrefillConnector(NixlPullConnector):
         The latter happens to a request that was preempted and lost its KV: its handoff is used up. A prompt of
         one token has no base KV, so it may be computed here at any time.
         """
-        params = request.kv_transfer_params
-        if params is not None and "refused" in params:
+        if self._was_refused(request):
             return True
         if not self._decodes or base_kv_length(request.num_prompt_tokens) == 0:
             return False
+        params = request.kv_transfer_params
         return not params or not params["do_remote_prefill"]
+
+    def _holds_base_kv(self, request: "Request") -> bool:
+        """vLLM asks after a pull has succeeded, and as it goes on from there; a preempted request pulls nothing."""
+        return not self._was_refused(request) and request.num_preemptions == 0
 
     # Worker side
 
     def register_kv_caches(self, kv_caches: dict[str, "torch.Tensor"]) -> None:
         super().register_kv_caches(kv_caches)
         worker = self.connector_worker
-        worker.compat_hash = compute_nixl_compatibility_hash(
-            named_by_base(worker.vllm_config, self._base_identity), worker.backend_name
-        )
-        worker.xfer_handshake_metadata.compatibility_hash = worker.compat_hash
+        assert worker is not None
+        worker.xfer_stats = HandoffStats()
+        hooks.announce_base(worker, self._base_identity)
+        hooks.tell_failures(worker, self._note_failure)
 
     def start_load_kv(self, forward_context: "ForwardContext", **kwargs: Any) -> None:
         self._forward_runs = forward_context.attn_metadata is not None
-        self._refused |= self._connector_metadata.refused
+        metadata = self._connector_metadata
+        self._refused |= metadata.refused
+        for request_id, pull in metadata.reqs_to_recv.items():
+            if pull.awaiting_kvs:
+                self._deadlines[request_id] = (pull.remote.engine_id, pull.remote.blocks_expiry_time)
         super().start_load_kv(forward_context, **kwargs)
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
@@ -188,76 +295,25 @@ class SharedPrefillConnector(NixlPullConnector):
             time.sleep(_IDLE_STEP_S)
         results = super().get_transfer_results(finished_req_ids)
         refused, self._refused = self._refused, set()
+        refused |= {request_id for request_id in results.finished_recving if self._came_too_late(request_id, results)}
         results.failed_recving |= refused  # ends the request with an error
         results.finished_recving |= refused  # frees its block
         return results
 
+    def _came_too_late(self, request_id: str, results: KVConnectorTransferResults) -> bool:
+        """Whether the prefill worker may have given the blocks to another session before the pull was over.
 
-def prefill_refusal(params: Any) -> str | None:
-    """Why a prefill worker must not take a request with these transfer parameters; None when it may."""
-    if params is None:
-        return None
-    if not isinstance(params, dict):
-        return f"kv_transfer_params must be an object, found {type(params).__name__}"
-    if params.get("do_remote_prefill"):
-        return "a prefill worker computes prompts itself: do_remote_prefill must be false"
-    if params.get("remote_block_ids"):
-        return "a prefill worker takes no KV from others: remote_block_ids must be empty"
-    return None
+        Heartbeats that extend the lease are not counted: nothing says that the prefill worker heard them.
+        """
+        engine_id, deadline = self._deadlines.pop(request_id, ("", 0.0))
+        if not engine_id or request_id in results.failed_recving:
+            return False
+        assert self.connector_worker is not None
+        late_s = hooks.clock_of(self.connector_worker, engine_id) - (deadline - _CLOCK_MARGIN_S)
+        if late_s <= 0:
+            return False
+        REFUSALS.note(request_id, Refusal("lease_expired", f"the KV came {late_s:.1f} s after its lease had ended"))
+        return True
 
-
-def decode_refusal(params: Any) -> str | None:
-    """Why a decode worker must not take a request with these transfer parameters; None when they are usable."""
-    if not isinstance(params, dict) or params.get("do_remote_prefill") is not True or params.get("do_remote_decode"):
-        return "it does not come from a prefill worker, and a decode worker never prefills"
-    for name, kind in _FIELDS.items():
-        if not isinstance(params.get(name), kind) or isinstance(params[name], bool):
-            return f"kv_transfer_params.{name} must be {kind.__name__}, found {params.get(name)!r}"
-    groups = params["remote_block_ids"]
-    if not all(
-        isinstance(group, list) and all(type(block) is int and block >= 0 for block in group) for group in groups
-    ):
-        return "kv_transfer_params.remote_block_ids must be lists of block numbers"
-    return None
-
-
-def handoff_mismatch(params: dict[str, Any], prompt_tokens: int, block_size: int) -> str | None:
-    """Why the handoff does not cover exactly this prompt; None when it does."""
-    if params["remote_num_tokens"] != prompt_tokens:
-        return f"the prefill worker computed {params['remote_num_tokens']} tokens, this prompt has {prompt_tokens}"
-    needed = -(-prompt_tokens // block_size)
-    found = [len(group) for group in params["remote_block_ids"]]
-    if found != [needed]:
-        return f"{prompt_tokens} tokens are [{needed}] blocks of {block_size}, the handoff has {found}"
-    return None
-
-
-def named_by_base(vllm_config: VllmConfig, base_identity: str) -> VllmConfig:
-    """A copy for NIXL's compatibility hash, in which the base's identity stands for the path of the model.
-
-    Everything else stays in the hash: versions, dtype, KV geometry, attention backend.
-    """
-    named = copy.copy(vllm_config)
-    named.model_config = copy.copy(vllm_config.model_config)
-    named.model_config.model = base_identity
-    return named
-
-
-@contextmanager
-def _sleeping_progress_thread() -> Iterator[None]:
-    """NIXL agents made inside have a progress thread that sleeps between polls, on CPUs."""
-    if not current_platform.is_cpu():
-        yield
-        return
-    bindings = sys.modules[NixlWrapper.__module__].nixlBind
-    make_agent = bindings.nixlAgent
-
-    def make_sleeping_agent(name: str, config: Any) -> Any:
-        config.pthrDelay = _PROGRESS_SLEEP_US
-        return make_agent(name, config)
-
-    bindings.nixlAgent = make_sleeping_agent
-    try:
-        yield
-    finally:
-        bindings.nixlAgent = make_agent
+    def _note_failure(self, request_id: str, reason: Reason) -> None:
+        REFUSALS.note(request_id, Refusal(reason, _MESSAGES[reason]))

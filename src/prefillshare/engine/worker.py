@@ -1,12 +1,15 @@
 """The command line and environment of a prefill or decode worker. Builds them; imports no vLLM, starts nothing."""
 
 import json
+import os
+import secrets
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from prefillshare.config import Deployment
+from prefillshare.engine.handoff import KEY_VARIABLE
 from prefillshare.errors import UserError
 from prefillshare.hardware import preferred_dtype
 from prefillshare.identity import compute_identity
@@ -41,6 +44,7 @@ class WorkerSpec:
     max_model_len: int  # tokens
     max_num_seqs: int
     engine_args: tuple[str, ...]
+    handoff_key: str = field(repr=False)  # the deployment's secret for the seal on its handoffs
     instructions: Placement = "in_place"
 
 
@@ -60,12 +64,14 @@ class _Part:
 def plan_workers(deployment: Deployment) -> list[WorkerSpec]:
     """The workers of a deployment: prefill workers first, ports counted up, cores dealt out in turn.
 
-    Reads the base's identity and the modules' manifests but does not compare them.
+    Reads the base's identity and the modules' manifests but does not compare them. The workers share the secret in
+    PREFILLSHARE_HANDOFF_KEY, or a new one.
 
     Raises:
         UserError: the base is not a checkpoint, or a module has no valid manifest.
     """
     shared, base = deployment.workers, deployment.base.path.resolve()
+    key = os.environ.get(KEY_VARIABLE) or secrets.token_hex(32)
     identity = compute_identity(base).digest
     parts = [
         _Part(
@@ -111,6 +117,7 @@ def plan_workers(deployment: Deployment) -> list[WorkerSpec]:
             max_model_len=shared.max_model_len,
             max_num_seqs=shared.max_num_seqs,
             engine_args=tuple(shared.engine_args),
+            handoff_key=key,
             instructions=part.instructions,
         )
         for place, part in enumerate(parts)
@@ -145,10 +152,8 @@ def worker_command(spec: WorkerSpec) -> list[str]:
     command += ["--no-enable-log-requests", "--disable-uvicorn-access-log"]  # a log must never hold a prompt
     # Reports how much of a prompt was reused; a decode worker passes on what the handoff says of the prefill.
     command += ["--enable-prompt-tokens-details"]
-    if spec.role == "prefill":
-        command += ["--enable-prefix-caching"]
-    else:
-        command += ["--no-enable-prefix-caching"]  # it would reuse blocks of the module's own KV as prefix
+    command += ["--enable-prefix-caching"]  # on a decode worker, the connector keeps own KV out of it
+    command += ["--middleware", "prefillshare.engine.refusals.RefusalMiddleware"]
     if spec.adapter is not None:
         command += ["--enable-lora", "--max-loras", "1", "--max-lora-rank", str(_max_lora_rank(spec.adapter))]
         command += ["--lora-modules", f"{spec.served_name}={spec.adapter}"]
@@ -168,6 +173,7 @@ def worker_environment(spec: WorkerSpec) -> dict[str, str]:
         "VLLM_CPU_KVCACHE_SPACE": str(spec.kv_cache_gib),
         "VLLM_NIXL_SIDE_CHANNEL_HOST": spec.host,
         "VLLM_NIXL_SIDE_CHANNEL_PORT": str(spec.side_channel_port),
+        KEY_VARIABLE: spec.handoff_key,
         "UCX_TLS": "cma,posix,sysv,self,tcp",  # shared memory first; probing for RDMA devices takes seconds
     }
     if spec.core is not None:
@@ -188,8 +194,18 @@ def _kv_transfer(spec: WorkerSpec) -> dict[str, object]:
         "kv_connector_module_path": "prefillshare.engine.connector",
         "kv_role": "kv_producer" if spec.role == "prefill" else "kv_consumer",
         "kv_load_failure_policy": "fail",
-        "kv_connector_extra_config": {"base_identity": spec.base_identity, "num_threads": 0},
+        "kv_connector_extra_config": {
+            "base_identity": spec.base_identity,
+            "modules": [str(folder) for folder in _modules(spec)],
+            "num_threads": 0,
+        },
     }
+
+
+def _modules(spec: WorkerSpec) -> list[Path]:
+    if spec.role == "prefill":
+        return []
+    return [spec.model if spec.adapter is None else spec.adapter]
 
 
 def _max_lora_rank(adapter: Path) -> int:

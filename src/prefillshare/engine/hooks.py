@@ -1,0 +1,106 @@
+"""Every place where the engine room reaches behind vLLM's public interfaces, each with a test that notices a change.
+
+What is not here goes through the interface of a KV connector (`connector.py`), of a prefix-cache manager that vLLM
+hands to connectors (`provenance.py`), of connector statistics (`stats.py`) or of `--middleware` (`refusals.py`).
+"""
+
+import copy
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from vllm.config import VllmConfig
+from vllm.distributed.kv_transfer.kv_connector.v1.nixl.base_scheduler import NixlBaseConnectorScheduler
+from vllm.distributed.kv_transfer.kv_connector.v1.nixl.base_worker import NixlBaseConnectorWorker
+from vllm.distributed.kv_transfer.kv_connector.v1.nixl.metadata import compute_nixl_compatibility_hash
+from vllm.distributed.nixl_utils import NixlWrapper
+from vllm.platforms import current_platform
+
+from prefillshare.engine.handoff import Reason
+
+# nixl_agent hard-codes 0: a progress thread that spins on the core the model computes on, with which a prefill
+# of 702 tokens takes 49 s instead of 2 s.
+_PROGRESS_SLEEP_US = 1000
+
+# Fields of a model's config on which its KV depends besides its weights.
+_KV_FIELDS = (
+    "rope_parameters",
+    "rope_theta",
+    "rope_scaling",
+    "partial_rotary_factor",
+    "sliding_window",
+    "layer_types",
+    "head_dim",
+)
+
+
+@contextmanager
+def sleeping_progress_thread() -> Iterator[None]:
+    """NIXL agents made inside have a progress thread that sleeps between polls, on CPUs."""
+    if not current_platform.is_cpu():
+        yield
+        return
+    bindings = sys.modules[NixlWrapper.__module__].nixlBind
+    make_agent = bindings.nixlAgent
+
+    def make_sleeping_agent(name: str, config: Any) -> Any:
+        config.pthrDelay = _PROGRESS_SLEEP_US
+        return make_agent(name, config)
+
+    bindings.nixlAgent = make_sleeping_agent
+    try:
+        yield
+    finally:
+        bindings.nixlAgent = make_agent
+
+
+def announce_base(worker: NixlBaseConnectorWorker, base_identity: str) -> None:
+    """Has the worker announce, and expect of its peers, the base's identity and all else that its KV depends on.
+
+    vLLM puts the model's path there, which tells a base and its decode modules apart and two bases under one path not.
+    Both sides print their texts when they differ: the first half is the identity, the second the form of the KV.
+    """
+    worker.compat_hash = f"base {base_identity} kv {kv_form(worker.vllm_config, worker.backend_name)}"
+    worker.xfer_handshake_metadata.compatibility_hash = worker.compat_hash
+
+
+def kv_form(vllm_config: VllmConfig, backend_name: str) -> str:
+    """Digest over what makes two workers' KV exchangeable, given the same base: versions, dtype, geometry, attention
+    backend (vLLM's own hash, with the model's path taken out), block size and rope."""
+    config = copy.copy(vllm_config)
+    config.model_config = copy.copy(vllm_config.model_config)
+    config.model_config.model = ""
+    model = vllm_config.model_config.hf_text_config
+    form = {
+        "vllm": compute_nixl_compatibility_hash(config, backend_name),
+        "block_size": vllm_config.cache_config.block_size,
+        **{name: getattr(model, name, None) for name in _KV_FIELDS},
+    }
+    return hashlib.sha256(json.dumps(form, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def lease_deadline(scheduler: NixlBaseConnectorScheduler, request_id: str) -> float:
+    """When a prefill worker gives up the blocks of the request that just finished, on its monotonic clock."""
+    return float(scheduler._reqs_need_send[request_id])
+
+
+def clock_of(worker: NixlBaseConnectorWorker, engine_id: str) -> float:
+    """What the monotonic clock of a peer says now. Known from the handshake, to half of its round trip."""
+    return float(time.perf_counter() + worker._engine_clock_offset[engine_id])
+
+
+def tell_failures(worker: NixlBaseConnectorWorker, tell: Callable[[str, Reason], None]) -> None:
+    """Calls `tell` with the request's id and the reason for every pull that fails. From other threads, too."""
+    log_failure = worker._log_failure
+
+    def log_and_tell(failure_type: str, req_id: str | None, *args: Any, **context: Any) -> None:
+        if req_id is not None:
+            mismatch = "compatibility hash mismatch" in str(context.get("error"))
+            tell(req_id, "another_base" if mismatch else "pull_failed")
+        log_failure(failure_type, req_id, *args, **context)
+
+    worker._log_failure = log_and_tell

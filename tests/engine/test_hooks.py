@@ -1,0 +1,120 @@
+"""The places where the engine room reaches into vLLM: each test fails when vLLM has changed there."""
+
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from vllm.distributed.kv_transfer.kv_connector.v1.nixl import base_scheduler, base_worker, pull_scheduler
+from vllm.distributed.nixl_utils import NixlWrapper, nixl_agent_config
+
+from prefillshare.engine import hooks
+
+
+def test_the_progress_thread_of_an_agent_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    class Agent:
+        def __init__(self, name: str, config: Any) -> None:
+            made.append(config.pthrDelay)
+
+        def getAvailPlugins(self) -> list[str]:
+            return []
+
+    bindings = sys.modules[NixlWrapper.__module__].nixlBind
+    monkeypatch.setattr(bindings, "nixlAgent", Agent)
+    with pytest.raises(RuntimeError, match="plugins"):
+        NixlWrapper("outside", nixl_agent_config())
+    with hooks.sleeping_progress_thread(), pytest.raises(RuntimeError, match="plugins"):
+        NixlWrapper("inside", nixl_agent_config())
+    assert made == [0, 1000]
+    assert bindings.nixlAgent is Agent
+
+
+def vllm_config(path: str = "/some/path", block_size: int = 32, dtype: str = "float32", **text: Any) -> Any:
+    return SimpleNamespace(
+        model_config=SimpleNamespace(
+            model=path,
+            dtype=dtype,
+            hf_text_config=SimpleNamespace(**{"rope_parameters": {"rope_theta": 10000.0}, **text}),
+            get_total_num_kv_heads=lambda: 3,
+            get_head_size=lambda: 64,
+            get_total_num_hidden_layers=lambda: 30,
+        ),
+        cache_config=SimpleNamespace(block_size=block_size, cache_dtype="auto"),
+        scheduler_config=SimpleNamespace(disable_hybrid_kv_cache_manager=False),
+        speculative_config=None,
+    )
+
+
+def test_the_form_of_kv_follows_what_kv_depends_on_and_not_the_path() -> None:
+    form = hooks.kv_form(vllm_config(), "backend")
+    assert hooks.kv_form(vllm_config(path="/another/path"), "backend") == form
+    others = [
+        hooks.kv_form(vllm_config(block_size=64), "backend"),
+        hooks.kv_form(vllm_config(dtype="bfloat16"), "backend"),
+        hooks.kv_form(vllm_config(rope_parameters={"rope_theta": 500000.0}), "backend"),
+        hooks.kv_form(vllm_config(sliding_window=128), "backend"),
+        hooks.kv_form(vllm_config(), "another backend"),
+    ]
+    assert len({form, *others}) == 6
+
+
+def test_a_worker_announces_its_base() -> None:
+    worker = SimpleNamespace(
+        vllm_config=vllm_config(),
+        backend_name="backend",
+        compat_hash="vLLM's",
+        xfer_handshake_metadata=SimpleNamespace(compatibility_hash="vLLM's"),
+    )
+    hooks.announce_base(worker, "sha256:base")
+    assert worker.compat_hash == worker.xfer_handshake_metadata.compatibility_hash
+    assert worker.compat_hash.startswith("base sha256:base kv ")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RuntimeError("NIXL compatibility hash mismatch. Local: a, Remote: b."), "another_base"),
+        (OSError("connection refused"), "pull_failed"),
+        (None, "pull_failed"),
+    ],
+)
+def test_failed_pulls_are_told(error: Exception | None, reason: str) -> None:
+    told, logged = [], []
+    worker = SimpleNamespace(_log_failure=lambda *args, **context: logged.append((args, context)))
+    hooks.tell_failures(worker, lambda *args: told.append(args))
+    worker._log_failure(failure_type="handshake_failed", req_id="request", error=error, meta=None)
+    worker._log_failure(failure_type="handshake_setup_failed", req_id=None, error=error)
+    assert told == [("request", reason)]
+    assert len(logged) == 2
+
+
+# What the hooks and the connector name in vLLM's source. A rename would silently switch a guard off.
+NAMED = {
+    base_worker: [
+        "def _log_failure(",
+        '"NIXL compatibility hash mismatch. "',
+        "handshake_payload.compatibility_hash != self.compat_hash",
+        "self._engine_clock_offset[eid] = clock_offset",
+        "best_offset = remote_perf - (start_time + recv_time) / 2",
+        "prefill_block_ids[i] = prefill_group[-num_decode_blocks:]",
+        "self.xfer_stats.record_kv_expired_req()",
+    ],
+    base_scheduler: ["time.perf_counter()", "self._reqs_need_recv.clear()"],
+    pull_scheduler: [
+        "self._reqs_need_send[request.request_id] = (",
+        "remote_num_tokens = request.num_computed_tokens",
+        'params["do_remote_prefill"] = False',
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("module", "text"),
+    [(module, text) for module, texts in NAMED.items() for text in texts],
+    ids=lambda value: getattr(value, "__name__", value).rpartition(".")[2],
+)
+def test_vllm_still_says(module: Any, text: str) -> None:
+    with open(module.__file__) as source:
+        assert text in source.read()
