@@ -13,6 +13,20 @@ modules:
   - {name: json, path: /elsewhere/json, decode_workers: 2}
 """
 
+BASES = """
+bases: [{path: small}, {path: some/where, name: large, prefill_workers: 2}]
+modules:
+  - {name: a, path: a, base: small}
+  - {name: b, path: b, base: large}
+"""
+
+POOLED = """
+base: {path: base}
+modules:
+  - {name: a, path: a, pool: p}
+  - {name: b, path: b, pool: p}
+"""
+
 
 def load(tmp_path: Path, text: str):
     file = tmp_path / "deployment.yaml"
@@ -22,14 +36,32 @@ def load(tmp_path: Path, text: str):
 
 def test_paths_start_at_the_file_and_defaults_are_filled_in(tmp_path: Path) -> None:
     deployment = load(tmp_path, MINIMAL)
-    assert deployment.base.path == tmp_path / "base"
-    assert deployment.base.served_name == "base"
+    (base,) = deployment.bases
+    assert (base.path, base.served_name) == (tmp_path / "base", "base")
+    assert {deployment.base_of(module) for module in deployment.modules} == {base}
     assert [module.path for module in deployment.modules] == [
         tmp_path / "modules/sql",
         Path("/elsewhere/json"),
     ]
     assert deployment.modules[1].decode_workers == 2
     assert deployment.router.host == deployment.workers.host == "127.0.0.1"
+
+
+def test_each_module_has_the_base_that_it_names(tmp_path: Path) -> None:
+    deployment = load(tmp_path, BASES)
+    assert [(base.served_name, base.prefill_workers) for base in deployment.bases] == [("small", 1), ("large", 2)]
+    assert [deployment.base_of(module).served_name for module in deployment.modules] == ["small", "large"]
+    assert deployment.bases[1].path == tmp_path / "some/where"
+
+
+def test_one_base_in_a_list_is_the_same_as_the_short_form(tmp_path: Path) -> None:
+    assert load(tmp_path, MINIMAL.replace("base: {path: base}", "bases: [{path: base}]")) == load(tmp_path, MINIMAL)
+
+
+def test_modules_that_name_a_pool_share_it_and_others_have_their_own(tmp_path: Path) -> None:
+    deployment = load(tmp_path, POOLED.replace("pool: p", "pool: p, decode_workers: 3") + "  - {name: c, path: c}")
+    found = [(pool.name, [module.name for module in pool.modules], pool.workers) for pool in deployment.decode_pools()]
+    assert found == [("p", ["a", "b"], 3), ("c", ["c"], 1)]
 
 
 def test_the_tree_is_frozen(tmp_path: Path) -> None:
@@ -46,7 +78,20 @@ def test_the_tree_is_frozen(tmp_path: Path) -> None:
         (MINIMAL + "workers: {block_size: 100}", r"workers\.block_size: .*32.*found 100"),
         (MINIMAL + "workers: {dtype: int4}", r"workers\.dtype: .*'auto'.*found 'int4'"),
         ("base: {path: base}\nmodules: []", "modules: .*at least 1"),
-        ("modules: [{name: a, path: a}]", "base: Field required"),
+        ("modules: [{name: a, path: a}]", r"no base: give `base: \{path: \.\.\.\}`"),
+        ("base: {path: b, prefill_workers: 0}\nmodules: []", r" base\.prefill_workers: .*found 0"),
+        ("base: {path: b}\nbases: [{path: c}]\nmodules: [{name: a, path: a}]", "exclude each other"),
+        ("bases: []\nmodules: [{name: a, path: a}]", "bases: .*at least 1"),
+        (BASES + "  - {name: c, path: c}", r"modules\.2\.base: 'c' must say .*`base: small` or `base: large`"),
+        (BASES + "  - {name: c, path: c, base: huge}", r"modules\.2\.base: .*'huge'; there is small, large"),
+        ("base: {path: b}\nmodules: [{name: a, path: a, base: huge}]", r"modules\.0\.base: .*'huge'; there is b"),
+        (BASES + "  - {name: large, path: c, base: small}", "'large' is used twice"),
+        ("bases: [{path: x/b}, {path: y/b}]\nmodules: [{name: a, path: a, base: b}]", "'b' is used twice"),
+        (BASES.replace("base: large", "base: small"), r"bases\.1: no module belongs to the base 'large'"),
+        (POOLED + "  - {name: c, path: c, pool: p, decode_workers: 2}", "must agree on decode_workers, found .*c: 2"),
+        (POOLED + "  - {name: c, path: c, pool: a}", "the pool 'a' is called like a model"),
+        (POOLED + "  - {name: c, path: c, pool: '-'}", r"modules\.2\.pool"),
+        (BASES.replace("}\n", ", pool: p}\n"), r"'p' has modules of different bases \(a: small, b: large\)"),
         ("base: {path: b}\nmodules: [{name: x, path: a}, {name: x, path: c}]", "'x' is used twice"),
         ("base: {path: x}\nmodules: [{name: x, path: a}]", "'x' is used twice"),
         ("base: {path: x}\nmodules: [{name: 'a b', path: a}]", r"modules\.0\.name"),

@@ -3,7 +3,8 @@
 Errors name the field by its path in the YAML, the value that was found and what would be accepted.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -50,11 +51,29 @@ class BaseConfig(_Section):
 
 
 class ModuleConfig(_Section):
-    """A decode module and the size of its decode pool. Clients call it by `name`."""
+    """A decode module and the size of its decode pool. Clients call it by `name`.
+
+    `base` is the name of the base it was trained on, and needed when there are several. LoRA modules of one base that
+    name the same `pool` are hosted by the same decode workers.
+    """
 
     name: ModelName
     path: RelativePath
+    base: str | None = None
+    pool: ModelName | None = None
     decode_workers: Count = 1
+
+
+@dataclass(frozen=True, slots=True)
+class DecodePool:
+    """The modules that the same decode workers host; without `pool` a module has workers to itself, under its name."""
+
+    name: str
+    modules: tuple[ModuleConfig, ...]
+
+    @property
+    def workers(self) -> int:
+        return self.modules[0].decode_workers
 
 
 class WorkerConfig(_Section):
@@ -83,22 +102,88 @@ class RouterConfig(_Section):
 
 
 class Deployment(_Section):
-    """The whole deployment file."""
+    """The whole deployment file. `base: {...}` in it is short for `bases: [{...}]`."""
 
-    base: BaseConfig
+    bases: Annotated[tuple[BaseConfig, ...], Field(min_length=1)]
     modules: Annotated[tuple[ModuleConfig, ...], Field(min_length=1)]
     workers: WorkerConfig = WorkerConfig()
     router: RouterConfig = RouterConfig()
     log_dir: RelativePath = Path("logs")
 
+    def base_of(self, module: ModuleConfig) -> BaseConfig:
+        """The base that prefills for the module."""
+        if module.base is None:
+            return self.bases[0]
+        return next(base for base in self.bases if base.served_name == module.base)
+
+    def decode_pools(self) -> tuple[DecodePool, ...]:
+        """Every module in exactly one pool; pools in the order of their first modules."""
+        pools: dict[str, list[ModuleConfig]] = {}
+        for module in self.modules:
+            pools.setdefault(module.pool or module.name, []).append(module)
+        return tuple(DecodePool(name, tuple(modules)) for name, modules in pools.items())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_base_may_be_given_in_short(cls, content: Any) -> Any:
+        if not isinstance(content, Mapping):
+            return content
+        if "base" in content and "bases" in content:
+            raise ValueError("`base` and `bases` exclude each other: put all bases into the list `bases`")
+        if "base" not in content and "bases" not in content:
+            raise ValueError("no base: give `base: {path: ...}`, or for several a list `bases`")
+        if "bases" in content:
+            return content
+        return {"bases": (content["base"],)} | {key: value for key, value in content.items() if key != "base"}
+
     @model_validator(mode="after")
     def _names_are_distinct(self) -> Self:
-        taken = {self.base.served_name}
+        taken: set[str] = set()
+        for name in (*(base.served_name for base in self.bases), *(module.name for module in self.modules)):
+            if name in taken:
+                raise ValueError(f"the model name {name!r} is used twice; give every base and module its own name")
+            taken.add(name)
         for module in self.modules:
-            if module.name in taken:
-                raise ValueError(f"the model name {module.name!r} is used twice; give every module its own name")
-            taken.add(module.name)
+            if module.pool in taken:
+                raise ValueError(f"the pool {module.pool!r} is called like a model; give it a name of its own")
         return self
+
+    @model_validator(mode="after")
+    def _every_module_has_one_base_and_every_base_a_module(self) -> Self:
+        names = [base.served_name for base in self.bases]
+        for index, module in enumerate(self.modules):
+            if module.base is None and len(names) > 1:
+                known = " or ".join(f"`base: {name}`" for name in names)
+                raise ValueError(f"modules.{index}.base: {module.name!r} must say which base it belongs to: {known}")
+            if module.base is not None and module.base not in names:
+                known = ", ".join(names)
+                raise ValueError(f"modules.{index}.base: there is no base {module.base!r}; there is {known}")
+        used = {self.base_of(module).served_name for module in self.modules}
+        for index, name in enumerate(names):
+            if name not in used:
+                raise ValueError(f"bases.{index}: no module belongs to the base {name!r}; give it one or leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _modules_of_a_pool_agree(self) -> Self:
+        for pool in self.decode_pools():
+            bases = {module.name: self.base_of(module).served_name for module in pool.modules}
+            if len(set(bases.values())) > 1:
+                raise ValueError(
+                    f"the pool {pool.name!r} has modules of different bases ({_pairs(bases)}), but its workers run one "
+                    "base; make a pool for each base"
+                )
+            sizes = {module.name: module.decode_workers for module in pool.modules}
+            if len(set(sizes.values())) > 1:
+                raise ValueError(
+                    f"the modules of the pool {pool.name!r} share its workers and must agree on decode_workers, "
+                    f"found {_pairs(sizes)}; give all of them the same number"
+                )
+        return self
+
+
+def _pairs(values: Mapping[str, object]) -> str:
+    return ", ".join(f"{name}: {value}" for name, value in values.items())
 
 
 def load_deployment(path: Path) -> Deployment:
@@ -111,7 +196,7 @@ def load_deployment(path: Path) -> Deployment:
     try:
         return Deployment.model_validate(content, context={"folder": path.resolve().parent})
     except ValidationError as error:
-        raise UserError(describe_validation_error(path, error)) from None
+        raise UserError(describe_validation_error(path, error, short="base" in content)) from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -157,11 +242,16 @@ def apply_overrides(
     return content
 
 
-def describe_validation_error(path: Path, error: ValidationError) -> str:
-    """One line a field: where it is in the file, what is wrong and what was found."""
+def describe_validation_error(path: Path, error: ValidationError, *, short: bool = False) -> str:
+    """One line a field: where it is in the file, what is wrong and what was found.
+
+    `short` says that the file has `base` for `bases.0`.
+    """
     lines = [f"{path}: {error.error_count()} problem(s)"]
     for problem in error.errors(include_url=False):
         field = ".".join(str(part) for part in problem["loc"]) or "(file)"
+        if short and problem["loc"][:2] == ("bases", 0):
+            field = field.replace("bases.0", "base", 1)
         found = "" if problem["type"] == "missing" or not problem["loc"] else f" (found {problem['input']!r})"
         lines.append(f"  {field}: {problem['msg']}{found}")
     return "\n".join(lines)

@@ -17,7 +17,7 @@ from prefillshare.config import Deployment
 from prefillshare.deployment import local, supervision
 from prefillshare.deployment.marks import deployment_name
 from prefillshare.deployment.supervision import Timing
-from prefillshare.engine.worker import WorkerSpec
+from prefillshare.engine.worker import ServedModel, WorkerSpec
 
 NAMES = ("prefill-0", "decode-sql-0")
 QUICK = Timing(probe_every=0.05, probe_timeout=0.3, hang_after=0.6, first_backoff=0.05, longest_backoff=0.2, grace=2.0)
@@ -50,10 +50,9 @@ def make_specs(deployment: Deployment, ports: list[int]) -> list[WorkerSpec]:
         WorkerSpec(
             name=name,
             role="prefill" if name.startswith("prefill") else "decode",
-            model=deployment.base.path,
-            served_name="base" if name.startswith("prefill") else "sql",
-            base=deployment.base.path,
-            adapter=None,
+            model=deployment.bases[0].path,
+            models=(ServedModel("base" if name.startswith("prefill") else "sql"),),
+            base=deployment.bases[0].path,
             host="127.0.0.1",
             port=port,
             side_channel_port=port,

@@ -104,9 +104,58 @@ def test_a_context_longer_than_the_base_was_made_for(settings: dict[str, Any], t
     config = settings["base"]["path"] / "config.json"
     config.write_text(json.dumps({"max_position_embeddings": 2048}))
     settings["modules"] = [{"name": "sql", "path": write_module(tmp_path / "again", settings["base"]["path"])}]
-    assert "workers.max_model_len: 4096 exceeds the base's context of 2048" in problems(settings)
+    assert "workers.max_model_len: 4096 exceeds the context of 2048 tokens of the base 'base'" in problems(settings)
     settings["workers"]["max_model_len"] = 2048
     assert not check(Deployment.model_validate(settings)).problems
+
+
+@pytest.fixture
+def two_bases(settings: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    """As `settings`, with a second base and a module of its own."""
+    other = write_checkpoint(tmp_path / "other", weights=b"efgh")
+    settings["bases"] = [settings.pop("base"), {"path": other, "name": "other"}]
+    for module in settings["modules"]:
+        module["base"] = "base"
+    settings["modules"].append({"name": "chat", "path": write_module(tmp_path / "chat", other), "base": "other"})
+    return settings
+
+
+def test_every_module_is_checked_against_its_own_base(two_bases: dict[str, Any]) -> None:
+    report = check(Deployment.model_validate(two_bases))
+    assert {finding.subject for finding in report.findings} >= {"bases.0.path", "bases.1.path", "modules.2"}
+    two_bases["modules"][0]["base"] = "other"
+    message = problems(two_bases)
+    assert message.startswith("1 problem(s)")
+    assert "modules.0.path" in message
+    assert "say `base: base`" in message
+
+
+def test_what_is_wrong_with_one_base_says_so(two_bases: dict[str, Any]) -> None:
+    config = two_bases["bases"][1]["path"] / "config.json"
+    config.write_text(json.dumps({"max_position_embeddings": 2048}))
+    message = problems(two_bases)
+    assert message.startswith("1 problem(s)")  # its modules are not compared with it then
+    assert "2048 tokens of the base 'other'" in message
+    config.unlink()
+    assert "bases.1.path" in problems(two_bases)
+
+
+def test_a_full_module_in_a_pool_is_refused(settings: dict[str, Any]) -> None:
+    for module in settings["modules"]:
+        module["pool"] = "text"
+    message = problems(settings)
+    assert message.startswith("1 problem(s)")
+    assert "'sql' is a full module and cannot join the pool 'text'" in message
+
+
+def test_the_memory_of_shared_decode_workers_is_counted_once(settings: dict[str, Any], tmp_path: Path) -> None:
+    xml = write_module(tmp_path / "xml", settings["base"]["path"], kind="lora")
+    settings["modules"][1]["pool"] = "text"
+    settings["modules"].append({"name": "xml", "path": xml, "pool": "text"})
+    (memory,) = (
+        finding for finding in check(Deployment.model_validate(settings)).findings if finding.subject == "memory"
+    )
+    assert memory.detail.startswith("3 workers")
 
 
 @pytest.mark.parametrize("version", ["0.31.2", "0.33.0", "of unknown version"])

@@ -12,8 +12,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from prefillshare.deployment.local import LocalDeployment, pools
+from prefillshare.config import Deployment
+from prefillshare.deployment.local import LocalDeployment, routes
+from prefillshare.engine.worker import ServedModel
 from prefillshare.errors import UserError
+from prefillshare.router.route import pools_of
 from tests.deployment.fakes import (
     NAMES,
     QUICK,
@@ -107,11 +110,50 @@ async def test_the_log_of_the_previous_run_is_kept_beside_the_new_one(tmp_path: 
 def test_the_router_gets_the_workers_by_role_and_module(tmp_path: Path) -> None:
     deployment = make_deployment(tmp_path, ports=[8000, 8100])
     specs = make_specs(deployment, [8100, 8101])
-    specs[1] = replace(specs[1], instructions="behind_context")
-    prefill, decode = pools(deployment, specs)
-    assert [(worker.url, worker.model) for worker in prefill] == [("http://127.0.0.1:8100", "base")]
-    assert {name: [worker.name for worker in workers] for name, workers in decode.items()} == {"sql": ["decode-sql-0"]}
-    assert [worker.instructions for worker in (*prefill, *decode["sql"])] == ["in_place", "behind_context"]
+    specs[1] = replace(specs[1], models=(ServedModel("sql", instructions="behind_context"),))
+    ((name, route),) = routes(deployment, specs).items()
+    assert (name, route.base, route.instructions) == ("sql", "base", "behind_context")
+    assert (route.prefill.name, route.decode.name) == ("prefill", "decode/sql")
+    assert [worker.url for worker in route.prefill.workers] == ["http://127.0.0.1:8100"]
+    assert [worker.name for worker in route.decode.workers] == ["decode-sql-0"]
+
+
+def test_the_router_gets_a_prefill_pool_for_each_base_and_one_for_adapters_that_share_workers(tmp_path: Path) -> None:
+    content = {
+        "bases": [{"path": tmp_path / "small", "prefill_workers": 2}, {"path": tmp_path / "large"}],
+        "modules": [
+            {"name": "sql", "path": tmp_path / "sql", "base": "small", "pool": "text"},
+            {"name": "chat", "path": tmp_path / "chat", "base": "large"},
+            {"name": "json", "path": tmp_path / "json", "base": "small", "pool": "text"},
+        ],
+    }
+    template, _ = make_specs(make_deployment(tmp_path, ports=[8000, 8100]), [8100, 8101])
+    served = {
+        "prefill-small-0": [ServedModel("small")],
+        "prefill-small-1": [ServedModel("small")],
+        "prefill-large-0": [ServedModel("large")],
+        "decode-text-0": [ServedModel("sql", tmp_path), ServedModel("json", tmp_path, "behind_context")],
+        "decode-chat-0": [ServedModel("chat")],
+    }
+    specs = [replace(template, name=name, models=tuple(models)) for name, models in served.items()]
+    found = routes(Deployment.model_validate(content), specs)
+    assert list(found) == ["sql", "chat", "json"]
+    assert {
+        name: (route.base, [worker.name for worker in (*route.prefill.workers, *route.decode.workers)])
+        for name, route in found.items()
+    } == {
+        "sql": ("small", ["prefill-small-0", "prefill-small-1", "decode-text-0"]),
+        "chat": ("large", ["prefill-large-0", "decode-chat-0"]),
+        "json": ("small", ["prefill-small-0", "prefill-small-1", "decode-text-0"]),
+    }
+    assert [route.instructions for route in found.values()] == ["in_place", "in_place", "behind_context"]
+    assert found["sql"].decode is found["json"].decode
+    assert [pool.name for pool in pools_of(found.values())] == [
+        "prefill/small",
+        "prefill/large",
+        "decode/text",
+        "decode/chat",
+    ]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0), (signal.SIGHUP, 0)])

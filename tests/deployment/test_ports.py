@@ -29,6 +29,24 @@ def test_every_worker_has_a_port_and_a_side_channel(tmp_path: Path) -> None:
     assert sorted(use.port for use in uses) == [*range(5600, 5604), 8000, *range(8100, 8104)]
 
 
+def test_every_base_and_every_pool_of_decode_workers_is_counted_once(tmp_path: Path) -> None:
+    several = {
+        "bases": [{"path": tmp_path / "a", "prefill_workers": 2}, {"path": tmp_path / "b"}],
+        "modules": [
+            {"name": "sql", "path": tmp_path, "base": "a", "pool": "text", "decode_workers": 2},
+            {"name": "chat", "path": tmp_path, "base": "b"},
+            {"name": "json", "path": tmp_path, "base": "a", "pool": "text", "decode_workers": 2},
+        ],
+    }
+    uses = ports_of(Deployment.model_validate(several))
+    assert [use.purpose for use in uses if use.field == "workers.first_port"] == [
+        *["a worker of base a"] * 2,
+        "a worker of base b",
+        *["a worker of pool text"] * 2,
+        "a worker of module chat",
+    ]
+
+
 def test_a_port_in_use_names_field_user_and_holder(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     first = port - 3  # the last worker's is the taken one

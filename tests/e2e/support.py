@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from prefillshare.engine.worker import WorkerSpec, worker_command, worker_environment
 
@@ -84,18 +86,23 @@ def prefill(spec: WorkerSpec, prompt_ids: list[int]) -> dict[str, Any]:
     return response.json()  # type: ignore[no-any-return]
 
 
-def decode(spec: WorkerSpec, prompt_ids: list[int], handoff: dict[str, Any], *, max_tokens: int) -> list[int]:
+def decode(
+    spec: WorkerSpec, prompt_ids: list[int], handoff: dict[str, Any], *, max_tokens: int, **fields: Any
+) -> list[int]:
     """Leg 2: the greedy tokens of the decode worker."""
-    response = complete(spec, prompt_ids, max_tokens=max_tokens, kv_transfer_params=handoff)
+    response = complete(spec, prompt_ids, max_tokens=max_tokens, kv_transfer_params=handoff, **fields)
     assert response.status_code == 200, response.text
     tokens: list[int] = response.json()["choices"][0]["token_ids"]
     return tokens
 
 
 def complete(spec: WorkerSpec, prompt_ids: list[int], **fields: Any) -> httpx.Response:
-    """A greedy completion of a prompt given as token ids, which runs on past the end-of-sequence token."""
+    """A greedy completion of a prompt given as token ids, which runs on past the end-of-sequence token.
+
+    By the worker's first model, unless `fields` name another as `model`.
+    """
     body = {
-        "model": spec.served_name,
+        "model": spec.served_names[0],
         "prompt": prompt_ids,
         "temperature": 0,
         "ignore_eos": True,
@@ -103,3 +110,9 @@ def complete(spec: WorkerSpec, prompt_ids: list[int], **fields: Any) -> httpx.Re
         **fields,
     }
     return httpx.post(f"{url(spec)}/v1/completions", json=body, timeout=REQUEST_TIMEOUT_S)
+
+
+def metrics(spec: WorkerSpec) -> list[Sample]:
+    """All samples of the worker's Prometheus metrics."""
+    text = httpx.get(f"{url(spec)}/metrics", timeout=REQUEST_TIMEOUT_S).text
+    return [sample for family in text_string_to_metric_families(text) for sample in family.samples]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from prefillshare.config import BaseConfig, Deployment, ModuleConfig, WorkerConfig
 from prefillshare.engine.worker import WorkerSpec, plan_workers, worker_command, worker_environment
@@ -15,6 +16,7 @@ from prefillshare.errors import UserError
 from prefillshare.hardware import preferred_dtype
 from prefillshare.identity import compute_identity
 from prefillshare.module import BaseReference, Manifest, ModuleKind, load_module, save_manifest
+from tests.conftest import write_checkpoint
 
 
 def write_module(folder: Path, base: Path, kind: ModuleKind = "full", adapter_config: object = None) -> Path:
@@ -33,7 +35,7 @@ def write_module(folder: Path, base: Path, kind: ModuleKind = "full", adapter_co
 @pytest.fixture
 def deployment(checkpoint: Path, tmp_path: Path) -> Deployment:
     return Deployment(
-        base=BaseConfig(path=checkpoint, name="smol", prefill_workers=2),
+        bases=(BaseConfig(path=checkpoint, name="smol", prefill_workers=2),),
         modules=(
             ModuleConfig(name="org/sql", path=write_module(tmp_path / "sql", checkpoint), decode_workers=2),
             ModuleConfig(name="json", path=write_module(tmp_path / "json", checkpoint, "lora", {"r": 12})),
@@ -73,7 +75,7 @@ def test_prefill_workers_come_first_and_ports_count_up(deployment: Deployment) -
 def test_a_worker_knows_where_its_module_reads_instructions(deployment: Deployment) -> None:
     module = load_module(deployment.modules[0].path)
     save_manifest(module.path, module.manifest.model_copy(update={"instructions": "behind_context"}))
-    planned = {spec.served_name: spec.instructions for spec in plan_workers(deployment)}
+    planned = {model.name: model.instructions for spec in plan_workers(deployment) for model in spec.models}
     assert planned == {"smol": "in_place", "org/sql": "behind_context", "json": "in_place"}
 
 
@@ -92,7 +94,7 @@ def test_a_prefill_worker_runs_the_base(specs: dict[str, WorkerSpec], checkpoint
     spec = specs["prefill-0"]
     command = worker_command(spec)
     assert option(spec, "--model") == str(checkpoint)
-    assert option(spec, "--served-model-name") == spec.served_name == "smol"
+    assert (option(spec, "--served-model-name"), spec.served_names) == ("smol", ("smol",))
     assert "--enable-prefix-caching" in command
     assert transfer_config(spec)["kv_role"] == "kv_producer"
 
@@ -103,9 +105,10 @@ def test_a_decode_worker_runs_the_module_with_the_tokenizer_of_the_base(
     spec = specs["decode-org~sql-1"]
     assert option(spec, "--model") == str(tmp_path / "sql")
     assert option(spec, "--tokenizer") == str(checkpoint)
-    assert option(spec, "--served-model-name") == spec.served_name == "org/sql"
+    assert (option(spec, "--served-model-name"), spec.served_names) == ("org/sql", ("org/sql",))
     assert "--enable-prefix-caching" in worker_command(spec)
     assert transfer_config(spec)["kv_role"] == "kv_consumer"
+    assert transfer_config(spec)["kv_connector_extra_config"]["modules"] == [str(tmp_path / "sql")]
 
 
 def test_all_workers_name_the_base_report_reuse_and_never_recompute(
@@ -128,6 +131,18 @@ def test_a_decode_worker_expects_the_base_of_its_manifest(deployment: Deployment
     assert {spec.base_identity for spec in planned if spec.role == "decode"} == {trained_on}
 
 
+def test_workers_share_a_secret_that_is_in_no_command_and_no_log(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = plan_workers(deployment)
+    (key,) = {worker_environment(spec)["PREFILLSHARE_HANDOFF_KEY"] for spec in planned}
+    assert len(key) == 64
+    assert not any(key in part for spec in planned for part in [repr(spec), *worker_command(spec)])
+    assert plan_workers(deployment)[0].handoff_key != key
+    monkeypatch.setenv("PREFILLSHARE_HANDOFF_KEY", "of all machines")
+    assert {spec.handoff_key for spec in plan_workers(deployment)} == {"of all machines"}
+
+
 def test_an_adapter_is_served_on_the_base_by_its_own_name(
     specs: dict[str, WorkerSpec], checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -135,7 +150,94 @@ def test_an_adapter_is_served_on_the_base_by_its_own_name(
     assert option(spec, "--model") == str(checkpoint)
     assert option(spec, "--lora-modules") == f"json={tmp_path / 'json'}"
     assert option(spec, "--max-lora-rank") == "16"  # the smallest that vLLM has for rank 12
-    assert option(spec, "--served-model-name") != spec.served_name == "json"
+    assert spec.served_names == ("json",)
+
+
+@pytest.fixture
+def pooled(deployment: Deployment, checkpoint: Path, tmp_path: Path) -> Deployment:
+    """Two adapters of ranks 12 and 40 in one pool of two workers, beside a full module."""
+    xml = write_module(tmp_path / "xml", checkpoint, "lora", {"r": 40})
+    save_manifest(xml, load_module(xml).manifest.model_copy(update={"instructions": "behind_context"}))
+    modules = (
+        deployment.modules[0],
+        deployment.modules[1].model_copy(update={"pool": "text/all", "decode_workers": 2}),
+        ModuleConfig(name="xml", path=xml, pool="text/all", decode_workers=2),
+    )
+    return deployment.model_copy(update={"modules": modules})
+
+
+def test_adapters_of_one_pool_are_hosted_by_the_same_workers(
+    pooled: Deployment, checkpoint: Path, tmp_path: Path
+) -> None:
+    planned = plan_workers(pooled)
+    assert [spec.name for spec in planned[4:]] == ["decode-text~all-0", "decode-text~all-1"]
+    for spec in planned[4:]:
+        command = worker_command(spec)
+        place = command.index("--lora-modules")
+        assert command[place + 1 : place + 3] == [f"json={tmp_path / 'json'}", f"xml={tmp_path / 'xml'}"]
+        assert command[place + 3].startswith("--")
+        assert option(spec, "--max-loras") == "2"
+        assert option(spec, "--max-lora-rank") == "64"  # for rank 40; one limit holds for all
+        assert option(spec, "--model") == str(checkpoint)
+        assert spec.served_names == ("json", "xml")
+        assert [model.instructions for model in spec.models] == ["in_place", "behind_context"]
+
+
+def test_no_model_can_have_the_name_of_the_checkpoint_under_adapters(pooled: Deployment) -> None:
+    for spec in plan_workers(pooled)[4:]:
+        checkpoint = option(spec, "--served-model-name")
+        assert checkpoint not in spec.served_names
+        with pytest.raises(ValidationError, match="name"):
+            ModuleConfig(name=checkpoint, path=Path("x"))
+        assert ModuleConfig(name=checkpoint.replace("~", "-"), path=Path("x"))  # it is the tilde
+
+
+def test_a_full_module_in_a_pool_is_refused_with_the_way_out(pooled: Deployment) -> None:
+    full = pooled.modules[0].model_copy(update={"pool": "text/all", "decode_workers": 2})
+    with pytest.raises(UserError, match=r"'org/sql' is a full module .* 'text/all'.*leave out `pool`"):
+        plan_workers(pooled.model_copy(update={"modules": (full, *pooled.modules[1:])}))
+
+
+def test_modules_of_a_pool_that_were_trained_on_different_bases_are_refused(pooled: Deployment, tmp_path: Path) -> None:
+    """A worker takes the KV of one base: the other module would get KV that it was not trained on."""
+    other = write_checkpoint(tmp_path / "other", weights=b"efgh")
+    module = load_module(tmp_path / "xml")
+    reference = BaseReference(name="other", identity=compute_identity(other))
+    save_manifest(module.path, module.manifest.model_copy(update={"base": reference}))
+    with pytest.raises(UserError, match="'text/all' were trained on different bases"):
+        plan_workers(pooled)
+
+
+def test_workers_of_several_bases_each_get_what_is_their_bases(
+    deployment: Deployment, checkpoint: Path, tmp_path: Path
+) -> None:
+    other = write_checkpoint(tmp_path / "other", weights=b"efgh")
+    bases = (*deployment.bases, BaseConfig(path=other, name="org/other"))
+    sql, json_ = deployment.modules
+    modules = (
+        sql.model_copy(update={"base": "smol"}),
+        json_.model_copy(update={"base": "smol"}),
+        ModuleConfig(name="a", path=write_module(tmp_path / "a", other), base="org/other"),
+        ModuleConfig(name="b", path=write_module(tmp_path / "b", other, "lora", {"r": 4}), base="org/other"),
+    )
+    planned = plan_workers(deployment.model_copy(update={"bases": bases, "modules": modules}))
+    assert [spec.name for spec in planned] == [
+        "prefill-smol-0",
+        "prefill-smol-1",
+        "prefill-org~other-0",
+        "decode-org~sql-0",
+        "decode-org~sql-1",
+        "decode-json-0",
+        "decode-a-0",
+        "decode-b-0",
+    ]
+    assert [spec.port for spec in planned] == list(range(9100, 9108))
+    ours = [spec for spec in planned if spec.name in ("prefill-org~other-0", "decode-a-0", "decode-b-0")]
+    for base, specs in ((other, ours), (checkpoint, [spec for spec in planned if spec not in ours])):
+        assert {spec.base for spec in specs} == {base}
+        assert {option(spec, "--tokenizer") for spec in specs} == {str(base)}
+        assert {spec.base_identity for spec in specs} == {compute_identity(base).digest}
+    assert [option(spec, "--model") for spec in ours] == [str(other), str(tmp_path / "a"), str(other)]
 
 
 @pytest.mark.parametrize(

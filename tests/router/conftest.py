@@ -9,21 +9,34 @@ from starlette.types import ASGIApp
 
 from prefillshare.config import RouterConfig
 from prefillshare.router.app import create_app
+from prefillshare.router.pool import Pool
+from prefillshare.router.route import ModelRoute
 from tests.router.fakes import BLOCK_SIZE, FakeWorker, Served, decode_worker, prefill_worker
 
 
 @dataclass
 class Cluster:
     url: str
-    prefill: list[FakeWorker]
-    decode: dict[str, list[FakeWorker]]
+    workers: dict[str, FakeWorker]  # by name
     http: httpx.Client  # talks to the router
     servers: dict[str, Served]  # workers by name
 
+    @property
+    def prefill(self) -> list[FakeWorker]:
+        return [fake for name, fake in self.workers.items() if name.startswith("prefill")]
+
+    @property
+    def decode(self) -> dict[str, list[FakeWorker]]:
+        """The decode workers by what their names start with."""
+        pools: dict[str, list[FakeWorker]] = {}
+        for name, fake in self.workers.items():
+            if not name.startswith("prefill"):
+                pools.setdefault(name.rpartition("-")[0], []).append(fake)
+        return pools
+
     def worker_bodies(self) -> int:
         """How many requests all workers together have received."""
-        workers = [*self.prefill, *(worker for pool in self.decode.values() for worker in pool)]
-        return sum(len(worker.bodies) for worker in workers)
+        return sum(len(worker.bodies) for worker in self.workers.values())
 
 
 @pytest.fixture
@@ -42,54 +55,64 @@ def serve() -> Iterator[Callable[[ASGIApp], Served]]:
 
 
 @pytest.fixture
-def start_cluster(serve: Callable[[ASGIApp], Served]) -> Iterator[Callable[..., Cluster]]:
-    """Starts `prefill` base workers and, for each module, the given number of decode workers.
+def start(serve: Callable[[ASGIApp], Served]) -> Iterator[Callable[..., Cluster]]:
+    """Starts fake workers by name, and a router with the routes that `routes` makes of their pools.
 
-    `behind_context` names the modules whose manifests have instructions there.
+    A pool's workers are those whose names start with its name and "-".
     """
     clients: list[httpx.Client] = []
 
     def start(
-        prefill: int = 1,
-        sql: int = 1,
-        json: int = 1,
+        fakes: dict[str, FakeWorker],
+        routes: Callable[[Callable[[str], Pool]], dict[str, ModelRoute]],
+        *,
         timeout_s: float = 10.0,
-        behind_context: Collection[str] = (),
         **options: int,
     ) -> Cluster:
-        fakes = {f"prefill-{n}": FakeWorker("base") for n in range(prefill)}
-        fakes |= {f"sql-{n}": FakeWorker("sql") for n in range(sql)}
-        fakes |= {f"json-{n}": FakeWorker("json") for n in range(json)}
         servers = {name: serve(fake.app()) for name, fake in fakes.items()}
-        app = create_app(
-            RouterConfig(request_timeout_s=timeout_s, connect_timeout_s=1.0),
-            [prefill_worker(name, servers[name].url) for name in fakes if name.startswith("prefill")],
-            {
-                model: [
-                    decode_worker(
-                        name, servers[name].url, model, "behind_context" if model in behind_context else "in_place"
-                    )
-                    for name in fakes
-                    if name.startswith(model)
-                ]
-                for model in ("sql", "json")
-            },
-            block_size=BLOCK_SIZE,
-            **options,
-        )
-        url = serve(app).url
+
+        def pool(name: str) -> Pool:
+            make = prefill_worker if name.startswith("prefill") else decode_worker
+            members = [worker for worker in fakes if worker.rpartition("-")[0] == name]
+            title = name if name.startswith("prefill") else f"decode/{name}"
+            return Pool(title, [make(worker, servers[worker].url) for worker in members])
+
+        settings = RouterConfig(request_timeout_s=timeout_s, connect_timeout_s=1.0)
+        url = serve(create_app(settings, routes(pool), block_size=BLOCK_SIZE, **options)).url
         clients.append(httpx.Client(base_url=url, timeout=20))
-        return Cluster(
-            url,
-            [fake for name, fake in fakes.items() if name.startswith("prefill")],
-            {model: [fake for name, fake in fakes.items() if name.startswith(model)] for model in ("sql", "json")},
-            clients[-1],
-            servers,
-        )
+        return Cluster(url, fakes, clients[-1], servers)
 
     yield start
     for client in clients:
         client.close()
+
+
+@pytest.fixture
+def start_cluster(start: Callable[..., Cluster]) -> Callable[..., Cluster]:
+    """Starts `prefill` base workers and, for each module, the given number of decode workers.
+
+    `behind_context` names the modules whose manifests have instructions there.
+    """
+
+    def start_cluster(
+        prefill: int = 1, sql: int = 1, json: int = 1, behind_context: Collection[str] = (), **options: float
+    ) -> Cluster:
+        fakes = {f"prefill-{n}": FakeWorker("base") for n in range(prefill)}
+        fakes |= {f"sql-{n}": FakeWorker("sql") for n in range(sql)}
+        fakes |= {f"json-{n}": FakeWorker("json") for n in range(json)}
+
+        def routes(pool: Callable[[str], Pool]) -> dict[str, ModelRoute]:
+            base = pool("prefill")
+            return {
+                model: ModelRoute(
+                    "base", base, pool(model), "behind_context" if model in behind_context else "in_place"
+                )
+                for model in ("sql", "json")
+            }
+
+        return start(fakes, routes, **options)
+
+    return start_cluster
 
 
 @pytest.fixture

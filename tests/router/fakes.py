@@ -1,7 +1,7 @@
 """vLLM workers as far as the router can tell: the same shapes, no model.
 
 Token ids are the bytes of the prompt. A prefill worker keeps a prefix cache of whole blocks. A decode worker answers
-"<model> read <prompt>", so that an answer shows which worker and which prompt it came from.
+"<model> read <prompt>", so that an answer shows which model and which prompt it came from.
 """
 
 import asyncio
@@ -20,7 +20,6 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from prefillshare.instructions import Placement
 from prefillshare.router.pool import Worker
 
 BLOCK_SIZE = 16
@@ -64,7 +63,10 @@ def rendered(body: dict[str, Any]) -> str:
 
 @dataclass
 class FakeWorker:
-    """`behaviour` is changed by tests; `bodies` and `headers` are what it was sent, `aborted` what it gave up."""
+    """Serves the names in `model`, comma between them.
+
+    `behaviour` is changed by tests; `bodies` and `headers` are what it was sent, `aborted` what it gave up.
+    """
 
     model: str
     behaviour: str = "ok"
@@ -101,13 +103,14 @@ class FakeWorker:
             await self._wait_for_disconnect(request)
         if self.behaviour == "crash":
             raise ConnectionError
+        if body["model"] not in self.model.split(","):
+            return JSONResponse({"error": {"message": f"no model {body['model']}"}}, 404)
         chat = request.url.path == "/v1/chat/completions"
         if body["kv_transfer_params"].get("do_remote_decode"):
             return JSONResponse(self.prefill(body, chat))
         return self.decode(body, chat, request.headers["x-request-id"])
 
     def prefill(self, body: dict[str, Any], chat: bool) -> dict[str, Any]:
-        assert body["model"] == self.model
         assert body["max_tokens"] == 1
         ids = list(rendered(body).encode())
         blocks = [bytes(ids[:end]) for end in range(BLOCK_SIZE, len(ids) + 1, BLOCK_SIZE)]
@@ -142,8 +145,8 @@ class FakeWorker:
         assert params["do_remote_prefill"] is True
         assert params["remote_host"] == "127.0.0.1"
         ids = params["prompt_token_ids"] if chat else body["prompt"]
-        text = f"{self.model} read {bytes(ids).decode()}"
-        head = {"id": ("chatcmpl-" if chat else "cmpl-") + request_id, "created": 1, "model": self.model}
+        text = f"{body['model']} read {bytes(ids).decode()}"
+        head = {"id": ("chatcmpl-" if chat else "cmpl-") + request_id, "created": 1, "model": body["model"]}
         usage = _usage(len(ids), len(text.split()), len(ids) - 1)
         if body.get("stream"):
             stream = self._events(body, chat, head, text.split(" "), usage)
@@ -211,10 +214,8 @@ def _event(data: dict[str, Any]) -> bytes:
 
 
 def prefill_worker(name: str = "prefill-0", url: str = "http://127.0.0.1:1") -> Worker:
-    return Worker(name, "prefill", url, "base")
+    return Worker(name, "prefill", url)
 
 
-def decode_worker(
-    name: str = "sql-0", url: str = "http://127.0.0.1:1", model: str = "sql", instructions: Placement = "in_place"
-) -> Worker:
-    return Worker(name, "decode", url, model, instructions)
+def decode_worker(name: str = "sql-0", url: str = "http://127.0.0.1:1") -> Worker:
+    return Worker(name, "decode", url)

@@ -5,6 +5,8 @@ from starlette.types import ASGIApp
 
 from prefillshare.config import RouterConfig
 from prefillshare.router.app import create_app
+from prefillshare.router.pool import Pool
+from prefillshare.router.route import ModelRoute
 from tests.router.conftest import Cluster
 from tests.router.fakes import FakeWorker, Served, prefill_worker, wait_for
 
@@ -29,12 +31,17 @@ def test_health_lists_the_workers_of_each_pool(cluster: Cluster) -> None:
             "decode/sql": [{"name": "sql-0", "up": True, "in_flight": 0}],
             "decode/json": [{"name": "json-0", "up": True, "in_flight": 0}],
         },
+        "models": {
+            "sql": {"prefill": "prefill", "decode": "decode/sql"},
+            "json": {"prefill": "prefill", "decode": "decode/json"},
+        },
     }
 
 
 async def test_startup_knows_the_workers_that_are_up(serve: Callable[[ASGIApp], Served]) -> None:
     workers = [prefill_worker("prefill-0", serve(FakeWorker("base").app()).url), prefill_worker("prefill-1")]
-    app = create_app(RouterConfig(), workers, {}, block_size=16)
+    route = ModelRoute("base", Pool("prefill", workers), Pool("decode/sql", []))
+    app = create_app(RouterConfig(), {"sql": route}, block_size=16)
     async with app.router.lifespan_context(app):
         assert b'prefillshare_workers_healthy{pool="prefill"} 1.0' in app.state.services.metrics.render()
 

@@ -5,7 +5,7 @@ import pytest
 from prefillshare.router.admission import Call, Endpoint
 from prefillshare.router.errors import RouterError
 from prefillshare.router.legs import Prefilled, decode_body, prefill_body, read_prefill
-from tests.router.fakes import decode_worker, prefill_worker
+from tests.router.fakes import prefill_worker
 
 PARAMS: dict[str, Any] = {
     "do_remote_prefill": True,
@@ -53,7 +53,7 @@ def test_the_prefill_leg_carries_the_prompt_and_nothing_else() -> None:
         "user": "u",
         "prompt_cache_key": "k",
     }
-    assert prefill_body(make_call(**prompt, **rest), prefill_worker()) == prompt | {
+    assert prefill_body(make_call(**prompt, **rest), "base") == prompt | {
         "model": "base",
         "max_tokens": 1,
         "max_completion_tokens": 1,
@@ -74,17 +74,17 @@ def test_the_prefill_leg_carries_the_prompt_and_nothing_else() -> None:
 
 def test_tools_shape_the_prompt_but_the_prefill_worker_parses_no_tool_call() -> None:
     tools = [{"type": "function", "function": {"name": "f"}}]
-    body = prefill_body(make_call(tools=tools, tool_choice="required"), prefill_worker())
+    body = prefill_body(make_call(tools=tools, tool_choice="required"), "base")
     assert body["tools"] == tools
     assert body["tool_choice"] == "none"
-    assert "tool_choice" not in prefill_body(make_call(tools=None, tool_choice="auto"), prefill_worker())
+    assert "tool_choice" not in prefill_body(make_call(tools=None, tool_choice="auto"), "base")
 
 
 def test_instructions_go_where_the_module_was_trained_to_read_them() -> None:
     messages = [{"role": "system", "content": "You write SQL."}, {"role": "user", "content": "The schema."}]
     call = make_call(messages=messages)
-    assert prefill_body(call, prefill_worker())["messages"] == messages
-    behind = prefill_body(call, prefill_worker(), "behind_context")["messages"]
+    assert prefill_body(call, "base")["messages"] == messages
+    behind = prefill_body(call, "base", "behind_context")["messages"]
     assert behind == [{"role": "user", "content": "The schema.\n\nYou write SQL."}]
     assert call.body["messages"] is messages
 
@@ -95,24 +95,24 @@ def test_the_message_that_the_answer_continues_stays_last() -> None:
         {"role": "user", "content": "The schema."},
         {"role": "assistant", "content": "SELECT"},
     ]
-    body = prefill_body(make_call(messages=messages, continue_final_message=True), prefill_worker(), "behind_context")
+    body = prefill_body(make_call(messages=messages, continue_final_message=True), "base", "behind_context")
     assert body["messages"] == [{"role": "user", "content": "The schema.\n\nYou write SQL."}, messages[-1]]
 
 
 def test_instructions_that_cannot_be_moved_are_the_clients_mistake() -> None:
     call = make_call(messages=[{"role": "system", "content": 3}])
     with pytest.raises(RouterError, match="system message must be text") as caught:
-        prefill_body(call, prefill_worker(), "behind_context")
+        prefill_body(call, "base", "behind_context")
     assert (caught.value.status, caught.value.param) == (400, "messages")
 
 
 @pytest.mark.parametrize("messages", ["text", None, ["text"], []])
 def test_messages_of_another_shape_are_left_to_the_worker(messages: object) -> None:
-    assert prefill_body(make_call(messages=messages), prefill_worker(), "behind_context")["messages"] == messages
+    assert prefill_body(make_call(messages=messages), "base", "behind_context")["messages"] == messages
 
 
 def test_a_completion_has_no_chat_fields() -> None:
-    body = prefill_body(make_call("completions", prompt="hi", max_tokens=9), prefill_worker())
+    body = prefill_body(make_call("completions", prompt="hi", max_tokens=9), "base")
     assert body["prompt"] == "hi"
     assert body["max_tokens"] == 1
     assert "max_completion_tokens" not in body
@@ -121,11 +121,11 @@ def test_a_completion_has_no_chat_fields() -> None:
 def test_the_decode_leg_is_the_clients_body_with_the_kv_and_the_bases_token_ids() -> None:
     prefilled = Prefilled(prefill_worker(), PARAMS, [1, 2, 3], 2, 0.1)
     chat = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1, "stop": ["x"], "stream": True}
-    assert decode_body(make_call(**chat), prefilled, decode_worker()) == chat | {
+    assert decode_body(make_call(**chat), prefilled) == chat | {
         "model": "sql",
         "kv_transfer_params": PARAMS | {"prompt_token_ids": [1, 2, 3]},
     }
-    text = decode_body(make_call("completions", prompt="hi", max_tokens=9), prefilled, decode_worker())
+    text = decode_body(make_call("completions", prompt="hi", max_tokens=9), prefilled)
     assert text == {"model": "sql", "prompt": [1, 2, 3], "max_tokens": 9, "kv_transfer_params": PARAMS}
     assert "prompt_token_ids" not in PARAMS
 

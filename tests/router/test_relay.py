@@ -12,6 +12,7 @@ from prefillshare.router.errors import RouterError
 from prefillshare.router.placement import Placement
 from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.relay import Relay, open_http
+from prefillshare.router.route import ModelRoute
 from tests.router.fakes import FakeWorker, Served, decode_worker, prefill_worker, wait_for
 
 CALL = Call("id", "completions", "sql", {"model": "sql", "prompt": "hello"}, False, ("user", "u"))
@@ -28,15 +29,16 @@ class Bench:
 
     def worker(self, fake: FakeWorker, name: str) -> Worker:
         url = self._serve(fake.app()).url
-        return prefill_worker(name, url) if fake.model == "base" else decode_worker(name, url, fake.model)
+        return prefill_worker(name, url) if fake.model == "base" else decode_worker(name, url)
 
     def relay(self, prefill: list[Worker], sql: list[Worker], settings: RouterConfig = SETTINGS) -> Relay:
-        other = Pool("decode/json", [decode_worker("json-0", model="json")])
+        other = Pool("decode/json", [decode_worker("json-0")])
         self.pools = [Pool("prefill", prefill), Pool("decode/sql", sql), other]
         for pool in self.pools:
             for worker in pool.workers:
                 pool.mark_up(worker)
-        return self._relay(Placement(self.pools[0], {"sql": self.pools[1], "json": other}), settings)
+        routes = {"sql": ModelRoute("base", *self.pools[:2]), "json": ModelRoute("base", self.pools[0], other)}
+        return self._relay(Placement(routes), settings)
 
     def in_flight(self) -> int:
         return sum(int(str(row["in_flight"])) for pool in self.pools for row in pool.report())

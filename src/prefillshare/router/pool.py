@@ -1,4 +1,4 @@
-"""The workers that serve one base or one decode module: which are up, and how busy each is."""
+"""The workers that serve one base or the same decode modules: which are up, and how busy each is."""
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -6,22 +6,14 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Literal
 
-from prefillshare.instructions import Placement
-
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """A vLLM process, as the router sees it.
-
-    `model` is the name it serves and wants to read in a request. `instructions` is where its module's prompts carry the
-    instructions of the role; all workers of a module say the same.
-    """
+    """A vLLM process, as the router sees it."""
 
     name: str
     role: Literal["prefill", "decode"]
     url: str  # "http://127.0.0.1:8100"
-    model: str
-    instructions: Placement = "in_place"
 
 
 @dataclass(slots=True)

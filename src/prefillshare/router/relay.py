@@ -87,18 +87,16 @@ class Relay:
             RouterError: no worker is up (503), it failed or returned no KV (502), it timed out (504), or it refused the
                 request as the client's mistake (its own status) or the role's instructions cannot be moved (400).
         """
-        decode_pool = self._placement.decode[call.model]
-        decode_workers = decode_pool.up()
-        if not decode_workers:
+        route = self._placement.routes[call.model]
+        if not route.decode.up():
             # Checked first: a prefill that nobody fetches holds its blocks on the prefill worker for 30 s.
-            raise _no_worker(decode_pool)
-        instructions = decode_workers[0].instructions
+            raise _no_worker(route.decode)
         started = time.perf_counter()
         async with self._leg(
             call,
-            self._placement.prefill,
-            choose=lambda tried: self._placement.prefill_worker(call.session, tried),
-            body=lambda worker: prefill_body(call, worker, instructions),
+            route.prefill,
+            choose=lambda tried: self._placement.prefill_worker(call.model, call.session, tried),
+            body=prefill_body(call, route.base, route.instructions),
         ) as (worker, response):
             raw = await _read(response, worker, self._timeout_s)
         try:
@@ -116,9 +114,9 @@ class Relay:
         """
         async with self._leg(
             call,
-            self._placement.decode[call.model],
+            self._placement.routes[call.model].decode,
             choose=lambda tried: self._placement.decode_worker(call.model, tried),
-            body=lambda worker: decode_body(call, prefilled, worker),
+            body=decode_body(call, prefilled),
         ) as (worker, response):
             yield Decoding(worker, response, prefilled.cached_tokens, self._timeout_s)
 
@@ -128,7 +126,7 @@ class Relay:
         call: Call,
         pool: Pool,
         choose: Callable[[list[Worker]], Worker | None],
-        body: Callable[[Worker], Mapping[str, Any]],
+        body: Mapping[str, Any],
     ) -> AsyncIterator[tuple[Worker, aiohttp.ClientResponse]]:
         """A worker of `pool` that answers the call with status 200, and its response, not yet read."""
         tried: list[Worker] = []
@@ -136,7 +134,7 @@ class Relay:
             tried.append(worker)
             with pool.lease(worker):
                 try:
-                    response = await self._post(call, worker, body(worker))
+                    response = await self._post(call, worker, body)
                 except _NOT_CONNECTED as error:
                     pool.mark_down(worker, f"cannot connect ({type(error).__name__})")
                     LOG.warning("request=%s worker=%s down reason=not_connected", call.request_id, worker.name)
