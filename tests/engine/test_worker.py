@@ -183,8 +183,10 @@ def test_adapters_of_one_pool_are_hosted_by_the_same_workers(
         assert [model.instructions for model in spec.models] == ["in_place", "behind_context"]
 
 
-def test_no_model_can_have_the_name_of_the_checkpoint_under_adapters(pooled: Deployment) -> None:
-    for spec in plan_workers(pooled)[4:]:
+def test_no_model_can_have_the_name_of_the_checkpoint_under_adapters(
+    deployment: Deployment, pooled: Deployment
+) -> None:
+    for spec in (*plan_workers(deployment)[4:], *plan_workers(pooled)[4:]):
         checkpoint = option(spec, "--served-model-name")
         assert checkpoint not in spec.served_names
         with pytest.raises(ValidationError, match="name"):

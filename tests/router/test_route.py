@@ -90,11 +90,12 @@ def test_what_one_base_computed_is_never_said_to_be_reused_by_another(two_bases:
             int(answer.headers[f"x-prefillshare-{kind}-tokens"])
             for kind in ("computed", "reused", "reused-from-others")
         )
-        for model in ("sql", "chat", "chat", "json")
+        for model in ("sql", "chat", "chat", "sql", "json")
         for answer in [complete(two_bases, model, **{"x-session-id": "s"})]
     ]
     rest = len(PROMPT) - reused
-    assert tokens == [(len(PROMPT), 0, 0), (len(PROMPT), 0, 0), (rest, reused, 0), (rest, reused, reused)]
+    own, from_sql = (rest, reused, 0), (rest, reused, reused)
+    assert tokens == [(len(PROMPT), 0, 0), (len(PROMPT), 0, 0), own, own, from_sql]
 
 
 def test_without_a_prefill_worker_of_its_base_a_model_is_unavailable_and_others_serve(two_bases: Cluster) -> None:
