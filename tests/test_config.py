@@ -76,6 +76,7 @@ def test_the_tree_is_frozen(tmp_path: Path) -> None:
         (MINIMAL + "routers: {}", "routers: Extra inputs"),
         (MINIMAL + "router: {port: 80}", r"router\.port: .*1024.*found 80"),
         (MINIMAL + "workers: {block_size: 100}", r"workers\.block_size: .*32.*found 100"),
+        (MINIMAL + "workers: {kv_lease_s: 5}", r"workers\.kv_lease_s: .*6.*found 5"),
         (MINIMAL + "workers: {dtype: int4}", r"workers\.dtype: .*'auto'.*found 'int4'"),
         ("base: {path: base}\nmodules: []", "modules: .*at least 1"),
         ("modules: [{name: a, path: a}]", r"no base: give `base: \{path: \.\.\.\}`"),

@@ -87,6 +87,9 @@ class WorkerConfig(_Section):
     kv_cache_gib: Count = 1
     max_model_len: Count = 4096
     max_num_seqs: Count = 16
+    # How long a prefill worker keeps a finished prompt's blocks for the decode worker. Waiting decode workers extend it
+    # every lease // 6 seconds, in whole seconds.
+    kv_lease_s: Annotated[int, Field(ge=6)] = 30
     cores: tuple[Annotated[int, Field(ge=0)], ...] | None = None
     startup_timeout_s: Annotated[float, Field(gt=0)] = 600.0
     engine_args: tuple[str, ...] = ()

@@ -123,6 +123,13 @@ def test_all_workers_name_the_base_report_reuse_and_never_recompute(
         assert "engine_id" not in config  # vLLM draws a new one at every start
 
 
+def test_all_workers_know_how_long_blocks_are_kept(deployment: Deployment) -> None:
+    """The decode workers too: they time their heartbeats by it."""
+    workers = deployment.workers.model_copy(update={"kv_lease_s": 12})
+    for spec in plan_workers(deployment.model_copy(update={"workers": workers})):
+        assert transfer_config(spec)["kv_connector_extra_config"]["kv_lease_duration"] == 12
+
+
 def test_a_decode_worker_expects_the_base_of_its_manifest(deployment: Deployment, checkpoint: Path) -> None:
     trained_on = compute_identity(checkpoint).digest
     (checkpoint / "chat_template.jinja").write_text("another template")

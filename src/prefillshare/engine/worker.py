@@ -51,15 +51,7 @@ class WorkerSpec:
     max_num_seqs: int
     engine_args: tuple[str, ...]
     handoff_key: str = field(repr=False)  # the deployment's secret for the seal on its handoffs
-
-    @property
-    def served_names(self) -> tuple[str, ...]:
-        return tuple(model.name for model in self.models)
-
-    @property
-    def adapters(self) -> dict[str, Path]:
-        """LoRA adapters by the name that they are served under."""
-        return {model.name: model.adapter for model in self.models if model.adapter is not None}
+    kv_lease_s: int = 30  # how long a prefill worker keeps blocks that no decode worker asks for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +98,7 @@ def plan_workers(deployment: Deployment) -> list[WorkerSpec]:
             max_num_seqs=shared.max_num_seqs,
             engine_args=tuple(shared.engine_args),
             handoff_key=key,
+            kv_lease_s=shared.kv_lease_s,
         )
         for place, part in enumerate(parts)
     ]
@@ -253,6 +246,7 @@ def _kv_transfer(spec: WorkerSpec) -> dict[str, object]:
             "base_identity": spec.base_identity,
             "modules": [str(folder) for folder in _modules(spec)],
             "num_threads": 0,
+            "kv_lease_duration": spec.kv_lease_s,
         },
     }
 
