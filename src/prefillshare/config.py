@@ -87,8 +87,8 @@ class WorkerConfig(_Section):
     kv_cache_gib: Count = 1
     max_model_len: Count = 4096
     max_num_seqs: Count = 16
-    # How long a prefill worker keeps a finished prompt's blocks for the decode worker. Waiting decode workers extend it
-    # every lease // 6 seconds, in whole seconds.
+    # How long a prefill worker keeps a finished prompt's blocks. A decode worker that has not pulled them by then, for
+    # want of room, refuses the call. At least 6: vLLM renews leases every lease // 6 seconds, in whole seconds.
     kv_lease_s: Annotated[int, Field(ge=6)] = 30
     cores: tuple[Annotated[int, Field(ge=0)], ...] | None = None
     startup_timeout_s: Annotated[float, Field(gt=0)] = 600.0

@@ -34,7 +34,7 @@ def write_module(folder: Path, base: Path, *, kind: str = "full") -> Path:
 @pytest.fixture
 def settings(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A deployment file's content that passes, with one full module and one adapter."""
-    monkeypatch.setattr(checks, "_engine_version", lambda: "0.32.0")
+    monkeypatch.setattr("prefillshare.engine.version.installed_vllm", lambda: "0.32.0")
     monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: object())
     (router,) = free_ports(1)
     return {
@@ -162,7 +162,7 @@ def test_the_memory_of_shared_decode_workers_is_counted_once(settings: dict[str,
 def test_another_engine_version_is_refused(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, version: str
 ) -> None:
-    monkeypatch.setattr(checks, "_engine_version", lambda: version)
+    monkeypatch.setattr("prefillshare.engine.version.installed_vllm", lambda: version)
     assert f"vLLM is {version}" in problems(settings)
 
 

@@ -75,6 +75,7 @@ class FakeWorker:
     aborted: int = 0
     params: dict[str, Any] = field(default_factory=dict)  # replaces parts of kv_transfer_params
     healthy: bool = True
+    refusals: list[str] = field(default_factory=list)  # the reasons for which a decode worker refuses the next calls
     cache: set[bytes] = field(default_factory=set)
 
     def app(self) -> Starlette:
@@ -148,6 +149,8 @@ class FakeWorker:
         text = f"{body['model']} read {bytes(ids).decode()}"
         head = {"id": ("chatcmpl-" if chat else "cmpl-") + request_id, "created": 1, "model": body["model"]}
         usage = _usage(len(ids), len(text.split()), len(ids) - 1)
+        if self.refusals and not body.get("stream"):
+            return JSONResponse(_refusal(self.refusals.pop(0)), 503)
         if body.get("stream"):
             stream = self._events(body, chat, head, text.split(" "), usage)
             return StreamingResponse(stream, media_type="text/event-stream")
@@ -169,6 +172,10 @@ class FakeWorker:
             return
         if chat:
             yield _event(head | {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
+        if self.refusals:
+            yield b"data: " + json.dumps(_refusal(self.refusals.pop(0))).encode() + b"\n\n"
+            yield b"data: [DONE]\n\n"
+            return
         try:
             for number, word in enumerate(words):
                 text = word if number == 0 else " " + word
@@ -198,6 +205,10 @@ class FakeWorker:
                 self.aborted += 1
                 return
             await asyncio.sleep(0.01)
+
+
+def _refusal(reason: str) -> dict[str, Any]:
+    return {"error": {"message": "why", "type": "handoff_refused", "param": None, "code": reason}}
 
 
 def _usage(prompt: int, completion: int, cached: int) -> dict[str, Any]:

@@ -72,6 +72,36 @@ async def test_a_failure_in_the_stream_ends_it_and_its_done_is_not_passed_on(fai
         assert error.status == 502
 
 
+OPENING = b'data: {"id":"x","choices":[{"index":0,"delta":{"role":"assistant","content":""}}]}\n\n'
+LOST = b'data: {"error": {"message": "no room", "type": "handoff_refused", "param": null, "code": "preempted"}}\n\n'
+
+
+async def yields(*chunks: bytes) -> list[bytes]:
+    async def source() -> AsyncIterator[bytes]:
+        for chunk in chunks:
+            yield chunk
+
+    return [ready async for ready in rewrite_stream(source(), 5, "sql-0")]
+
+
+async def test_a_chat_opens_with_its_first_words() -> None:
+    assert await yields(OPENING, TEXT, TEXT + DONE) == [OPENING + TEXT, TEXT + DONE]
+
+
+async def test_a_chat_that_loses_its_kv_at_once_shows_nothing_of_it() -> None:
+    for chunks in ((OPENING, LOST, DONE), (OPENING + LOST + DONE,)):
+        out, error = await run(*chunks)
+        assert out == b""
+        assert error is not None
+        assert (error.status, error.code) == (503, "kv_lost")
+
+
+async def test_a_chat_that_is_nothing_but_its_opening_shows_it() -> None:
+    out, error = await run(OPENING)
+    assert out == OPENING
+    assert error is not None
+
+
 def rewritten(answer: object) -> dict[str, Any]:
     found = json.loads(rewrite_answer(json.dumps(answer).encode(), 5, "sql-0"))
     assert isinstance(found, dict)

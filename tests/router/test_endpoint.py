@@ -215,6 +215,31 @@ def test_a_stream_that_stalls_ends_with_an_error_event(start_cluster: Callable[.
     wait_for(lambda: cluster.decode["sql"][0].aborted)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_lost_kv_is_prefilled_again_once_and_the_client_sees_nothing_of_it(cluster: Cluster, stream: bool) -> None:
+    decode = cluster.decode["sql"][0]
+    decode.refusals = ["lease_expired"]
+    response = cluster.http.post("/v1/chat/completions", json=CHAT | {"stream": stream})
+    assert response.status_code == 200
+    assert "error" not in response.text
+    assert "read" in response.text
+    assert [len(cluster.prefill[0].bodies), len(decode.bodies)] == [2, 2]
+    assert 'prefillshare_kv_lost_total{model="sql"} 1.0' in cluster.http.get("/metrics").text
+
+    decode.refusals = ["lease_expired", "preempted"]
+    response = cluster.http.post("/v1/chat/completions", json=CHAT | {"stream": stream})
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "kv_lost")
+    assert "preempted" in response.json()["error"]["message"]
+    assert [len(cluster.prefill[0].bodies), len(decode.bodies)] == [4, 4]
+
+
+@pytest.mark.parametrize("reason", ["no_handoff", "forged_handoff", "used_handoff"])
+def test_a_refusal_that_would_come_again_is_not_tried_again(cluster: Cluster, reason: str) -> None:
+    cluster.decode["sql"][0].refusals = [reason, reason]
+    assert cluster.http.post("/v1/chat/completions", json=CHAT).status_code == 502
+    assert len(cluster.prefill[0].bodies) == 1
+
+
 def test_a_stream_that_fails_before_its_first_event_is_an_http_error(cluster: Cluster) -> None:
     cluster.decode["sql"][0].behaviour = "fails"
     response = cluster.http.post("/v1/chat/completions", json=CHAT | {"stream": True})

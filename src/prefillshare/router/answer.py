@@ -15,6 +15,7 @@ _DONE = b"data: [DONE]" + _SEPARATOR
 _INTERNAL = ("kv_transfer_params", "ec_transfer_params")
 # Quotes inside a JSON string are escaped, so these bytes can only be keys of the event itself, never generated text.
 _REWRITTEN = (b'"usage":{', b'"kv_transfer_params"', b'"ec_transfer_params"')
+_OPENING = b'"delta":{"role":"assistant","content":""'
 _ABORTED = b'"finish_reason":"abort"'
 
 
@@ -38,28 +39,36 @@ def rewrite_answer(raw: bytes, cached_tokens: int, worker: str) -> bytes:
 async def rewrite_stream(chunks: AsyncIterator[bytes], cached_tokens: int, worker: str) -> AsyncIterator[bytes]:
     """Server-sent events as they come off the wire, as sent to the client; ends after `[DONE]`.
 
-    Yields whole events only, several at once when several have arrived.
+    Yields whole events only, several at once when several have arrived. A chat's opening event, which says nothing but
+    that the assistant speaks, is held until the next: a worker sends it before it knows whether it has the base's KV.
 
     Raises:
         RouterError: when the worker reports an error in the stream, or the stream ends without `[DONE]`. Events before
             that have been yielded.
     """
     pending = b""
+    ready: list[bytes] = []
     async for chunk in chunks:
         *events, pending = (pending + chunk).split(_SEPARATOR)
-        ready = []
         failure: RouterError | None = None
         for event in events:
             event += _SEPARATOR
             if failure := _failure(event, worker):
                 break
             ready.append(_rewrite_event(event, cached_tokens) if any(key in event for key in _REWRITTEN) else event)
+        if len(ready) == 1 and _OPENING in ready[0]:
+            if failure:
+                raise failure
+            continue
         if ready:
             yield b"".join(ready)
         if failure:
             raise failure
         if ready and ready[-1] == _DONE:
             return
+        ready = []
+    if ready:
+        yield b"".join(ready)
     raise worker_failed(worker, "the connection ended before the answer was complete")
 
 

@@ -15,7 +15,7 @@ from prefillshare.config import RouterConfig
 from prefillshare.router.accounting import Attribution, Ledger
 from prefillshare.router.admission import Call, Endpoint, admit, read_body
 from prefillshare.router.disconnect import unless_disconnected
-from prefillshare.router.errors import RouterError, internal
+from prefillshare.router.errors import KV_LOST, RouterError, internal
 from prefillshare.router.legs import Prefilled
 from prefillshare.router.metrics import Metrics
 from prefillshare.router.relay import Decoding, Relay
@@ -126,15 +126,14 @@ class CompletionEndpoint:
 
     async def _serve(self, services: Services, exchange: _Exchange, call: Call) -> None:
         try:
-            prefilled = await services.relay.prefill(call)
-            self._account(services, exchange, call, prefilled)
-            async with services.relay.decode(call, prefilled) as decoding:
-                exchange.decode_worker = decoding.worker.name
-                exchange.headers["x-prefillshare-decode-worker"] = decoding.worker.name
-                if call.stream:
-                    await self._stream(services, exchange, decoding)
-                else:
-                    await exchange.whole(200, await decoding.answer())
+            try:
+                await self._run_legs(services, exchange, call)
+            except RouterError as error:
+                if error.code != KV_LOST or exchange.streaming:
+                    raise
+                LOG.warning("request=%s prefilling again: %s", exchange.request_id, error.message)
+                services.metrics.kv_lost(call.model)
+                await self._run_legs(services, exchange, call)
             exchange.status = 200
         except RouterError as error:
             await exchange.fail(error)
@@ -143,6 +142,17 @@ class CompletionEndpoint:
         except Exception:
             LOG.exception("request=%s failed in the router", exchange.request_id)
             await exchange.fail(internal())
+
+    async def _run_legs(self, services: Services, exchange: _Exchange, call: Call) -> None:
+        prefilled = await services.relay.prefill(call)
+        self._account(services, exchange, call, prefilled)
+        async with services.relay.decode(call, prefilled) as decoding:
+            exchange.decode_worker = decoding.worker.name
+            exchange.headers["x-prefillshare-decode-worker"] = decoding.worker.name
+            if call.stream:
+                await self._stream(services, exchange, decoding)
+            else:
+                await exchange.whole(200, await decoding.answer())
 
     def _account(self, services: Services, exchange: _Exchange, call: Call, prefilled: Prefilled) -> None:
         worker = exchange.prefill_worker = prefilled.worker.name

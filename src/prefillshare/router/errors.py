@@ -5,6 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+KV_LOST = "kv_lost"  # another prefill may bring it back
+
+# What a worker's refusal of a handoff says of itself (`prefillshare.engine.refusals`).
+_REFUSED_HANDOFF = "handoff_refused"
+_CLIENTS_MISTAKE = "local_prefill_asked"
+_LOST = frozenset({"another_base", "pull_failed", "lease_expired", "preempted"})
+
 RETRY_AFTER_S = 1  # workers' health is polled every second, so a worker that comes back is seen within it
 
 
@@ -63,6 +70,8 @@ def worker_refused(worker: str, status: int, body: bytes) -> RouterError:
     """
     error = _error_object(body)
     message = str(error.get("message") or f"answered {status}")
+    if error.get("type") == _REFUSED_HANDOFF:
+        return _handoff_refused(worker, str(error.get("code")), message)
     if status in (400, 413, 422):
         param, code = error.get("param"), error.get("code")
         return RouterError(
@@ -74,6 +83,17 @@ def worker_refused(worker: str, status: int, body: bytes) -> RouterError:
     if status in (429, 503):
         return unavailable(f"worker {worker}: {message}")
     return worker_failed(worker, f"answered {status}: {message}")
+
+
+def _handoff_refused(worker: str, reason: str, message: str) -> RouterError:
+    """A client has no hand in handoffs: but for what it asked of the prompt itself, the fault is the deployment's."""
+    if reason == _CLIENTS_MISTAKE:
+        return bad_request(message, code="unsupported_parameter")
+    text = f"worker {worker}: {reason}: {message}"
+    if reason in _LOST:
+        headers = {"retry-after": str(RETRY_AFTER_S)}
+        return RouterError(503, text, type="server_error", code=KV_LOST, headers=headers)
+    return worker_failed(worker, f"{reason}: {message}")
 
 
 def _error_object(body: bytes) -> dict[str, Any]:

@@ -31,6 +31,12 @@ class Metrics:
                 ("reused_from_others", "Reused tokens that another model's call had paid for (lower bound)."),
             )
         }
+        self._kv_lost = Counter(
+            "prefillshare_kv_lost",
+            "Calls that were prefilled again, since their decode worker could not get, or keep, the base's KV.",
+            ["model"],
+            registry=self._registry,
+        )
         self._prefill_seconds = Histogram(
             "prefillshare_prefill_seconds",
             "Duration of the prefill leg.",
@@ -58,6 +64,9 @@ class Metrics:
         self._tokens["computed"].labels(model).inc(tokens.computed)
         self._tokens["reused"].labels(model).inc(tokens.reused)
         self._tokens["reused_from_others"].labels(model).inc(tokens.reused_from_others)
+
+    def kv_lost(self, model: str) -> None:
+        self._kv_lost.labels(model).inc()
 
     def first_token(self, model: str, seconds: float) -> None:
         self._first_token_seconds.labels(model).observe(seconds)
