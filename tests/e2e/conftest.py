@@ -2,16 +2,18 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from prefillshare.config import BaseConfig, Deployment, ModuleConfig, WorkerConfig
 from prefillshare.engine.worker import WorkerSpec, plan_workers
-from prefillshare.identity import BaseIdentity
-from prefillshare.module import MANIFEST_NAME, DecodeModule, save_manifest
+from prefillshare.module import DecodeModule
+from prefillshare.training.models import load_model
 from tests.e2e.support import free_ports, running
 
 REPOSITORY = Path(__file__).parents[2]
@@ -39,6 +41,28 @@ def base() -> Path:
     from examples.demo.prepare_base import prepare_base
 
     return prepare_base(REPOSITORY / "artifacts" / "base")
+
+
+@pytest.fixture(scope="session")
+def other_base(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another base with the same geometry and tokenizer: nothing but its identity tells its KV from the base's."""
+    folder = tmp_path_factory.mktemp("other")
+    for file in base.iterdir():
+        if file.suffix not in (".safetensors", ".json") or file.name.startswith("tokenizer"):
+            shutil.copy(file, folder)
+    model = load_model(base, dtype=torch.float32)
+    noise = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1 + 0.02 * torch.randn(weight.shape, generator=noise))
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def other_module(other_base: Path, tmp_path_factory: pytest.TempPathFactory) -> DecodeModule:
+    """A module of the other base."""
+    return _train(other_base, tmp_path_factory.mktemp("of_other"), learning_rate=1e-3)
 
 
 @pytest.fixture(scope="session")
@@ -71,17 +95,6 @@ def _train(base: Path, folder: Path, **settings: object) -> DecodeModule:
     return train(TrainConfig.model_validate(config | settings), show_progress=False)
 
 
-def _of_another_base(module: DecodeModule, folder: Path) -> Path:
-    """The same weights under a manifest that names another base, so that nothing but its identity is different."""
-    for file in module.path.iterdir():
-        if file.name != MANIFEST_NAME:
-            (folder / file.name).symlink_to(file)
-    identity = BaseIdentity(digest="sha256:of-another-base", parts=module.manifest.base.identity.parts)
-    another = module.manifest.base.model_copy(update={"identity": identity})
-    save_manifest(folder, module.manifest.model_copy(update={"base": another}))
-    return folder
-
-
 @dataclass(frozen=True)
 class Workers:
     """Running workers. `stranger` decodes a module of another base."""
@@ -95,7 +108,11 @@ class Workers:
 
 @pytest.fixture(scope="session")
 def workers(
-    base: Path, full_module: DecodeModule, lora_module: DecodeModule, tmp_path_factory: pytest.TempPathFactory
+    base: Path,
+    full_module: DecodeModule,
+    lora_module: DecodeModule,
+    other_module: DecodeModule,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Workers]:
     ports = free_ports(8)
     deployment = Deployment(
@@ -103,7 +120,7 @@ def workers(
         modules=(
             ModuleConfig(name="full", path=full_module.path),
             ModuleConfig(name="lora", path=lora_module.path),
-            ModuleConfig(name="stranger", path=_of_another_base(full_module, tmp_path_factory.mktemp("stranger"))),
+            ModuleConfig(name="stranger", path=other_module.path),
         ),
         workers=WorkerConfig(
             first_port=ports,

@@ -1,10 +1,11 @@
-"""`prefillshare serve` as a user meets it: the public client, two modules, one prefill, and a worker that dies.
+"""`prefillshare serve` as a user meets it: the public client, modules of two bases, and a worker that dies.
 
 Named to run before the tests that keep workers of their own, so that both sets are never in memory together.
 """
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,8 @@ import pytest
 import yaml
 from transformers import AutoTokenizer
 
-from prefillshare.module import DecodeModule
+from prefillshare.instructions import place_instructions
+from prefillshare.module import DecodeModule, load_module, save_manifest
 from prefillshare.training.conversation import render_prompt
 from prefillshare.training.reference import generate, load_base, load_decode
 from tests.e2e.support import free_ports
@@ -52,20 +54,41 @@ class Served:
 
 
 @pytest.fixture(scope="module")
+def bases(base: Path, other_base: Path) -> dict[str, Path]:
+    return {"base": base, "other": other_base}
+
+
+@pytest.fixture(scope="module")
+def modules(
+    full_module: DecodeModule,
+    lora_module: DecodeModule,
+    other_module: DecodeModule,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, DecodeModule]:
+    """`behind` is the LoRA module again, as if it had been trained with its instructions behind the context."""
+    folder = tmp_path_factory.mktemp("behind")
+    shutil.copytree(lora_module.path, folder, dirs_exist_ok=True)
+    save_manifest(folder, lora_module.manifest.model_copy(update={"instructions": "behind_context"}))
+    return {"full": full_module, "lora": lora_module, "behind": load_module(folder), "foreign": other_module}
+
+
+@pytest.fixture(scope="module")
 def served(
-    base: Path, full_module: DecodeModule, lora_module: DecodeModule, tmp_path_factory: pytest.TempPathFactory
+    bases: dict[str, Path], modules: dict[str, DecodeModule], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("deployment")
-    port = free_ports(7)
+    port = free_ports(11)
     deployment = {
-        "base": {"path": str(base), "name": "base"},
+        "bases": [{"path": str(path), "name": name} for name, path in bases.items()],
         "modules": [
-            {"name": "full", "path": str(full_module.path)},
-            {"name": "lora", "path": str(lora_module.path)},
+            {"name": "full", "path": str(modules["full"].path), "base": "base"},
+            {"name": "lora", "path": str(modules["lora"].path), "base": "base", "pool": "adapters"},
+            {"name": "behind", "path": str(modules["behind"].path), "base": "base", "pool": "adapters"},
+            {"name": "foreign", "path": str(modules["foreign"].path), "base": "other"},
         ],
         "workers": {
             "first_port": port + 1,
-            "first_side_channel_port": port + 4,
+            "first_side_channel_port": port + 6,
             "dtype": "float32",
             "block_size": BLOCK_SIZE,
             "max_model_len": 1024,
@@ -105,23 +128,31 @@ def _is_serving(served: Served) -> bool:
 
 
 @pytest.fixture(scope="module")
-def expected(base: Path, full_module: DecodeModule, lora_module: DecodeModule) -> "Reference":
-    return Reference(base, {"full": full_module, "lora": lora_module})
+def expected(bases: dict[str, Path], modules: dict[str, DecodeModule]) -> "Reference":
+    return Reference(bases, modules)
 
 
 class Reference:
     """What the modules have to answer, by the Transformers reference."""
 
-    def __init__(self, base: Path, modules: dict[str, DecodeModule]) -> None:
-        self._tokenizer = AutoTokenizer.from_pretrained(base)
-        self._base = load_base(base)
-        self._modules = {name: load_decode(module, base) for name, module in modules.items()}
+    def __init__(self, bases: dict[str, Path], modules: dict[str, DecodeModule]) -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(bases["base"])
+        self._modules = modules
+        loaded = {name: load_base(path) for name, path in bases.items()}
+        base_of = {name: "other" if name == "foreign" else "base" for name in modules}
+        self._models = {
+            name: (loaded[base_of[name]], load_decode(module, bases[base_of[name]]))
+            for name, module in modules.items()
+            if name != "behind"
+        }
+        self._models["behind"] = self._models["lora"]
 
     def answer(self, model: str, messages: list[dict[str, str]]) -> str:
-        ids = render_prompt(messages, self._tokenizer)
-        end = {self._tokenizer.eos_token_id}
-        tokens = generate(self._base, self._modules[model], ids, max_new_tokens=NEW_TOKENS, eos_token_ids=end)
-        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+        placed = place_instructions(messages, self._modules[model].manifest.instructions)
+        ids = render_prompt(placed, self.tokenizer)
+        end = {self.tokenizer.eos_token_id}
+        tokens = generate(*self._models[model], ids, max_new_tokens=NEW_TOKENS, eos_token_ids=end)
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
 
 def ask(served: Served, model: str, messages: list[dict[str, str]]) -> tuple[str, dict[str, str]]:
@@ -160,6 +191,32 @@ def test_a_session_over_two_modules_is_prefilled_once(served: Served, expected: 
         messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": f"And then? ({turn})"}]
 
 
+def test_modules_of_two_bases_share_a_session_but_no_kv(served: Served, expected: Reference) -> None:
+    """The same words, prefilled by each base for its own modules: nothing of one counts as known to the other."""
+    messages = question("Which window was mended, and why?")
+    reused = {}
+    for model in ("full", "foreign", "lora", "foreign"):
+        answer, headers = ask(served, model, messages)
+        assert answer == expected.answer(model, messages)
+        reused.setdefault(model, []).append(int(headers["x-prefillshare-reused-from-others-tokens"]))
+        expected_worker = "prefill-other-0" if model == "foreign" else "prefill-base-0"
+        assert headers["x-prefillshare-prefill-worker"] == expected_worker
+    assert reused["foreign"] == [0, 0]
+    assert reused["lora"][0] > BLOCK_SIZE
+
+
+def test_instructions_behind_the_context_let_roles_share_it(served: Served, expected: Reference) -> None:
+    """Two roles, told by different first words, on one context: the second computes its own instructions alone."""
+    reused = []
+    for role in ("You are the keeper's apprentice.", "Judge the week as an inspector would, in one word."):
+        messages = [{"role": "system", "content": role}, {"role": "user", "content": f"{CONTEXT} How was the week?"}]
+        answer, headers = ask(served, "behind", messages)
+        assert answer == expected.answer("behind", messages)
+        reused.append(int(headers["x-prefillshare-reused-tokens"]))
+    context_tokens = len(expected.tokenizer(CONTEXT)["input_ids"])
+    assert reused[1] > context_tokens - BLOCK_SIZE
+
+
 def test_two_clients_at_once_get_their_own_answers(served: Served, expected: Reference) -> None:
     calls = [
         (model, question(text)) for text in ("What was mended?", "Who asked for shelter?") for model in ("full", "lora")
@@ -196,8 +253,8 @@ def test_completions_are_served_too(served: Served) -> None:
 
 
 def test_an_unknown_model_is_a_404_that_names_the_known_ones(served: Served) -> None:
-    assert [model.id for model in served.client.models.list()] == ["full", "lora"]
-    with pytest.raises(openai.NotFoundError, match="full, lora"):
+    assert [model.id for model in served.client.models.list()] == ["full", "lora", "behind", "foreign"]
+    with pytest.raises(openai.NotFoundError, match="behind, foreign, full, lora"):
         ask(served, "base", question("Hello?"))
 
 

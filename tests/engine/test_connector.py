@@ -346,7 +346,7 @@ def test_a_failed_pull_is_counted_as_a_refusal_with_its_reason() -> None:
     assert sorted(reason for _, reason, _ in counted["refusals"]) == ["another_base", "pull_failed"]
 
 
-@pytest.mark.parametrize(("seconds_left", "failed"), [(5.0, set()), (-1.0, {"late"}), (0.05, {"late"})])
+@pytest.mark.parametrize(("seconds_left", "failed"), [(5.0, set()), (-1.0, {"late"}), (2.4, {"late"})])
 def test_kv_that_comes_after_its_lease_is_not_used(
     seconds_left: float, failed: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

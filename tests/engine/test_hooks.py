@@ -98,6 +98,7 @@ NAMED = {
         "handshake_payload.compatibility_hash != self.compat_hash",
         "self._engine_clock_offset[eid] = clock_offset",
         "best_offset = remote_perf - (start_time + recv_time) / 2",
+        "sock.setsockopt(zmq.RCVTIMEO, 5000)  # milliseconds",
         "prefill_block_ids[i] = prefill_group[-num_decode_blocks:]",
         "self.xfer_stats.record_kv_expired_req()",
     ],
