@@ -80,7 +80,10 @@ def test_the_tree_is_frozen(tmp_path: Path) -> None:
         (MINIMAL + "workers: {dtype: int4}", r"workers\.dtype: .*'auto'.*found 'int4'"),
         ("base: {path: base}\nmodules: []", "modules: .*at least 1"),
         ("modules: [{name: a, path: a}]", r"no base: give `base: \{path: \.\.\.\}`"),
-        ("base: {path: b, prefill_workers: 0}\nmodules: []", r" base\.prefill_workers: .*found 0"),
+        (
+            "base: {path: b, prefill_workers: 0}\nmodules: [{name: a, path: a}]",
+            r"1 problem\(s\)\n  base\.prefill_workers: .*found 0",
+        ),
         ("base: {path: b}\nbases: [{path: c}]\nmodules: [{name: a, path: a}]", "exclude each other"),
         ("bases: []\nmodules: [{name: a, path: a}]", "bases: .*at least 1"),
         (BASES + "  - {name: c, path: c}", r"modules\.2\.base: 'c' must say .*`base: small` or `base: large`"),

@@ -107,7 +107,7 @@ class RouterConfig(_Section):
 class Deployment(_Section):
     """The whole deployment file. `base: {...}` in it is short for `bases: [{...}]`."""
 
-    bases: Annotated[tuple[BaseConfig, ...], Field(min_length=1)]
+    bases: tuple[BaseConfig, ...]
     modules: Annotated[tuple[ModuleConfig, ...], Field(min_length=1)]
     workers: WorkerConfig = WorkerConfig()
     router: RouterConfig = RouterConfig()
@@ -154,6 +154,8 @@ class Deployment(_Section):
     @model_validator(mode="after")
     def _every_module_has_one_base_and_every_base_a_module(self) -> Self:
         names = [base.served_name for base in self.bases]
+        if not names:  # min_length would also complain of a list whose every base has a mistake
+            raise ValueError("bases: name at least 1 base")
         for index, module in enumerate(self.modules):
             if module.base is None and len(names) > 1:
                 known = " or ".join(f"`base: {name}`" for name in names)
