@@ -28,7 +28,7 @@ app = typer.Typer(
 
 DeploymentFile = Annotated[
     Path,
-    typer.Argument(metavar="DEPLOYMENT.YAML", help="The file that names base, modules, workers and ports."),
+    typer.Argument(metavar="DEPLOYMENT.YAML", help="The file that names bases, modules, workers and ports."),
 ]
 
 
@@ -121,7 +121,7 @@ def check(
     deployment: DeploymentFile,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Check a deployment without starting anything: base, manifests, ports, engine, memory.
+    """Check a deployment without starting anything: bases, manifests, ports, engine, memory.
 
     Exits with 0 when it would start and with 2, listing every problem, when it would not.
     """
@@ -142,7 +142,7 @@ def check(
 
 @app.command()
 def serve(deployment: DeploymentFile) -> None:
-    """Start a deployment: prefill workers, a decode pool per module, and the router in front of them.
+    """Start a deployment: prefill workers, decode workers, and the router in front of them.
 
     Checks everything first, waits until all workers are healthy, restarts what dies, and stops cleanly on
     Ctrl-C.
