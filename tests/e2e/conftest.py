@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -77,18 +77,26 @@ def lora_module(base: Path, tmp_path_factory: pytest.TempPathFactory) -> DecodeM
     return _train(base, tmp_path_factory.mktemp("lora"), learning_rate=5e-3, use_peft=True, lora_r=4)
 
 
-def _train(base: Path, folder: Path, **settings: object) -> DecodeModule:
+@pytest.fixture(scope="session")
+def wide_lora_module(base: Path, tmp_path_factory: pytest.TempPathFactory) -> DecodeModule:
+    """A LoRA adapter of rank 8, trained to give each question the answer to another one."""
+    rows = [(prompt, completion) for (prompt, _), (_, completion) in zip(ROWS, reversed(ROWS), strict=True)]
+    folder = tmp_path_factory.mktemp("wide")
+    return _train(base, folder, rows, learning_rate=5e-3, use_peft=True, lora_r=8)
+
+
+def _train(base: Path, folder: Path, rows: Sequence[tuple[str, str]] = ROWS, **settings: object) -> DecodeModule:
     from prefillshare.training.config import TrainConfig
     from prefillshare.training.run import train
 
-    rows = folder / "rows.jsonl"
-    rows.write_text("".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in ROWS))
+    file = folder / "rows.jsonl"
+    file.write_text("".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in rows))
     config = {
         "model_name_or_path": base,
-        "dataset_name": rows,
+        "dataset_name": file,
         "output_dir": folder / "module",
         "max_steps": 5,
-        "per_device_train_batch_size": len(ROWS),
+        "per_device_train_batch_size": len(rows),
         "dtype": "float32",
         "save_strategy": "no",
     }
@@ -97,7 +105,7 @@ def _train(base: Path, folder: Path, **settings: object) -> DecodeModule:
 
 @dataclass(frozen=True)
 class Workers:
-    """Running workers. `stranger` decodes a module of another base."""
+    """Running workers. `lora` hosts two adapters, `stranger` decodes a module of another base."""
 
     pids: dict[str, int]  # of the API servers, by the worker's name
     prefill: WorkerSpec
@@ -111,15 +119,17 @@ def workers(
     base: Path,
     full_module: DecodeModule,
     lora_module: DecodeModule,
+    wide_lora_module: DecodeModule,
     other_module: DecodeModule,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Workers]:
     ports = free_ports(8)
     deployment = Deployment(
-        base=BaseConfig(path=base, name="base"),
+        bases=(BaseConfig(path=base, name="base"),),
         modules=(
             ModuleConfig(name="full", path=full_module.path),
-            ModuleConfig(name="lora", path=lora_module.path),
+            ModuleConfig(name="lora", path=lora_module.path, pool="adapters"),
+            ModuleConfig(name="wide", path=wide_lora_module.path, pool="adapters"),
             ModuleConfig(name="stranger", path=other_module.path),
         ),
         workers=WorkerConfig(
