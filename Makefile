@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements/cpu-py311.txt
 
-.PHONY: help setup demo test lint unit e2e figures training-cost accuracy clean
+.PHONY: help setup demo test lint unit e2e exactness figures training-cost accuracy clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets
@@ -34,6 +34,9 @@ unit: setup  ## Tests that need no vLLM process
 
 e2e: setup  ## Tests against real vLLM processes
 	$(BIN)/pytest tests/e2e
+
+exactness: setup  ## 200 random sessions on real workers, every token equal to the reference (SESSIONS minutes)
+	$(BIN)/pytest tests/e2e/test_sessions.py --sessions 200
 
 figures: setup  ## The accuracy table of the README (10 to 60 minutes; resumes where it stopped)
 	$(BIN)/python -m examples.demo.compare

@@ -11,6 +11,14 @@ import pytest
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of tests/e2e/test_sessions.py; here, since pytest reads only this conftest before the command line."""
+    group = parser.getgroup("sessions", "random sessions against real workers")
+    group.addoption("--sessions", type=int, default=24, help="how many to play (default: %(default)s)")
+    group.addoption("--session-seed", type=int, default=0, help="what they are made from (default: %(default)s)")
+    group.addoption("--only-session", type=int, help="play this one alone, as a failure's message says")
+
+
 def write_safetensors(file: Path, tensors: dict[str, bytes]) -> None:
     """A safetensors file of uint8 vectors, so that tests of file handling need no torch."""
     header, offset = {}, 0

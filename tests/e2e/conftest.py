@@ -24,6 +24,10 @@ MAX_MODEL_LEN = 512
 # The `full` worker's KV cache: one request of MAX_MODEL_LEN fits, two long answers at once do not.
 SMALL_KV_BLOCKS = 18
 
+# The KV cache of the prefill and the `lora` worker: room for a few sessions, not for all that are played. Four requests
+# of MAX_MODEL_LEN fit.
+MEDIUM_KV_BLOCKS = 64
+
 ROWS = [
     ("Which colour has the sky?", "colour=blue; thing=sky; certain=yes"),
     ("How many legs has a spider?", "count=8; thing=spider; certain=yes"),
@@ -143,6 +147,9 @@ def workers(
         ),
     )
     prefill, full, lora, stranger = plan_workers(deployment)
-    full = replace(full, engine_args=("--num-gpu-blocks-override", str(SMALL_KV_BLOCKS)))
+    prefill, full, lora = (
+        replace(spec, engine_args=("--num-gpu-blocks-override", str(blocks)))
+        for spec, blocks in ((prefill, MEDIUM_KV_BLOCKS), (full, SMALL_KV_BLOCKS), (lora, MEDIUM_KV_BLOCKS))
+    )
     with running([prefill, full, lora, stranger], tmp_path_factory.mktemp("logs")) as pids:
         yield Workers(pids, prefill, full, lora, stranger)

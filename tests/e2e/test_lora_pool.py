@@ -74,7 +74,6 @@ def test_only_the_adapters_answer_to_the_modules_names(workers: Workers, text: l
     assert complete(workers.lora, text[:50], max_tokens=1, model="full", kv_transfer_params=handoff).status_code == 404
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="decode workers keep no base KV between calls yet")
 def test_the_second_adapter_finds_the_base_kv_that_the_first_has_pulled(
     workers: Workers, text: list[int], reference: Reference
 ) -> None:
