@@ -35,7 +35,7 @@ unit: setup  ## Tests that need no vLLM process
 e2e: setup  ## Tests against real vLLM processes
 	$(BIN)/pytest tests/e2e
 
-exactness: setup  ## 200 random sessions on real workers, every token equal to the reference (SESSIONS minutes)
+exactness: setup  ## 200 random sessions on real workers, every token equal to the reference (10 minutes)
 	$(BIN)/pytest tests/e2e/test_sessions.py --sessions 200
 
 figures: setup  ## The accuracy table of the README (10 to 60 minutes; resumes where it stopped)

@@ -1,25 +1,24 @@
-"""Invariant 1 over random sessions: several models, many turns, small KV caches, requests that batch and get preempted.
+"""Invariant 1 over random sessions: several models, many turns, small KV caches, requests that batch and are preempted.
 
-Every token served is compared with the Transformers reference (float32). What each guard of a decode worker is for
-shows here when it is switched off:
+Every token served is compared with the Transformers reference, in float32. Where each guard of a decode worker is missed
+when it is switched off:
 
-- Only blocks of base KV enter the prefix cache (capped at the prompt's first n-1 tokens, nothing of an answer):
-  answers join the context, and prompts of a whole number of blocks go on; `test_every_token` then differs.
-- A preempted request is refused, not recomputed by the decode module: the `full` worker preempts in every wave, and
-  prompts recomputed there would get other tokens; `test_every_token` differs or finds no refusals.
-- A request without a handoff is refused: a retry after lost KV that lost its transfer parameters would be computed
-  locally. test_refusals.py asks for it directly.
-- The handoff's blocks are those of the prompt, in order and all of them: many sessions with common starts are pulled
-  at once, and after an eviction only a part of a prompt is; `test_every_token` differs.
-- Blocks of one base are one block, whichever module pulls them, and no more is pulled than the worker lacks:
-  `test_no_more_is_pulled_than_is_new`.
-- Every block is given back: `test_every_token` waits until all pools are empty.
+- Only whole blocks of the prompt's first n-1 tokens enter the prefix cache, nothing of an answer. Here answers join the
+  context, and prompts of a whole number of blocks go on: wrong tokens in `test_every_token_equals_the_reference`.
+- A preempted request is refused, never computed again by the decode module. The `full` worker preempts in every wave:
+  wrong tokens in the same test.
+- A prompt without a handoff is refused, though all of its blocks be cached: `test_a_cached_prompt_needs_its_handoff`.
+- The blocks pulled are the prompt's, all and in order, also when the worker holds some of them. Starts are shared, left
+  in mid-block and evicted: wrong tokens in the first test. Forged block lists are asked for in test_refusals.py.
+- A block comes once, and again only after an eviction: the two tests of what is pulled.
+- Every block is given back: the first test waits until all pools are empty.
 """
 
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,9 +26,10 @@ from transformers import AutoConfig, AutoTokenizer
 
 from prefillshare.engine.worker import WorkerSpec
 from prefillshare.module import DecodeModule
-from tests.e2e.conftest import BLOCK_SIZE, Workers
+from tests.e2e.conftest import BLOCK_SIZE, SMALL_KV_BLOCKS, Workers
 from tests.e2e.replay import Call, KnownBlocks, Player, Reference, metric
 from tests.e2e.sessions import SENTENCES, Session, make_session
+from tests.e2e.support import complete, decode, prefill
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
@@ -37,8 +37,10 @@ WAVE = 24  # sessions whose reference is computed, and which are then played, to
 AT_ONCE = 6  # sessions; more than a worker's max_num_seqs, so that some wait
 MODELS = ("full", "lora")
 
-# Numbers of sessions that no wave has: nothing of them is in a cache yet.
-ALONE = range(100_000, 100_003)
+# Numbers of sessions that no wave has, by test: nothing of them is in a cache yet.
+CONTROL = range(100_000, 100_007)
+ONE_BY_ONE = range(200_000, 200_003)
+CROWDING = range(300_000, 300_200, 10)
 
 LEASE_S = 30.0  # of blocks at the prefill worker that nobody fetches
 FLOAT32_BYTES = 4
@@ -106,7 +108,7 @@ def test_every_token_equals_the_reference(
 
 def test_kv_of_the_wrong_weights_would_show(make_sessions: MakeSessions, reference: Reference) -> None:
     """The control: were a prompt's KV the decode module's own, these sessions would often get other tokens."""
-    calls = [call for script in reference.scripts(make_sessions(ALONE, MODELS)) for call in script]
+    calls = [call for script in reference.scripts(make_sessions(CONTROL, MODELS)) for call in script]
     for model in MODELS:
         long = [
             call for call in calls if call.model == model and len(call.prompt) > BLOCK_SIZE and len(call.answer) > 2
@@ -124,7 +126,7 @@ def test_no_more_is_pulled_than_is_new(
     config = AutoConfig.from_pretrained(base)
     token_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * FLOAT32_BYTES
     known = KnownBlocks(BLOCK_SIZE)
-    for script in reference.scripts(make_sessions(ALONE, ["lora"])):
+    for script in reference.scripts(make_sessions(ONE_BY_ONE, ["lora"])):
         for call in script:
             before = pulled_bytes(workers.lora)
             player.play([call])
@@ -140,21 +142,28 @@ def test_no_more_is_pulled_than_is_new(
 def test_what_a_full_cache_gave_up_is_pulled_again(
     make_sessions: MakeSessions, reference: Reference, player: Player, workers: Workers
 ) -> None:
-    """Prompts that do not fit into the `full` worker's KV cache together, each of them asked twice in turn."""
-    first = [call for script in reference.scripts(make_sessions(ALONE, ["full"])) for call in script]
-    large = sorted(first, key=lambda call: len(call.prompt))[-4:]
-    known = KnownBlocks(BLOCK_SIZE)
-    new = 0
+    """Prompts that do not fit into the `full` worker's KV cache together, asked for in turn and then once more."""
+    firsts = [replace(session, turns=session.turns[:1]) for session in make_sessions(CROWDING, ["full"])]
+    large = sorted(firsts, key=lambda session: len(session.turns[0].new))[-5:]
+    new = sum(blocks(session.turns[0].new) for session in large)
+    assert new > SMALL_KV_BLOCKS
+    scripts = reference.scripts(large)
     before = metric(workers.full, "prefillshare_handoff_pulled_tokens_total")
-    for call in large * 2:
-        assert player.play([call]).served == [call.answer]
-        new += blocks(call.prompt) - known.reusable(call.prompt)
-        known.add(call.prompt)
-    pulled = metric(workers.full, "prefillshare_handoff_pulled_tokens_total") - before
-    assert pulled > new * BLOCK_SIZE
+    for script in scripts * 2:
+        assert player.play(script).wrong(script) == []
+    assert metric(workers.full, "prefillshare_handoff_pulled_tokens_total") - before > new * BLOCK_SIZE
 
 
-def blocks(prompt: list[int]) -> int:
+def test_a_cached_prompt_needs_its_handoff(make_sessions: MakeSessions, player: Player, workers: Workers) -> None:
+    """Nothing is left to pull, so that a worker could answer without a word from a prefill worker."""
+    prompt = max((list(session.turns[0].new) for session in make_sessions(CONTROL, MODELS)), key=len)
+    for spec in (workers.full, workers.lora):
+        handoff = prefill(workers.prefill, prompt)["kv_transfer_params"]
+        assert len(decode(spec, prompt, handoff, max_tokens=2)) == 2
+        assert complete(spec, prompt, max_tokens=2).status_code in (400, 500)
+
+
+def blocks(prompt: Sequence[int]) -> int:
     return -(-len(prompt) // BLOCK_SIZE)
 
 
