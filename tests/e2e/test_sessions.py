@@ -1,7 +1,7 @@
-"""Invariant 1 over random sessions: several models, many turns, small KV caches, requests that batch and are preempted.
+"""Invariant 1 over random sessions: several models, many turns, small KV caches, batches, evictions and preemptions.
 
-Every token served is compared with the Transformers reference, in float32. Where each guard of a decode worker is missed
-when it is switched off:
+Every token served is compared with the Transformers reference, in float32. Where a guard of the decode workers is
+missed when it is switched off:
 
 - Only whole blocks of the prompt's first n-1 tokens enter the prefix cache, nothing of an answer. Here answers join the
   context, and prompts of a whole number of blocks go on: wrong tokens in `test_every_token_equals_the_reference`.
@@ -27,7 +27,7 @@ from transformers import AutoConfig, AutoTokenizer
 from prefillshare.engine.worker import WorkerSpec
 from prefillshare.module import DecodeModule
 from tests.e2e.conftest import BLOCK_SIZE, SMALL_KV_BLOCKS, Workers
-from tests.e2e.replay import Call, KnownBlocks, Player, Reference, metric
+from tests.e2e.replay import Call, KnownBlocks, Played, Player, Reference, metric
 from tests.e2e.sessions import SENTENCES, Session, make_session
 from tests.e2e.support import complete, decode, prefill
 
@@ -83,7 +83,7 @@ def test_every_token_equals_the_reference(
     referred = time.monotonic()
     preempted_before = preemptions(workers)
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        played = list(pool.map(player.play, scripts))
+        played = list(pool.map(play(player), sessions, scripts))
     preempted = preemptions(workers) - preempted_before
     lost = sum((one.lost for one in played), Counter[str]())
     evicted = sum(one.evicted for one in played)
@@ -163,6 +163,23 @@ def test_a_cached_prompt_needs_its_handoff(make_sessions: MakeSessions, player: 
         assert complete(spec, prompt, max_tokens=2).status_code in (400, 500)
 
 
+def play(player: Player) -> Callable[[Session, list[Call]], Played]:
+    """Plays a session so that an error names it."""
+
+    def play_session(session: Session, script: list[Call]) -> Played:
+        try:
+            return player.play(script)
+        except Exception as error:
+            error.add_note(replayed_by(session))
+            raise
+
+    return play_session
+
+
+def replayed_by(session: Session) -> str:
+    return f"alone: pytest tests/e2e/test_sessions.py --session-seed {session.seed} --only-session {session.number}"
+
+
 def blocks(prompt: Sequence[int]) -> int:
     return -(-len(prompt) // BLOCK_SIZE)
 
@@ -204,4 +221,4 @@ def describe(session: Session, script: list[Call], served: list[int], number: in
   on own KV  {reference.answer_on_own_kv(call)}
   the session up to there:
 {chr(10).join(turns)}
-  alone: pytest tests/e2e/test_sessions.py --session-seed {session.seed} --only-session {session.number}"""
+  {replayed_by(session)}"""
