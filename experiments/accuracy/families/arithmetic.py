@@ -17,6 +17,11 @@ from experiments.accuracy.items import Data, Family, Item, Size
 _PARTS = ("train", "validation", "test")
 _SHARES = (0.6, 0.2, 0.2)  # of the pairs of animals
 _WORDINGS = {"train": slice(0, 6), "validation": slice(6, 8), "test": slice(8, 10)}
+
+# Numbers are kept small on purpose: with any minute and up to nine of three animals, full fine-tuning learnt the
+# working and then got 23 of 100 sums right, naive sharing 21. That tells nothing about whose KV it was.
+_MOST_ANIMALS = 5
+_MINUTE_STEP = 5
 _MAX_MINUTES = 180
 
 
@@ -32,10 +37,9 @@ def build(seed: int, size: Size) -> Data:
         def item() -> Item:
             if rng.random() < 0.5:
                 return _between(rng, rng.choice(wordings[_WORDINGS[part]]))
-            kinds = rng.choice((2, 3))
             while True:
-                animals = rng.sample(sorted(legs), kinds)
-                if all(part_of[frozenset(pair)] == part for pair in combinations(animals, 2)):
+                animals = rng.sample(sorted(legs), 2)
+                if part_of[frozenset(animals)] == part:
                     return _legs(rng, question, {animal: legs[animal] for animal in animals})
 
         return gym.distinct(item, count)
@@ -44,7 +48,7 @@ def build(seed: int, size: Size) -> Data:
 
 
 def _legs(rng: random.Random, question: str, legs: dict[str, int]) -> Item:
-    counts = {animal: rng.randint(2, 9) for animal in legs}
+    counts = {animal: rng.randint(2, _MOST_ANIMALS) for animal in legs}
     products = [counts[animal] * legs[animal] for animal in legs]
     lines = [
         f"{counts[animal]} {animal}s: {counts[animal]} * {legs[animal]} = {counts[animal] * legs[animal]}"
@@ -57,8 +61,8 @@ def _legs(rng: random.Random, question: str, legs: dict[str, int]) -> Item:
 
 def _between(rng: random.Random, wording: str) -> Item:
     """The working counts up: to the full hour, the hours, and the minutes that are left."""
-    minutes = rng.randint(61, _MAX_MINUTES)
-    start = rng.randrange(24 * 60 - minutes)
+    minutes = rng.randrange(60 + _MINUTE_STEP, _MAX_MINUTES, _MINUTE_STEP)
+    start = rng.randrange(0, 24 * 60 - minutes, _MINUTE_STEP)
     end = start + minutes
     to_the_hour, hours, left = -start % 60, end // 60 - -(-start // 60), end % 60
     full_hour = _clock(start + to_the_hour)
