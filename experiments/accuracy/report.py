@@ -10,6 +10,7 @@ from experiments.accuracy.cells import Answerer, Record, System, best, read
 from experiments.accuracy.families import COUNTED, FAMILIES
 from experiments.accuracy.plot import draw
 from experiments.accuracy.statistics import Bits, Difference, mean, paired_difference
+from experiments.section import write_section
 from prefillshare.errors import UserError
 
 NAMES: dict[Answerer, str] = {
@@ -19,7 +20,7 @@ NAMES: dict[Answerer, str] = {
     "decode": "decode module",
 }
 _TRAINED: dict[Answerer, System] = {"base": "base", "full": "full", "naive": "full", "decode": "decode"}
-START, END = "<!-- table: python -m experiments.accuracy table -->", "<!-- end of table -->"
+START = "<!-- table: python -m experiments.accuracy table -->"
 # What has to be equal for results of several seeds to be put together; the data are drawn anew for each.
 _PER_SEED = {"data"}
 
@@ -52,12 +53,7 @@ def write_report(results: Path, docs: Path) -> str:
             f"{results}: no family has all systems scored for any seed; run `python -m experiments.accuracy run`"
         )
     text = table(families, records)
-    page = docs / "accuracy.md"
-    before, _, rest = page.read_text().partition(START)
-    _, marker, after = rest.partition(END)
-    if not marker:
-        raise UserError(f"{page}: the lines {START!r} and {END!r} are missing; put them where the table belongs")
-    page.write_text(f"{before}{START}\n{text}\n{END}{after}")
+    write_section(docs / "accuracy.md", START, text)
     (docs / "results" / "accuracy.json").write_text(json.dumps(as_json(families), indent=1) + "\n")
     draw([(result.family, {NAMES[key]: mean(bits) for key, bits in result.bits.items()}) for result in families], docs)
     return text

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from experiments.accuracy.cells import Cell, Record, save
-from experiments.accuracy.report import END, START, write_report
+from experiments.accuracy.report import START, write_report
+from experiments.section import END
 from prefillshare.errors import UserError
 
 RECIPE = {"data": "sha256:0", "steps": 2}
