@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements/cpu-py311.txt
 
-.PHONY: help setup demo test lint unit e2e exactness figures training-cost accuracy clean
+.PHONY: help setup demo test lint unit e2e exactness figures training-cost handoff-cost accuracy clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets
@@ -43,6 +43,9 @@ figures: setup  ## The accuracy table of the README (10 to 60 minutes; resumes w
 
 training-cost: setup  ## The table of docs/training.md: a step against TRL's SFTTrainer (about 10 minutes)
 	$(BIN)/python -m experiments.training_cost
+
+handoff-cost: setup  ## The tables of docs/handoff.md: decode speed, a session's second turn (under 10 minutes)
+	$(BIN)/python -m experiments.handoff_cost
 
 accuracy: setup  ## The table of docs/accuracy.md (hours on a small CPU; resumes where it stopped)
 	$(BIN)/python -m experiments.accuracy run

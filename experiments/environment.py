@@ -7,10 +7,11 @@ import torch
 
 from prefillshare.hardware import preferred_dtype
 
-_VERSIONS = ("torch", "transformers", "trl")
-
 
 def environment() -> dict[str, Any]:
     """The dtype and threads of a computation here, and the versions of what computes."""
-    versions = {name: version(name) for name in _VERSIONS}
-    return {"dtype": preferred_dtype(), "threads": torch.get_num_threads(), **versions}
+    return {"dtype": preferred_dtype(), "threads": torch.get_num_threads(), **versions("torch", "transformers", "trl")}
+
+
+def versions(*distributions: str) -> dict[str, str]:
+    return {name: version(name) for name in distributions}
