@@ -46,7 +46,7 @@ def plan(base: Path, module: Path, log_dir: Path, first_port: int) -> Deployment
     """One prefill and one decode worker, on a core each where there are two; ports from `first_port` up."""
     cores = sorted(os.sched_getaffinity(0))
     return Deployment(
-        base=BaseConfig(path=base, name=BASE),
+        bases=(BaseConfig(path=base, name=BASE),),
         modules=(ModuleConfig(name=MODULE, path=module),),
         workers=WorkerConfig(
             first_port=first_port + 1,
@@ -61,11 +61,12 @@ def plan(base: Path, module: Path, log_dir: Path, first_port: int) -> Deployment
 
 
 def plain_command(decode_worker: Sequence[str]) -> list[str]:
-    """The decode worker's command without the connector: vLLM that serves the checkpoint by itself, prefix cache on."""
+    """The decode worker's command without what is ours in it: vLLM that serves the checkpoint by itself."""
     command = list(decode_worker)
-    place = command.index("--kv-transfer-config")
-    del command[place : place + 2]
-    return ["--enable-prefix-caching" if part == "--no-enable-prefix-caching" else part for part in command]
+    for option in ("--kv-transfer-config", "--middleware"):
+        place = command.index(option)
+        del command[place : place + 2]
+    return command
 
 
 class PlainVllm:
