@@ -49,7 +49,7 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--rounds", type=_positive, default=12, help="turns of each system (default: %(default)s)")
+    parser.add_argument("--rounds", type=_positive, default=24, help="turns of each system (default: %(default)s)")
     parser.add_argument("--sessions", type=_positive, default=10, help="sessions of two turns (default: %(default)s)")
     parser.add_argument(
         "--quick",
