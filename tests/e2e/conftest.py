@@ -52,7 +52,7 @@ def other_base(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Another base with the same geometry and tokenizer: nothing but its identity tells its KV from the base's."""
     folder = tmp_path_factory.mktemp("other")
     for file in base.iterdir():
-        if file.suffix not in (".safetensors", ".json") or file.name.startswith("tokenizer"):
+        if file.is_file() and (file.suffix not in (".safetensors", ".json") or file.name.startswith("tokenizer")):
             shutil.copy(file, folder)
     model = load_model(base, dtype=torch.float32)
     noise = torch.Generator().manual_seed(0)
