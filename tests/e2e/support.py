@@ -6,9 +6,9 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
@@ -35,18 +35,35 @@ def free_ports(count: int) -> int:
     raise RuntimeError(f"no {count} consecutive free ports")
 
 
-@contextmanager
-def running(specs: list[WorkerSpec], log_dir: Path) -> Iterator[dict[str, int]]:
-    """The workers, started together and healthy, as pids by name; at the end their process groups are killed.
+class Fleet:
+    """Worker processes by the names of their specs. Leaving the context kills what still runs."""
 
-    Raises:
-        RuntimeError: a worker exited or did not become healthy; the message holds the end of its log.
-    """
-    processes: dict[str, subprocess.Popen[bytes]] = {}
-    try:
-        for spec in specs:
-            with (log_dir / f"{spec.name}.log").open("wb") as log:
-                processes[spec.name] = subprocess.Popen(
+    def __init__(self, log_dir: Path) -> None:
+        self._log_dir = log_dir
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name in list(self._processes):
+            self.kill(name)
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """Of the API servers, which lead their process groups."""
+        return {name: process.pid for name, process in self._processes.items()}
+
+    def start(self, *specs: WorkerSpec) -> None:
+        """Starts those that do not run, together, and returns when they are healthy.
+
+        Raises:
+            RuntimeError: a worker exited or did not become healthy; the message holds the end of its log.
+        """
+        missing = [spec for spec in specs if spec.name not in self._processes]
+        for spec in missing:
+            with self._log(spec).open("ab") as log:
+                self._processes[spec.name] = subprocess.Popen(
                     worker_command(spec),
                     env=os.environ | worker_environment(spec),
                     stdout=log,
@@ -54,18 +71,42 @@ def running(specs: list[WorkerSpec], log_dir: Path) -> Iterator[dict[str, int]]:
                     start_new_session=True,
                 )
         deadline = time.monotonic() + STARTUP_TIMEOUT_S
-        for spec in specs:
+        for spec in missing:
             while not healthy(spec):
-                if processes[spec.name].poll() is not None or time.monotonic() > deadline:
-                    log_end = (log_dir / f"{spec.name}.log").read_text(errors="replace")[-5000:]
+                if self._processes[spec.name].poll() is not None or time.monotonic() > deadline:
+                    log_end = self._log(spec).read_text(errors="replace")[-5000:]
                     raise RuntimeError(f"worker {spec.name} did not become healthy:\n{log_end}")
                 time.sleep(0.2)
-        yield {name: process.pid for name, process in processes.items()}
-    finally:
-        for process in processes.values():
-            # The group outlives its leader: vLLM's engine core does not notice the death of its API server.
+
+    def kill(self, name: str) -> None:
+        """Ends the whole process group at once, without a chance to say goodbye."""
+        process = self._processes.pop(name)
+        # The group outlives its leader: vLLM's engine core does not notice the death of its API server.
+        with suppress(ProcessLookupError):  # all of it has ended by itself
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        process.wait()
+
+    @contextmanager
+    def stopped(self, name: str) -> Iterator[None]:
+        """Inside, the worker exists and does nothing: its sockets take what is sent to them. It may be killed there."""
+        group = self._processes[name].pid
+        os.killpg(group, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            if name in self._processes:
+                os.killpg(group, signal.SIGCONT)
+
+    def _log(self, spec: WorkerSpec) -> Path:
+        return self._log_dir / f"{spec.name}.log"
+
+
+@contextmanager
+def running(specs: list[WorkerSpec], log_dir: Path) -> Iterator[dict[str, int]]:
+    """The workers, healthy, as pids by name; at the end they are killed. Raises as `Fleet.start`."""
+    with Fleet(log_dir) as fleet:
+        fleet.start(*specs)
+        yield fleet.pids
 
 
 def healthy(spec: WorkerSpec) -> bool:
@@ -97,11 +138,17 @@ def decode(
 
 
 def complete(spec: WorkerSpec, prompt_ids: list[int], **fields: Any) -> httpx.Response:
+    """The worker's answer to `completion`."""
+    body = completion(spec, prompt_ids, **fields)
+    return httpx.post(f"{url(spec)}/v1/completions", json=body, timeout=REQUEST_TIMEOUT_S)
+
+
+def completion(spec: WorkerSpec, prompt_ids: list[int], **fields: Any) -> dict[str, Any]:
     """A greedy completion of a prompt given as token ids, which runs on past the end-of-sequence token.
 
     By the worker's first model, unless `fields` name another as `model`.
     """
-    body = {
+    return {
         "model": spec.served_names[0],
         "prompt": prompt_ids,
         "temperature": 0,
@@ -109,7 +156,6 @@ def complete(spec: WorkerSpec, prompt_ids: list[int], **fields: Any) -> httpx.Re
         "return_token_ids": True,
         **fields,
     }
-    return httpx.post(f"{url(spec)}/v1/completions", json=body, timeout=REQUEST_TIMEOUT_S)
 
 
 def metrics(spec: WorkerSpec) -> list[Sample]:
