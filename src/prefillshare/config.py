@@ -90,6 +90,8 @@ class WorkerConfig(_Section):
     # How long a prefill worker keeps a finished prompt's blocks. A decode worker that has not pulled them by then, for
     # want of room, refuses the call. At least 6: vLLM renews leases every lease // 6 seconds, in whole seconds.
     kv_lease_s: Annotated[int, Field(ge=6)] = 30
+    # How long a decode worker waits for a prefill worker's KV, first handshake included, before it refuses the call.
+    pull_timeout_s: Annotated[float, Field(gt=0)] = 8.0
     cores: tuple[Annotated[int, Field(ge=0)], ...] | None = None
     startup_timeout_s: Annotated[float, Field(gt=0)] = 600.0
     engine_args: tuple[str, ...] = ()

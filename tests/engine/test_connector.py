@@ -3,6 +3,7 @@
 import copy
 import json
 import time
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -61,7 +62,7 @@ def vllm_config(role: str = "kv_consumer", **transfer: Any) -> Any:
     return SimpleNamespace(
         kv_transfer_config=KVTransferConfig(
             kv_connector="SharedPrefillConnector",
-            kv_connector_extra_config={"base_identity": "sha256:base", "modules": ["/module"]},
+            kv_connector_extra_config={"base_identity": "sha256:base", "modules": ["/module"], "pull_timeout_s": 8.0},
             kv_role=role,
             **transfer,
         ),
@@ -316,7 +317,8 @@ def test_a_broken_handoff_does_not_come_back_when_its_call_is_aborted(change: di
 
 
 def finished(connector: SharedPrefillConnector, *done: str, failed: tuple[str, ...] = ()) -> dict[str, list[Any]]:
-    """What the connector counted, after the worker has reported these."""
+    """What the scheduler side counted, after the worker has reported these."""
+    connector.connector_worker = None
     connector.update_connector_output(SimpleNamespace(finished_recving=set(done), failed_recving=set(failed)))
     stats = connector.get_kv_connector_stats()
     return {name: values for name, values in stats.data.items() if values} if stats else {}
@@ -346,6 +348,47 @@ def test_a_failed_pull_is_counted_as_a_refusal_with_its_reason() -> None:
     assert sorted(reason for _, reason, _ in counted["refusals"]) == ["another_base", "pull_failed"]
 
 
+def reading(
+    connector: SharedPrefillConnector, request: Request, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[set[str]], KVConnectorTransferResults]:
+    """The worker side, with a pull begun. What it returns gives a step's results, of reads that NIXL calls finished."""
+    connector.on_new_request(request)
+    connector.bind_connector_metadata(schedule(connector, request)[1])
+    done: set[str] = set()
+    monkeypatch.setattr(NixlPullConnector, "start_load_kv", lambda *args: None)
+    monkeypatch.setattr(
+        NixlPullConnector, "get_transfer_results", lambda *args: KVConnectorTransferResults(set(), set(done), set())
+    )
+    connector.connector_worker = SimpleNamespace(_engine_clock_offset={"some engine": 100.0})
+    connector.start_load_kv(SimpleNamespace(attn_metadata=object()))
+
+    def results(finished: set[str]) -> KVConnectorTransferResults:
+        done.clear()
+        done.update(finished)
+        return connector.get_transfer_results(set())
+
+    return results
+
+
+def test_a_pull_without_an_answer_is_given_up_but_its_blocks_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The read may still write into them; vLLM frees them when it is finished."""
+    connector, clock = make_connector(), SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
+    results = reading(connector, Request(HANDOFF, request_id="stuck"), monkeypatch)
+    clock.now += 7.9
+    assert results(set()).failed_recving == set()
+    clock.now += 0.2
+    given_up = results(set())
+    assert (given_up.failed_recving, given_up.finished_recving) == ({"stuck"}, set())
+    assert results(set()).failed_recving == set()  # told once
+    late = results({"stuck"})
+    assert (late.failed_recving, late.finished_recving) == (set(), {"stuck"})
+    counted = finished(connector, failed=("stuck",))
+    assert [reason for _, reason, _ in counted["refusals"]] == ["pull_failed"]
+    assert "pulled_tokens" not in counted
+    assert finished(connector, "stuck") == {}  # and counted once
+
+
 @pytest.mark.parametrize(("seconds_left", "failed"), [(5.0, set()), (-1.0, {"late"}), (2.4, {"late"})])
 def test_kv_that_comes_after_its_lease_is_not_used(
     seconds_left: float, failed: set[str], monkeypatch: pytest.MonkeyPatch
@@ -353,16 +396,8 @@ def test_kv_that_comes_after_its_lease_is_not_used(
     connector = make_connector()
     monkeypatch.setattr(time, "perf_counter", lambda: 1000.0)
     deadline = 1100.0 + seconds_left  # on a clock that is 100 s ahead
-    request = Request(seal(UNSEALED, PROMPT, deadline, KEY), request_id="late")
-    connector.on_new_request(request)
-    connector.bind_connector_metadata(schedule(connector, request)[1])
-
-    nixl = KVConnectorTransferResults(finished_sending=set(), finished_recving={"late"}, failed_recving=set())
-    monkeypatch.setattr(NixlPullConnector, "start_load_kv", lambda *args: None)
-    monkeypatch.setattr(NixlPullConnector, "get_transfer_results", lambda *args: nixl)
-    connector.connector_worker = SimpleNamespace(_engine_clock_offset={"some engine": 100.0})
-    connector.start_load_kv(SimpleNamespace(attn_metadata=object()))
-    assert connector.get_transfer_results(set()).failed_recving == failed
+    results = reading(connector, Request(seal(UNSEALED, PROMPT, deadline, KEY), request_id="late"), monkeypatch)
+    assert results({"late"}).failed_recving == failed
     if failed:
         assert REFUSALS.take("late") is None  # not a call's id
         assert REFUSALS.get("late").reason == "lease_expired"

@@ -1,11 +1,17 @@
 """The places where the engine room reaches into vLLM: each test fails when vLLM has changed there."""
 
+import contextlib
+import socket
 import sys
+import threading
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
+import zmq
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl import base_scheduler, base_worker, pull_scheduler
+from vllm.distributed.kv_transfer.kv_connector.v1.nixl.base_scheduler import NixlBaseConnectorScheduler
 from vllm.distributed.nixl_utils import NixlWrapper, nixl_agent_config
 
 from prefillshare.engine import hooks
@@ -88,6 +94,50 @@ def test_failed_pulls_are_told(error: Exception | None, reason: str) -> None:
     worker._log_failure(failure_type="handshake_setup_failed", req_id=None, error=error)
     assert told == [("request", reason)]
     assert len(logged) == 2
+
+
+def ask(port: int, *frames: bytes, timeout_ms: int = 5000) -> list[bytes]:
+    """The handshake listener's answer to a message."""
+    with zmq.Context() as context, context.socket(zmq.REQ) as client:
+        client.setsockopt(zmq.LINGER, 0)
+        client.setsockopt(zmq.RCVTIMEO, timeout_ms)
+        client.connect(f"tcp://127.0.0.1:{port}")
+        client.send_multipart(frames)
+        return client.recv_multipart()
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_message_that_is_no_handshake_does_not_end_the_listener(kept: bool) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    scheduler = SimpleNamespace(_nixl_handshake_listener=NixlBaseConnectorScheduler._nixl_handshake_listener)
+    if kept:
+        hooks.keep_listening(scheduler)
+    ready, stop = threading.Event(), threading.Event()
+    arguments = ({(0, 0): b"metadata"}, ready, stop, "127.0.0.1", port)
+    listener = threading.Thread(target=_quietly, args=(scheduler._nixl_handshake_listener, *arguments), daemon=True)
+    listener.start()
+    ready.wait()
+    handshake = msgspec.msgpack.encode((base_scheduler.GET_META_MSG, 0, 0))
+    try:
+        for nonsense in ([b"\xc1"], [b"one", b"too many"], [msgspec.msgpack.encode((b"get_meta_msg", 7, 7))]):
+            with pytest.raises(zmq.Again):
+                ask(port, *nonsense, timeout_ms=100)
+        if kept:
+            assert ask(port, handshake)[0] == b"metadata"
+        else:
+            with pytest.raises(zmq.Again):  # why the hook is there; when this fails, it may go
+                ask(port, handshake, timeout_ms=500)
+    finally:
+        stop.set()
+        listener.join(5.0)
+    assert not listener.is_alive()
+
+
+def _quietly(listen: Any, *arguments: Any) -> None:
+    with contextlib.suppress(Exception):
+        listen(*arguments)
 
 
 # What the hooks and the connector name in vLLM's source. A rename would silently switch a guard off.

@@ -8,6 +8,8 @@ Loaded inside a vLLM process through `kv_connector_module_path`. What it changes
   and nothing else (`provenance`).
 - A handoff counts only with a prefill worker's seal, for the prompt it was made for, once, and while the prefill
   worker still holds the blocks. A missing field would raise in the engine's loop, and every running request would die.
+- A pull that a stopped prefill worker does not answer ends the request after a while; its blocks stay reserved until
+  the read has ended, so that it never writes into another request's.
 - Prefill and decode worker must agree on the base's identity, not on the path of a model.
 - On a CPU the engine's loop and NIXL's progress thread leave the cores to the model.
 """
@@ -15,6 +17,7 @@ Loaded inside a vLLM process through `kv_connector_module_path`. What it changes
 import os
 import time
 from collections import OrderedDict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,11 +93,21 @@ class SharedPrefillMetadata(NixlConnectorMetadata):
         self.refused = refused
 
 
+@dataclass(slots=True)
+class _Read:
+    """A pull under way, as the worker side sees it."""
+
+    engine_id: str
+    lease_end: float  # on that engine's clock
+    since: float
+    given_up: bool = False
+
+
 class SharedPrefillConnector(NixlPullConnector):
     """Hands KV from prefill workers (`kv_producer`) to decode workers (`kv_consumer`).
 
-    `kv_connector_extra_config` must hold `base_identity`, the digest of the base whose KV is handed over, and
-    `modules`, the folders of the decode modules that the worker serves.
+    `kv_connector_extra_config` must hold `base_identity`, the digest of the base whose KV is handed over, `modules`,
+    the folders of the decode modules that the worker serves, and `pull_timeout_s`.
 
     Raises:
         UserError: another version of vLLM, or other weights on disk than the deployment was planned with.
@@ -118,7 +131,8 @@ class SharedPrefillConnector(NixlPullConnector):
         self._used_handoffs: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._pulls: dict[str, tuple[int, float]] = {}  # scheduler side, by request: tokens, and since when
         self._stats = HandoffStats()
-        self._deadlines: dict[str, tuple[str, float]] = {}  # worker side, by request: of which engine, and until when
+        self._reads: dict[str, _Read] = {}  # worker side, by request
+        self._pull_timeout_s: float = extra["pull_timeout_s"]
         self._refused: set[str] = set()  # scheduler side: for the next step; worker side: to report in this one
         self._forward_runs = True
         if role == KVConnectorRole.SCHEDULER:
@@ -127,6 +141,8 @@ class SharedPrefillConnector(NixlPullConnector):
         affinity = os.sched_getaffinity(0)
         with hooks.sleeping_progress_thread():
             super().__init__(vllm_config, role, kv_cache_config)
+        if self.connector_scheduler is not None:
+            hooks.keep_listening(self.connector_scheduler)
         # On a CPU the stock connector moves this thread to the machine's last core, whatever it was pinned to:
         # all workers of the machine would compute on that one core.
         os.sched_setaffinity(0, affinity)
@@ -208,12 +224,13 @@ class SharedPrefillConnector(NixlPullConnector):
     def update_connector_output(self, connector_output: "KVConnectorOutput") -> None:
         super().update_connector_output(connector_output)
         failed = connector_output.failed_recving or set()
-        for request_id in connector_output.finished_recving or ():
-            tokens, since = self._pulls.pop(request_id, (0, 0.0))
-            if request_id in failed:
-                refusal = REFUSALS.get(request_id) or Refusal("pull_failed", _MESSAGES["pull_failed"])
-                self._stats.record_refusal(request_id, refusal)
-            elif tokens:
+        for request_id in failed:
+            self._pulls.pop(request_id, None)
+            refusal = REFUSALS.get(request_id) or Refusal("pull_failed", _MESSAGES["pull_failed"])
+            self._stats.record_refusal(request_id, refusal)
+        for request_id in (connector_output.finished_recving or set()) - failed:
+            if pull := self._pulls.pop(request_id, None):
+                tokens, since = pull
                 self._stats.record_pull(tokens=tokens, seconds=time.perf_counter() - since)
 
     def request_finished_all_groups(
@@ -287,33 +304,44 @@ class SharedPrefillConnector(NixlPullConnector):
         self._refused |= metadata.refused
         for request_id, pull in metadata.reqs_to_recv.items():
             if pull.awaiting_kvs:
-                self._deadlines[request_id] = (pull.remote.engine_id, pull.remote.blocks_expiry_time)
+                remote = pull.remote
+                self._reads[request_id] = _Read(remote.engine_id, remote.blocks_expiry_time, time.perf_counter())
         super().start_load_kv(forward_context, **kwargs)
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
         if not self._forward_runs and current_platform.is_cpu():
             time.sleep(_IDLE_STEP_S)
         results = super().get_transfer_results(finished_req_ids)
+        for request_id in results.finished_recving:
+            read = self._reads.pop(request_id, None)
+            if read and not read.given_up and request_id not in results.failed_recving:
+                self._check_lease(request_id, read, results)
+        self._give_up_reads(results)
         refused, self._refused = self._refused, set()
-        refused |= {request_id for request_id in results.finished_recving if self._came_too_late(request_id, results)}
         results.failed_recving |= refused  # ends the request with an error
         results.finished_recving |= refused  # frees its block
         return results
 
-    def _came_too_late(self, request_id: str, results: KVConnectorTransferResults) -> bool:
-        """Whether the prefill worker may have given the blocks to another session before the pull was over.
+    def _check_lease(self, request_id: str, read: _Read, results: KVConnectorTransferResults) -> None:
+        """Fails a pull that was over after the prefill worker may have given the blocks to another session.
 
         Heartbeats that extend the lease are not counted: nothing says that the prefill worker heard them.
         """
-        engine_id, deadline = self._deadlines.pop(request_id, ("", 0.0))
-        if not engine_id or request_id in results.failed_recving:
-            return False
         assert self.connector_worker is not None
-        late_s = hooks.clock_of(self.connector_worker, engine_id) - (deadline - _CLOCK_MARGIN_S)
-        if late_s <= 0:
-            return False
-        REFUSALS.note(request_id, Refusal("lease_expired", f"the KV came {late_s:.1f} s after its lease had ended"))
-        return True
+        late_s = hooks.clock_of(self.connector_worker, read.engine_id) - (read.lease_end - _CLOCK_MARGIN_S)
+        if late_s > 0:
+            REFUSALS.note(request_id, Refusal("lease_expired", f"the KV came {late_s:.1f} s after its lease had ended"))
+            results.failed_recving.add(request_id)
+
+    def _give_up_reads(self, results: KVConnectorTransferResults) -> None:
+        """Fails pulls that take too long, but does not call them finished: the read may still write into the blocks."""
+        now = time.perf_counter()
+        for request_id, read in self._reads.items():
+            if not read.given_up and now - read.since > self._pull_timeout_s:
+                read.given_up = True
+                message = f"the prefill worker's KV did not come within {self._pull_timeout_s:g} s"
+                REFUSALS.note(request_id, Refusal("pull_failed", message))
+                results.failed_recving.add(request_id)
 
     def _note_failure(self, request_id: str, reason: Reason) -> None:
         REFUSALS.note(request_id, Refusal(reason, _MESSAGES[reason]))

@@ -8,6 +8,7 @@ import copy
 import hashlib
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,13 +19,19 @@ from vllm.distributed.kv_transfer.kv_connector.v1.nixl.base_scheduler import Nix
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.base_worker import NixlBaseConnectorWorker
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.metadata import compute_nixl_compatibility_hash
 from vllm.distributed.nixl_utils import NixlWrapper
+from vllm.logger import init_logger
 from vllm.platforms import current_platform
 
 from prefillshare.engine.handoff import Reason
 
+logger = init_logger("vllm.prefillshare.hooks")
+
 # nixl_agent hard-codes 0: a progress thread that spins on the core the model computes on, with which a prefill
 # of 702 tokens takes 49 s instead of 2 s.
 _PROGRESS_SLEEP_US = 1000
+
+# Also when something sends nothing else, this leaves the core to the model.
+_RELISTEN_S = 0.05
 
 # Fields of a model's config on which its KV depends besides its weights.
 _KV_FIELDS = (
@@ -81,6 +88,24 @@ def kv_form(vllm_config: VllmConfig, backend_name: str) -> str:
         **{name: getattr(model, name, None) for name in _KV_FIELDS},
     }
     return hashlib.sha256(json.dumps(form, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def keep_listening(scheduler: NixlBaseConnectorScheduler) -> None:
+    """Has the thread that answers handshakes outlive messages that it cannot read.
+
+    One malformed message ends vLLM's; the worker stays healthy, and no decode worker that starts later can reach it.
+    """
+    listen = scheduler._nixl_handshake_listener
+
+    def listen_on(encoded: Any, ready: threading.Event, stop: threading.Event, host: str, port: int) -> None:
+        while not stop.is_set():
+            try:
+                listen(encoded, ready, stop, host, port)
+            except Exception as error:
+                logger.warning("side channel on port %d: a message that is no handshake (%r)", port, error)
+                stop.wait(_RELISTEN_S)
+
+    scheduler._nixl_handshake_listener = listen_on
 
 
 def lease_deadline(scheduler: NixlBaseConnectorScheduler, request_id: str) -> float:

@@ -52,6 +52,7 @@ class WorkerSpec:
     engine_args: tuple[str, ...]
     handoff_key: str = field(repr=False)  # the deployment's secret for the seal on its handoffs
     kv_lease_s: int = 30  # how long a prefill worker keeps the blocks of a prompt for a decode worker
+    pull_timeout_s: float = 8.0  # how long a decode worker waits for the prefill worker's KV
 
     @property
     def served_names(self) -> tuple[str, ...]:
@@ -108,6 +109,7 @@ def plan_workers(deployment: Deployment) -> list[WorkerSpec]:
             engine_args=tuple(shared.engine_args),
             handoff_key=key,
             kv_lease_s=shared.kv_lease_s,
+            pull_timeout_s=shared.pull_timeout_s,
         )
         for place, part in enumerate(parts)
     ]
@@ -256,6 +258,7 @@ def _kv_transfer(spec: WorkerSpec) -> dict[str, object]:
             "modules": [str(folder) for folder in _modules(spec)],
             "num_threads": 0,
             "kv_lease_duration": spec.kv_lease_s,
+            "pull_timeout_s": spec.pull_timeout_s,
         },
     }
 
