@@ -38,27 +38,29 @@ class Reference:
     def __init__(self, base: Path, modules: dict[str, DecodeModule]) -> None:
         self._base = load_base(base)
         self._modules = {name: load_decode(module, base) for name, module in modules.items()}
+        self._scripts: dict[Session, list[Call]] = {}
 
     def scripts(self, sessions: Sequence[Session]) -> list[list[Call]]:
-        """The calls of every session. What no call depends on is computed together, one turn of all sessions."""
-        scripts: list[list[Call]] = [[] for _ in sessions]
-        for turn in range(max(len(session.turns) for session in sessions)):
-            asked = [
-                (session.turns[turn].model, _prompt(session, turn, script), session.turns[turn].answer_tokens, script)
-                for session, script in zip(sessions, scripts, strict=True)
-                if turn < len(session.turns)
-            ]
-            asked.sort(key=lambda call: (call[0], len(call[1])))  # alike in length: less padding
-            for model in self._modules:
-                calls = [call for call in asked if call[0] == model]
-                for first in range(0, len(calls), _BATCH):
-                    batch = calls[first : first + _BATCH]
-                    longest = max(tokens for _, _, tokens, _ in batch)
-                    prompts = [prompt for _, prompt, _, _ in batch]
-                    answers, _ = generate_batch(self._base, self._modules[model], prompts, max_new_tokens=longest)
-                    for (_, prompt, tokens, script), answer in zip(batch, answers, strict=True):
-                        script.append(Call(model, prompt, answer[:tokens]))
-        return scripts
+        """The calls of every session, each session computed once."""
+        new = {session: list[Call]() for session in sessions if session not in self._scripts}
+        for turn in range(max((len(session.turns) for session in new), default=0)):
+            self._compute(turn, {session: script for session, script in new.items() if turn < len(session.turns)})
+        self._scripts |= new
+        return [self._scripts[session] for session in sessions]
+
+    def _compute(self, turn: int, scripts: dict[Session, list[Call]]) -> None:
+        """Adds one turn to the scripts. No call depends on another here, so that they can be computed in batches."""
+        prompts = {session: _prompt(session, turn, script) for session, script in scripts.items()}
+        for model, module in self._modules.items():
+            calling = [session for session in scripts if session.turns[turn].model == model]
+            calling.sort(key=lambda session: len(prompts[session]))  # alike in length: less padding
+            for first in range(0, len(calling), _BATCH):
+                batch = calling[first : first + _BATCH]
+                most = max(session.turns[turn].answer_tokens for session in batch)
+                asked = [prompts[session] for session in batch]
+                answers, _ = generate_batch(self._base, module, asked, max_new_tokens=most)
+                for session, prompt, answer in zip(batch, asked, answers, strict=True):
+                    scripts[session].append(Call(model, prompt, answer[: session.turns[turn].answer_tokens]))
 
     def answer(self, call: Call) -> list[int]:
         """By the plain reference, one prompt alone: it has the last word."""
