@@ -143,6 +143,7 @@ class Player:
             response = complete(
                 self._decode[call.model],
                 call.prompt,
+                model=call.model,
                 max_tokens=len(call.answer),
                 kv_transfer_params=leg1["kv_transfer_params"],
             )
@@ -155,8 +156,6 @@ class Player:
 
 def _reason_of_loss(response: httpx.Response) -> str:
     reason = response.headers.get(REFUSAL, "")
-    if response.status_code == 500 and not reason:
-        return "unnamed"  # to be deleted once workers name their reasons
     assert response.status_code == 503, response.text
     assert reason in LOST_KV, response.text
     return reason

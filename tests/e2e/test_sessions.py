@@ -36,7 +36,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 WAVE = 25  # sessions whose reference is computed, and which are then played, together
 COMING_BACK = 3  # of them are played once more at the end, when most of their blocks are evicted
 AT_ONCE = 8  # sessions; more than a worker's max_num_seqs, so that some wait
-MODELS = ("full", "lora")
+MODELS = ("full", "lora", "wide")  # the last two are adapters in one worker
 
 # Numbers of sessions that no wave has, by test: nothing of them is in a cache yet.
 ONE_BY_ONE = range(100_000, 100_003)
@@ -65,13 +65,15 @@ def make_sessions(base: Path, pytestconfig: pytest.Config) -> MakeSessions:
 
 
 @pytest.fixture(scope="module")
-def reference(base: Path, full_module: DecodeModule, lora_module: DecodeModule) -> Reference:
-    return Reference(base, {"full": full_module, "lora": lora_module})
+def reference(
+    base: Path, full_module: DecodeModule, lora_module: DecodeModule, wide_lora_module: DecodeModule
+) -> Reference:
+    return Reference(base, {"full": full_module, "lora": lora_module, "wide": wide_lora_module})
 
 
 @pytest.fixture(scope="module")
 def player(workers: Workers) -> Player:
-    return Player(workers.prefill, {"full": workers.full, "lora": workers.lora})
+    return Player(workers.prefill, {"full": workers.full, "lora": workers.lora, "wide": workers.lora})
 
 
 def test_every_token_equals_the_reference(
@@ -126,7 +128,7 @@ def test_no_more_is_pulled_than_is_new(
     config = AutoConfig.from_pretrained(base)
     token_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * FLOAT32_BYTES
     known = KnownBlocks(BLOCK_SIZE)
-    for script in reference.scripts(make_sessions(ONE_BY_ONE, ["lora"])):
+    for script in reference.scripts(make_sessions(ONE_BY_ONE, ["lora", "wide"])):
         for call in script:
             before = pulled_bytes(workers.lora)
             player.play([call])
