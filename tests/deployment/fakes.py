@@ -64,6 +64,7 @@ def make_specs(deployment: Deployment, ports: list[int]) -> list[WorkerSpec]:
             max_num_seqs=1,
             engine_args=(),
             base_identity="sha256:0",
+            handoff_key="of handoffs",
         )
         for name, port in zip(NAMES, ports, strict=True)
     ]

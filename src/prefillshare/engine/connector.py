@@ -203,15 +203,15 @@ class SharedPrefillConnector(NixlPullConnector):
                 REFUSALS.note(request.request_id, refusal)
             self._refused.add(request.request_id)
             return
-        if self._decodes:
-            self._plan_pull(request, num_external_tokens)
+        params = request.kv_transfer_params
+        if self._decodes and params and params["do_remote_prefill"]:  # once; vLLM comes again when the KV is there
+            self._plan_pull(request, params, num_external_tokens)
         super().update_state_after_alloc(request, blocks, num_external_tokens)
 
-    def _plan_pull(self, request: "Request", tokens: int) -> None:
+    def _plan_pull(self, request: "Request", params: dict[str, Any], tokens: int) -> None:
         split = base_kv_length(request.num_prompt_tokens)
         self._stats.record_plan(reused_tokens=split - tokens, block_size=self._block_size)
-        params = request.kv_transfer_params
-        if tokens and params is not None:
+        if tokens:
             self._pulls[request.request_id] = (tokens, time.perf_counter())
             # NIXL matches the ends of both block lists. A last block that holds position n-1 alone is not pulled.
             kept = -(-split // self._block_size)
