@@ -11,12 +11,16 @@ import pytest
 import torch
 
 from prefillshare.config import BaseConfig, Deployment, ModuleConfig, WorkerConfig
+from prefillshare.engine.handoff import KEY_VARIABLE
 from prefillshare.engine.worker import WorkerSpec, plan_workers
 from prefillshare.module import DecodeModule
 from prefillshare.training.models import load_model
 from tests.e2e.support import free_ports, running
 
 REPOSITORY = Path(__file__).parents[2]
+
+# One secret for all workers that tests start, so that those of two fixtures take each other's word.
+os.environ.setdefault(KEY_VARIABLE, "of all tests")
 
 BLOCK_SIZE = 32
 MAX_MODEL_LEN = 512
