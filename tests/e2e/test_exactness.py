@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 from prefillshare.module import DecodeModule
 from prefillshare.training.reference import generate, load_base, load_decode
 from tests.e2e.conftest import BLOCK_SIZE, Workers
-from tests.e2e.support import complete, decode, prefill
+from tests.e2e.support import complete, decode, metrics, prefill
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -76,6 +76,29 @@ def test_a_prompt_with_a_known_start_is_not_computed_again(workers: Workers, pro
         assert leg1["usage"]["prompt_tokens_details"]["cached_tokens"] == cached
         leg2 = complete(workers.full, ids, max_tokens=2, kv_transfer_params=leg1["kv_transfer_params"]).json()
         assert leg2["usage"]["prompt_tokens_details"]["cached_tokens"] == cached
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_what_a_module_wrote_is_pulled_from_the_base_in_the_next_turn(
+    kind: str, base: Path, full_module: DecodeModule, lora_module: DecodeModule, workers: Workers
+) -> None:
+    """The answer fills blocks in the worker's cache, and they are the module's own: none may be found again."""
+    spec = workers.full if kind == "full" else workers.lora
+    base_model, module = load_base(base), load_decode(full_module if kind == "full" else lora_module, base)
+    text = AutoTokenizer.from_pretrained(base)(TEXT)["input_ids"]
+    prompt = [16, *text[40:49]]  # a first token that no other test has
+    handoff = prefill(workers.prefill, prompt)["kv_transfer_params"]
+    turn = prompt + decode(spec, prompt, handoff, max_tokens=2 * BLOCK_SIZE + 16) + text[60:67]
+    handoff = prefill(workers.prefill, turn)["kv_transfer_params"]
+    before = pulled_tokens(workers, kind)
+    answer = decode(spec, turn, handoff, max_tokens=NEW_TOKENS)
+    assert pulled_tokens(workers, kind) - before == len(turn) - 1
+    assert answer == generate(base_model, module, turn, max_new_tokens=NEW_TOKENS)
+
+
+def pulled_tokens(workers: Workers, kind: str) -> float:
+    samples = metrics(workers.full if kind == "full" else workers.lora)
+    return sum(sample.value for sample in samples if sample.name == "prefillshare_handoff_pulled_tokens_total")
 
 
 def test_an_answer_joins_the_context(

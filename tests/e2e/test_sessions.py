@@ -3,8 +3,8 @@
 Every token served is compared with the Transformers reference, in float32. Where a guard of the decode workers is
 missed when it is switched off:
 
-- Only whole blocks of the prompt's first n-1 tokens enter the prefix cache, nothing of an answer. Here answers join the
-  context, and prompts of a whole number of blocks go on: wrong tokens in `test_every_token_equals_the_reference`.
+- Only whole blocks of the prompt's first n-1 tokens enter the prefix cache, nothing of an answer. Not missed here: the
+  few positions that an answer would leave seldom change a greedy token. test_exactness.py counts what is pulled.
 - A preempted request is refused, never computed again by the decode module. The `full` worker preempts in every wave:
   wrong tokens in the same test.
 - A prompt without a handoff is refused, though all of its blocks be cached: `test_a_cached_prompt_needs_its_handoff`.
