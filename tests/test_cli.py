@@ -1,3 +1,4 @@
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +18,17 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_help_teaches_every_command() -> None:
     shown = run("--help").stdout
-    for command in ("train", "evaluate", "check", "serve", "worker"):
+    for command in ("train", "evaluate", "check", "serve", "worker", "keys"):
         assert command in shown
+
+
+def test_a_new_key_is_printed_once_beside_its_digest() -> None:
+    shown = run("keys", "new", "--name", "acme").stdout
+    (key,) = (word for word in shown.split() if word.startswith("ps-"))
+    assert shown.count(key) == 1
+    assert f"sha256: {hashlib.sha256(key.encode()).hexdigest()}" in shown
+    refused = run("keys", "new", "--name", "a b")
+    assert (refused.returncode, "Traceback" in refused.stderr) == (2, False)
 
 
 @pytest.mark.parametrize("command", ["check", "serve", "worker"])

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from prefillshare.config import load_deployment
+from prefillshare.config import RuleConfig, load_deployment
 from prefillshare.errors import UserError
 
 MINIMAL = """
@@ -64,6 +64,14 @@ def test_modules_that_name_a_pool_share_it_and_others_have_their_own(tmp_path: P
     assert found == [("p", ["a", "b"], 3), ("c", ["c"], 1)]
 
 
+def test_rules_of_placement_are_names_or_names_with_parameters(tmp_path: Path) -> None:
+    text = MINIMAL + "router: {placement: {prefill: [{balance: {factor: 3}}, session], sessions: 5}}"
+    placement = load(tmp_path, text).router.placement
+    assert placement.prefill == (RuleConfig("balance", {"factor": 3}), RuleConfig("session"))
+    assert placement.decode == load(tmp_path, MINIMAL).router.placement.decode
+    assert placement.sessions == 5
+
+
 def test_the_tree_is_frozen(tmp_path: Path) -> None:
     deployment = load(tmp_path, MINIMAL)
     with pytest.raises(ValidationError):
@@ -75,6 +83,13 @@ def test_the_tree_is_frozen(tmp_path: Path) -> None:
     [
         (MINIMAL + "routers: {}", "routers: Extra inputs"),
         (MINIMAL + "router: {port: 80}", r"router\.port: .*1024.*found 80"),
+        (MINIMAL + "router: {placement: {prefill: []}}", r"router\.placement\.prefill: .*at least 1"),
+        (
+            MINIMAL + "router: {placement: {decode: [{load: 3}]}}",
+            r"placement\.decode\.0: .*expected the name of a rule",
+        ),
+        (MINIMAL + "router: {placement: {prefill: [load, {a: {}, b: {}}]}}", r"placement\.prefill\.1: .*expected the"),
+        (MINIMAL + "router: {placement: {known_tokens: 0}}", r"router\.placement\.known_tokens: .*found 0"),
         (MINIMAL + "workers: {block_size: 100}", r"workers\.block_size: .*32.*found 100"),
         (MINIMAL + "workers: {kv_lease_s: 5}", r"workers\.kv_lease_s: .*6.*found 5"),
         (MINIMAL + "workers: {dtype: int4}", r"workers\.dtype: .*'auto'.*found 'int4'"),
@@ -106,6 +121,40 @@ def test_the_tree_is_frozen(tmp_path: Path) -> None:
 def test_what_is_wrong_is_named_by_field_and_value(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(UserError, match=says):
         load(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    "router",
+    [
+        "{}",
+        "{host: localhost}",
+        "{host: 0.0.0.0, allow_anonymous: true}",
+        "{host: 0.0.0.0, keys_file: keys.yaml}",
+        f"{{host: 0.0.0.0, keys: [{{name: a, sha256: {'0a' * 32}}}]}}",
+    ],
+)
+def test_a_router_is_on_this_machine_alone_or_has_keys_or_is_open_by_choice(tmp_path: Path, router: str) -> None:
+    found = load(tmp_path, MINIMAL + f"router: {router}").router
+    assert found.keys_file in (None, tmp_path / "keys.yaml")
+
+
+@pytest.mark.parametrize(
+    ("router", "says"),
+    [
+        ("{host: 0.0.0.0}", r"router: .*prefillshare keys new.*allow_anonymous: true.*127\.0\.0\.1"),
+        ("{host: '::'}", "can be reached from other machines"),
+        ("{allow_anonymous: true, keys_file: k}", "nobody is anonymous"),
+        ("{keys: [{name: a, key: ps-plain}]}", r"router\.keys\.0\.key: Extra inputs"),
+        ("{keys: [{name: a, sha256: ps-plain}]}", r"router\.keys\.0\.sha256"),
+        ("{keys: [{name: ps plain, sha256: x}]}", r"router\.keys\.0\.name"),
+        ("{keys: ps-plain}", r"router\.keys: "),
+        ("{limits: {max_depth: 1000}}", r"router\.limits\.max_depth.*found 1000"),
+    ],
+)
+def test_what_is_wrong_with_access_is_told_without_showing_a_key(tmp_path: Path, router: str, says: str) -> None:
+    with pytest.raises(UserError, match=says) as caught:
+        load(tmp_path, MINIMAL + f"router: {router}")
+    assert "plain" not in str(caught.value)
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:

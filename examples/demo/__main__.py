@@ -122,6 +122,7 @@ async def _play(
     player = Player(
         router=local.url,
         prefill=prefill.url,
+        worker_key=prefill.spec.worker_key,
         base=prefill.spec.served_names[0],
         decode={name: worker.url for name, worker in workers.items() if worker.spec.role == "decode"},
         console=console,

@@ -48,11 +48,17 @@ class Handoffs:
 class Player:
     """Calls one after the other, so that what a decode worker's counters grow by belongs to the call just made."""
 
-    def __init__(self, *, router: str, prefill: str, base: str, decode: Mapping[str, str], console: Console) -> None:
-        """`router` and `prefill` are URLs, `base` the base's served name, `decode` the decode workers' URLs by name."""
+    def __init__(
+        self, *, router: str, prefill: str, worker_key: str, base: str, decode: Mapping[str, str], console: Console
+    ) -> None:
+        """`router` and `prefill` are URLs, `base` the base's served name, `decode` the decode workers' URLs by name.
+
+        `worker_key` is what the prefill worker asks for.
+        """
         self._client = AsyncOpenAI(base_url=f"{router}/v1", api_key="none", max_retries=0, timeout=300)
         self._http = httpx.AsyncClient(timeout=60)
         self._prefill = prefill
+        self._worker_key = worker_key
         self._base = base
         self._decode = decode
         self._console = console
@@ -138,6 +144,7 @@ class Player:
     async def _tokenize(self, messages: list[Message]) -> tuple[int, ...]:
         """The prompt as the base saw it; needed only to count what no sharing would have cost."""
         body = {"model": self._base, "messages": messages, "add_generation_prompt": True}
-        response = await self._http.post(f"{self._prefill}/tokenize", json=body)
+        headers = {"authorization": f"Bearer {self._worker_key}"}
+        response = await self._http.post(f"{self._prefill}/tokenize", json=body, headers=headers)
         response.raise_for_status()
         return tuple(response.json()["tokens"])

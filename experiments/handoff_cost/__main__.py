@@ -110,7 +110,8 @@ async def _measure(
 ) -> dict[str, Any]:
     prefill, decode = (_worker(local, role).url for role in ("prefill", "decode"))
     load = os.getloadavg()[0]
-    async with open_client() as http, plain, visibly(local, console):
+    worker_key = local.workers[0].spec.worker_key
+    async with open_client(worker_key) as http, plain, visibly(local, console):
         with console.status("waiting for plain vLLM"):
             await plain.ready(http)
         with Progress(console=console) as progress:

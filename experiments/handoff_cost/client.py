@@ -33,11 +33,12 @@ class Answer:
         return self.arrivals[0] - self.began
 
 
-def open_client() -> aiohttp.ClientSession:
+def open_client(worker_key: str) -> aiohttp.ClientSession:
     # A new connection for every call: a worker closes an idle one after 5 s, perhaps while it is being used again.
     connector = aiohttp.TCPConnector(limit=0, force_close=True)
     timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
-    return aiohttp.ClientSession(connector=connector, timeout=timeout)
+    headers = {"authorization": f"Bearer {worker_key}"}
+    return aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers)
 
 
 def random_tokens(draw: random.Random, count: int) -> list[int]:

@@ -64,8 +64,9 @@ def plain_command(decode_worker: Sequence[str]) -> list[str]:
     """The decode worker's command without what is ours in it: vLLM that serves the checkpoint by itself."""
     command = list(decode_worker)
     for option in ("--kv-transfer-config", "--middleware"):
-        place = command.index(option)
-        del command[place : place + 2]
+        while option in command:
+            place = command.index(option)
+            del command[place : place + 2]
     return command
 
 

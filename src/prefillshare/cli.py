@@ -26,6 +26,9 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
+keys_app = typer.Typer(name="keys", help="API keys of the router.", no_args_is_help=True)
+app.add_typer(keys_app)
+
 DeploymentFile = Annotated[
     Path,
     typer.Argument(metavar="DEPLOYMENT.YAML", help="The file that names bases, modules, workers and ports."),
@@ -197,6 +200,19 @@ def worker(
         raise UserError("worker: name the one worker to run, or add --print to see all")
     command = worker_command(specs[0])
     os.execvpe(command[0], command, os.environ | worker_environment(specs[0]))
+
+
+@keys_app.command("new")
+def new_key(
+    name: Annotated[str, typer.Option(help="Whose key it is: a tenant's name.")] = "default",
+) -> None:
+    """Make an API key: prints it once, and the lines for the deployment file, which hold its digest alone.
+
+    Example: `prefillshare keys new --name acme`
+    """
+    from prefillshare.access import describe_new_key
+
+    typer.echo(describe_new_key(name))
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ Errors name the field by its path in the YAML, the value that was found and what
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -12,6 +12,7 @@ import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -19,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from prefillshare.access import KeyConfig, LimitsConfig, is_loopback
 from prefillshare.errors import UserError
 
 
@@ -97,13 +99,68 @@ class WorkerConfig(_Section):
     engine_args: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class RuleConfig:
+    """A rule of placement: in the file its name, or `{name: {parameter: value}}`. The router knows the rules."""
+
+    name: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _read_rule(value: Any) -> RuleConfig:
+    if isinstance(value, RuleConfig):
+        return value
+    if isinstance(value, str):
+        return RuleConfig(value)
+    if isinstance(value, Mapping) and len(value) == 1:
+        ((name, parameters),) = value.items()
+        if isinstance(parameters, Mapping):
+            return RuleConfig(str(name), parameters)
+    raise ValueError("expected the name of a rule, or {name: {parameter: value}}")
+
+
+Rules = Annotated[tuple[Annotated[RuleConfig, BeforeValidator(_read_rule)], ...], Field(min_length=1)]
+_RULES = tuple(map(RuleConfig, ("balance", "session", "conversation", "room", "prefix", "load")))
+
+
+class PlacementConfig(_Section):
+    """How the router chooses the workers of a call: rules in order, for each leg. docs/router.md explains them."""
+
+    prefill: Rules = _RULES
+    decode: Rules = _RULES
+    sessions: Count = 10_000  # remembered for each pool
+    known_tokens: Count = 1_000_000  # prefixes remembered for each worker, up to 3 MB
+
+
 class RouterConfig(_Section):
-    """Where clients connect, and how long the router waits for workers."""
+    """Where clients connect and who they are, how long the router waits for workers, and which it chooses."""
 
     host: str = "127.0.0.1"
     port: Port = 8000
     request_timeout_s: Annotated[float, Field(gt=0)] = 600.0
     connect_timeout_s: Annotated[float, Field(gt=0)] = 5.0
+    keys: tuple[KeyConfig, ...] = ()
+    keys_file: RelativePath | None = None
+    allow_anonymous: bool = False
+    log_prompts: bool = False
+    placement: PlacementConfig = PlacementConfig()
+    limits: LimitsConfig = LimitsConfig()
+
+    @property
+    def keyed(self) -> bool:
+        """Whether clients need a key."""
+        return bool(self.keys) or self.keys_file is not None
+
+    @model_validator(mode="after")
+    def _is_not_open_to_the_network_by_accident(self) -> Self:
+        if self.keyed and self.allow_anonymous:
+            raise ValueError("there are keys, so nobody is anonymous: leave out allow_anonymous, or all keys")
+        if not (self.keyed or self.allow_anonymous or is_loopback(self.host)):
+            raise ValueError(
+                f"host {self.host} can be reached from other machines, and there are no keys: make one with "
+                "`prefillshare keys new`, or say allow_anonymous: true, or use host 127.0.0.1"
+            )
+        return self
 
 
 class Deployment(_Section):
@@ -259,6 +316,11 @@ def describe_validation_error(path: Path, error: ValidationError, *, short: bool
         field = ".".join(str(part) for part in problem["loc"]) or "(file)"
         if short and problem["loc"][:2] == ("bases", 0):
             field = field.replace("bases.0", "base", 1)
-        found = "" if problem["type"] == "missing" or not problem["loc"] else f" (found {problem['input']!r})"
+        silent = problem["type"] == "missing" or _may_hold_a_key(problem["loc"])
+        found = "" if silent else f" (found {problem['input']!r})"
         lines.append(f"  {field}: {problem['msg']}{found}")
     return "\n".join(lines)
+
+
+def _may_hold_a_key(field: tuple[int | str, ...]) -> bool:
+    return field in ((), ("router",)) or field[:2] == ("router", "keys")

@@ -65,6 +65,7 @@ def make_specs(deployment: Deployment, ports: list[int]) -> list[WorkerSpec]:
             engine_args=(),
             base_identity="sha256:0",
             handoff_key="of handoffs",
+            worker_key="of workers",
         )
         for name, port in zip(NAMES, ports, strict=True)
     ]

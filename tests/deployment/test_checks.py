@@ -92,6 +92,12 @@ def test_problems_of_different_kinds_are_listed_together(settings: dict[str, Any
         assert field in message
 
 
+def test_a_key_that_is_not_there_is_a_problem(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BOBS_KEY", raising=False)
+    settings["router"]["keys"] = [{"name": "bob", "key_env": "BOBS_KEY"}]
+    assert "BOBS_KEY is not set" in problems(settings)
+
+
 def test_a_broken_base_does_not_hide_a_broken_module(settings: dict[str, Any]) -> None:
     settings["base"]["path"] = settings["log_dir"]
     (settings["modules"][1]["path"] / "adapter_config.json").unlink()
@@ -138,6 +144,12 @@ def test_what_is_wrong_with_one_base_says_so(two_bases: dict[str, Any]) -> None:
     assert "2048 tokens of the base 'other'" in message
     config.unlink()
     assert "bases.1.path" in problems(two_bases)
+
+
+def test_an_unknown_rule_of_placement_is_refused_with_the_known_ones(settings: dict[str, Any]) -> None:
+    settings["router"]["placement"] = {"decode": ["load", "nearest"]}
+    message = problems(settings)
+    assert "router.placement.decode.1: there is no rule 'nearest'; there is balance, " in message
 
 
 def test_a_full_module_in_a_pool_is_refused(settings: dict[str, Any]) -> None:

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from starlette.applications import Starlette
 
 from prefillshare.config import Deployment
+from prefillshare.deployment import local
 from prefillshare.deployment.local import LocalDeployment, routes
 from prefillshare.engine.worker import ServedModel
 from prefillshare.errors import UserError
@@ -81,6 +83,21 @@ async def test_entering_serves_and_leaving_leaves_nothing(tmp_path: Path) -> Non
     lines = [json.loads(line) for line in (deployment.log_dir / "events.jsonl").read_text().splitlines()]
     assert {line["event"] for line in lines} == {"started", "ready", "serving", "stopped"}
     assert {line["worker"] for line in lines if line["event"] == "ready"} == set(NAMES)
+
+
+async def test_the_router_gets_the_key_of_the_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ports = free_ports(3)
+    deployment = make_deployment(tmp_path, ports=ports)
+    given: dict[str, object] = {}
+
+    def create_app(*_: object, **options: object) -> Starlette:
+        given.update(options)
+        return Starlette()
+
+    with fake_workers(deployment, ports[1:]):
+        monkeypatch.setattr(local, "create_app", create_app)
+        async with LocalDeployment(deployment, timing=QUICK) as running:
+            assert given["worker_key"] == running.workers[0].spec.worker_key == "of workers"
 
 
 async def test_a_taken_router_port_is_refused_before_any_worker_starts(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Self
 import httpx
 
 from prefillshare.engine.worker import WorkerSpec, worker_command
-from tests.e2e.support import completion, url
+from tests.e2e.support import completion, key_of, url
 
 BEFORE_READ = "before-read"  # the request has its blocks, nothing of the prefill worker's memory was read yet
 AFTER_READ = "after-read"  # the read was posted, its end not yet looked for
@@ -107,8 +107,9 @@ class Call:
 
     def _run(self) -> None:
         body = json.dumps(completion(self.spec, self.prompt, **self.fields) | {"stream": True})
+        headers = {"Content-Type": "application/json", **key_of(self.spec)}
         with suppress(OSError, http.client.HTTPException):  # the worker is gone, or the test has left
-            self._connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
+            self._connection.request("POST", "/v1/completions", body, headers)
             with self._connection.getresponse() as response:
                 self.status = response.status
                 if response.status != 200:

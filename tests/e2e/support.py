@@ -140,7 +140,7 @@ def decode(
 def complete(spec: WorkerSpec, prompt_ids: list[int], **fields: Any) -> httpx.Response:
     """The worker's answer to `completion`."""
     body = completion(spec, prompt_ids, **fields)
-    return httpx.post(f"{url(spec)}/v1/completions", json=body, timeout=REQUEST_TIMEOUT_S)
+    return httpx.post(f"{url(spec)}/v1/completions", json=body, headers=key_of(spec), timeout=REQUEST_TIMEOUT_S)
 
 
 def completion(spec: WorkerSpec, prompt_ids: list[int], **fields: Any) -> dict[str, Any]:
@@ -156,6 +156,11 @@ def completion(spec: WorkerSpec, prompt_ids: list[int], **fields: Any) -> dict[s
         "return_token_ids": True,
         **fields,
     }
+
+
+def key_of(spec: WorkerSpec) -> dict[str, str]:
+    """The header without which a worker serves nobody."""
+    return {"authorization": f"Bearer {spec.worker_key}"}
 
 
 def metrics(spec: WorkerSpec) -> list[Sample]:

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from prefillshare.module import DecodeModule
 from prefillshare.training.reference import generate, load_base, load_decode
 from tests.e2e.conftest import BLOCK_SIZE, Workers
-from tests.e2e.support import complete, decode, metrics, prefill, url
+from tests.e2e.support import complete, decode, key_of, metrics, prefill, url
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -66,7 +66,10 @@ def test_adapters_in_one_batch_each_give_the_references_tokens(
 
 def test_only_the_adapters_answer_to_the_modules_names(workers: Workers, text: list[int]) -> None:
     """vLLM also serves the checkpoint under them, by a name that no module can have."""
-    served = {model["id"] for model in httpx.get(f"{url(workers.lora)}/v1/models").json()["data"]}
+    served = {
+        model["id"]
+        for model in httpx.get(f"{url(workers.lora)}/v1/models", headers=key_of(workers.lora)).json()["data"]
+    }
     (checkpoint,) = served - set(ADAPTERS)
     assert served > set(ADAPTERS)
     assert "~" in checkpoint

@@ -4,6 +4,7 @@ import shlex
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -141,13 +142,15 @@ def test_a_decode_worker_expects_the_base_of_its_manifest(deployment: Deployment
 def test_workers_share_a_secret_that_is_in_no_command_and_no_log(
     deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    planned = plan_workers(deployment)
-    (key,) = {worker_environment(spec)["PREFILLSHARE_HANDOFF_KEY"] for spec in planned}
-    assert len(key) == 64
-    assert not any(key in part for spec in planned for part in [repr(spec), *worker_command(spec)])
-    assert plan_workers(deployment)[0].handoff_key != key
-    monkeypatch.setenv("PREFILLSHARE_HANDOFF_KEY", "of all machines")
-    assert {spec.handoff_key for spec in plan_workers(deployment)} == {"of all machines"}
+    for variable, field in (("PREFILLSHARE_HANDOFF_KEY", "handoff_key"), ("VLLM_API_KEY", "worker_key")):
+        monkeypatch.delenv(variable, raising=False)
+        planned = plan_workers(deployment)
+        (key,) = {worker_environment(spec)[variable] for spec in planned}
+        assert len(key) == 64
+        assert not any(key in part for spec in planned for part in [repr(spec), *worker_command(spec)])
+        assert getattr(plan_workers(deployment)[0], field) != key
+        monkeypatch.setenv(variable, "of all machines")
+        assert {getattr(spec, field) for spec in plan_workers(deployment)} == {"of all machines"}
 
 
 def test_an_adapter_is_served_on_the_base_by_its_own_name(
@@ -267,6 +270,13 @@ def test_an_adapter_that_cannot_be_served_is_named(
     (tmp_path / "json" / "adapter_config.json").write_text(content)
     with pytest.raises(UserError, match=message):
         worker_command(specs["decode-json-0"])
+
+
+def test_every_worker_asks_for_its_key_before_anything_else(specs: dict[str, WorkerSpec]) -> None:
+    for spec in specs.values():
+        command = worker_command(spec)
+        middlewares = [word for before, word in pairwise(command) if before == "--middleware"]
+        assert middlewares[-1] == "prefillshare.engine.worker_key.WorkerKeyMiddleware"
 
 
 def test_prompts_and_usage_stay_on_the_machine(specs: dict[str, WorkerSpec]) -> None:

@@ -51,6 +51,7 @@ class Stack:
 
     async def tokenize(self, request: Request) -> Response:
         body = await request.json()
+        assert request.headers["authorization"] == "Bearer of workers"
         assert body["model"] == "base"
         assert body["add_generation_prompt"] is True
         return JSONResponse({"tokens": [len(message["content"]) for message in body["messages"]]})
@@ -82,7 +83,12 @@ async def test_calls_are_measured_and_answers_join_the_context(stack: tuple[Stac
     fake, url = stack
     output = io.StringIO()
     player = Player(
-        router=url, prefill=url, base="base", decode={"decode-sql-0": url}, console=Console(file=output, width=80)
+        router=url,
+        prefill=url,
+        worker_key="of workers",
+        base="base",
+        decode={"decode-sql-0": url},
+        console=Console(file=output, width=80),
     )
     context = [{"role": "system", "content": "rules"}]
     calls = await player.play(context, [("sql", "first?", "ok 1"), ("sql", "second [2]?", "no")])

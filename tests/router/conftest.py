@@ -1,7 +1,8 @@
 """A whole router with fake workers, on loopback."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 import pytest
@@ -58,7 +59,7 @@ def serve() -> Iterator[Callable[[ASGIApp], Served]]:
 def start(serve: Callable[[ASGIApp], Served]) -> Iterator[Callable[..., Cluster]]:
     """Starts fake workers by name, and a router with the routes that `routes` makes of their pools.
 
-    A pool's workers are those whose names start with its name and "-".
+    A pool's workers are those whose names start with its name and "-". `router` has more fields of its configuration.
     """
     clients: list[httpx.Client] = []
 
@@ -67,7 +68,8 @@ def start(serve: Callable[[ASGIApp], Served]) -> Iterator[Callable[..., Cluster]
         routes: Callable[[Callable[[str], Pool]], dict[str, ModelRoute]],
         *,
         timeout_s: float = 10.0,
-        **options: int,
+        router: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> Cluster:
         servers = {name: serve(fake.app()) for name, fake in fakes.items()}
 
@@ -77,7 +79,7 @@ def start(serve: Callable[[ASGIApp], Served]) -> Iterator[Callable[..., Cluster]
             title = name if name.startswith("prefill") else f"decode/{name}"
             return Pool(title, [make(worker, servers[worker].url) for worker in members])
 
-        settings = RouterConfig(request_timeout_s=timeout_s, connect_timeout_s=1.0)
+        settings = RouterConfig(request_timeout_s=timeout_s, connect_timeout_s=1.0, **(router or {}))
         url = serve(create_app(settings, routes(pool), block_size=BLOCK_SIZE, **options)).url
         clients.append(httpx.Client(base_url=url, timeout=20))
         return Cluster(url, fakes, clients[-1], servers)
@@ -95,7 +97,7 @@ def start_cluster(start: Callable[..., Cluster]) -> Callable[..., Cluster]:
     """
 
     def start_cluster(
-        prefill: int = 1, sql: int = 1, json: int = 1, behind_context: Collection[str] = (), **options: float
+        prefill: int = 1, sql: int = 1, json: int = 1, behind_context: Collection[str] = (), **options: Any
     ) -> Cluster:
         fakes = {f"prefill-{n}": FakeWorker("base") for n in range(prefill)}
         fakes |= {f"sql-{n}": FakeWorker("sql") for n in range(sql)}

@@ -114,7 +114,8 @@ class FakeWorker:
     def prefill(self, body: dict[str, Any], chat: bool) -> dict[str, Any]:
         assert body["max_tokens"] == 1
         ids = list(rendered(body).encode())
-        blocks = [bytes(ids[:end]) for end in range(BLOCK_SIZE, len(ids) + 1, BLOCK_SIZE)]
+        salt = body.get("cache_salt", "").encode()
+        blocks = [salt + bytes(ids[:end]) for end in range(BLOCK_SIZE, len(ids) + 1, BLOCK_SIZE)]
         cached = 0
         while cached < len(blocks) and blocks[cached] in self.cache:
             cached += 1

@@ -29,6 +29,14 @@ def test_each_prefill_worker_has_a_cache_of_its_own() -> None:
     assert [ledger.record("q", model, SHARED, 8).reused_from_others for model in ("sql", "json")] == [8, 0]
 
 
+def test_under_each_salt_there_is_a_cache_of_its_own() -> None:
+    ledger = Ledger(block_size=4)
+    ledger.record("p", "sql", SHARED, 0, "one tenant")
+    assert ledger.record("p", "json", SHARED, 8, "another").reused_from_others == 0
+    assert ledger.record("p", "json", SHARED, 8).reused_from_others == 0
+    assert ledger.record("p", "json", SHARED, 8, "one tenant").reused_from_others == 8
+
+
 def test_a_block_computed_again_changes_hands() -> None:
     ledger = Ledger(block_size=4)
     ledger.record("p", "sql", SHARED, 0)

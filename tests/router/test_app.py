@@ -3,7 +3,8 @@ from collections.abc import Callable
 import pytest
 from starlette.types import ASGIApp
 
-from prefillshare.config import RouterConfig
+from prefillshare.config import PlacementConfig, RouterConfig
+from prefillshare.errors import UserError
 from prefillshare.router.app import create_app
 from prefillshare.router.pool import Pool
 from prefillshare.router.route import ModelRoute
@@ -44,6 +45,12 @@ async def test_startup_knows_the_workers_that_are_up(serve: Callable[[ASGIApp], 
     app = create_app(RouterConfig(), {"sql": route}, block_size=16)
     async with app.router.lifespan_context(app):
         assert b'prefillshare_workers_healthy{pool="prefill"} 1.0' in app.state.services.metrics.render()
+
+
+def test_the_rules_of_placement_are_those_of_the_settings() -> None:
+    placement = PlacementConfig.model_validate({"prefill": ["nearest"]})
+    with pytest.raises(UserError, match=r"router\.placement\.prefill\.0: there is no rule 'nearest'"):
+        create_app(RouterConfig(placement=placement), {}, block_size=16)
 
 
 def test_a_pool_without_a_worker_makes_only_its_model_unavailable(cluster: Cluster) -> None:

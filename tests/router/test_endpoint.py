@@ -145,6 +145,29 @@ def test_a_session_meets_its_context_whichever_model_it_calls(start_cluster: Cal
     assert int(response.headers["x-prefillshare-reused-tokens"]) > 0
 
 
+def test_a_header_and_a_counter_say_which_rules_placed_a_call(start_cluster: Callable[..., Cluster]) -> None:
+    cluster = start_cluster(prefill=2, sql=2)
+
+    def placed(model: str, session: str) -> str:
+        body = {"model": model, "prompt": CONTEXT * 4}
+        response = cluster.http.post("/v1/completions", json=body, headers={"x-session-id": session})
+        return response.headers["x-prefillshare-placement"]
+
+    assert placed("sql", "s") == "prefill=turn; decode=turn"
+    assert placed("json", "s") == "prefill=session; decode=only"
+    assert placed("sql", "s") == "prefill=session; decode=session"
+    assert placed("sql", "t") == "prefill=conversation; decode=conversation"
+    metrics = cluster.http.get("/metrics").text
+    assert 'prefillshare_placements_total{leg="prefill",rule="session"} 2.0' in metrics
+    assert 'prefillshare_placements_total{leg="decode",rule="session"} 1.0' in metrics
+
+
+def test_a_call_that_fails_in_the_decode_leg_says_what_placed_its_prefill(cluster: Cluster) -> None:
+    cluster.decode["sql"][0].behaviour = "500"
+    response = cluster.http.post("/v1/chat/completions", json=CHAT)
+    assert response.headers["x-prefillshare-placement"] == "prefill=only"
+
+
 def test_one_request_id_is_used_everywhere_and_clients_cannot_choose_it(cluster: Cluster) -> None:
     response = cluster.http.post("/v1/chat/completions", json=CHAT, headers={"x-request-id": "mine"})
     request_id = response.headers["x-request-id"]
@@ -231,6 +254,27 @@ def test_lost_kv_is_prefilled_again_once_and_the_client_sees_nothing_of_it(clust
     assert (response.status_code, response.json()["error"]["code"]) == (503, "kv_lost")
     assert "preempted" in response.json()["error"]["message"]
     assert [len(cluster.prefill[0].bodies), len(decode.bodies)] == [4, 4]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("session", [{"x-session-id": "s"}, {}])
+def test_a_worker_that_lost_the_kv_is_not_asked_again_when_there_is_another(
+    start_cluster: Callable[..., Cluster], stream: bool, session: dict[str, str]
+) -> None:
+    cluster = start_cluster(sql=2)
+
+    def call() -> str:
+        body = CHAT | {"messages": [{"role": "user", "content": CONTEXT}], "stream": stream}
+        response = cluster.http.post("/v1/chat/completions", json=body, headers=session)
+        assert (response.status_code, "error" in response.text) == (200, False)
+        return response.headers["x-prefillshare-decode-worker"]
+
+    home = call()
+    assert call() == home
+    cluster.workers[home].refusals = ["preempted", "preempted"]
+    other = call()
+    assert other != home
+    assert call() == other
 
 
 @pytest.mark.parametrize("reason", ["no_handoff", "forged_handoff", "used_handoff"])

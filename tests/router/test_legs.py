@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -128,6 +129,14 @@ def test_the_decode_leg_is_the_clients_body_with_the_kv_and_the_bases_token_ids(
     text = decode_body(make_call("completions", prompt="hi", max_tokens=9), prefilled)
     assert text == {"model": "sql", "prompt": [1, 2, 3], "max_tokens": 9, "kv_transfer_params": PARAMS}
     assert "prompt_token_ids" not in PARAMS
+
+
+def test_both_legs_carry_the_salt_of_the_caller_and_never_the_clients() -> None:
+    for endpoint, prompt in (("chat/completions", {"messages": []}), ("completions", {"prompt": "hi"})):
+        call = replace(make_call(endpoint, cache_salt="mine", **prompt), salt="ours")
+        bodies = (prefill_body(call, "base"), decode_body(call, Prefilled(prefill_worker(), PARAMS, [1], 0, 0.1)))
+        assert [body["cache_salt"] for body in bodies] == ["ours", "ours"]
+    assert "cache_salt" not in prefill_body(make_call(prompt="hi"), "base")
 
 
 def test_the_prefill_answer_gives_kv_ids_and_cached_tokens() -> None:

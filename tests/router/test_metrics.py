@@ -12,6 +12,7 @@ def test_what_happened_is_counted() -> None:
     metrics.finished("unknown", 404)
     metrics.prefilled("sql", "a", 0.2, Attribution(prompt=100, computed=36, reused=64, reused_from_others=32))
     metrics.first_token("sql", 0.3)
+    metrics.placed("prefill", "session")
     pool.mark_up(pool.workers[0])
     lines = metrics.render().decode().splitlines()
     for line in (
@@ -22,6 +23,7 @@ def test_what_happened_is_counted() -> None:
         'prefillshare_reused_tokens_total{model="sql"} 64.0',
         'prefillshare_reused_from_others_tokens_total{model="sql"} 32.0',
         'prefillshare_prefill_seconds_bucket{le="0.25",worker="a"} 1.0',
+        'prefillshare_placements_total{leg="prefill",rule="session"} 1.0',
         'prefillshare_time_to_first_token_seconds_sum{model="sql"} 0.3',
         'prefillshare_workers_healthy{pool="prefill"} 1.0',
     ):

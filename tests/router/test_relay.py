@@ -9,7 +9,7 @@ from starlette.types import ASGIApp
 from prefillshare.config import RouterConfig
 from prefillshare.router.admission import Call
 from prefillshare.router.errors import RouterError
-from prefillshare.router.placement import Placement
+from prefillshare.router.placement.placement import Placement
 from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.relay import Relay, open_http
 from prefillshare.router.route import ModelRoute

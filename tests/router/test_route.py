@@ -157,7 +157,11 @@ def test_a_shared_workers_load_counts_for_every_model_it_hosts(shared_workers: C
     ) as first:
         busy = first.headers["x-prefillshare-decode-worker"]
         shared_workers.workers["adapters-0"].behaviour = shared_workers.workers["adapters-1"].behaviour = "ok"
-        chosen = {complete(shared_workers, "json").headers["x-prefillshare-decode-worker"] for _ in range(4)}
+        answers = [
+            shared_workers.http.post("/v1/completions", json={"model": "json", "prompt": f"another {n}"})
+            for n in range(4)
+        ]
+        chosen = {answer.headers["x-prefillshare-decode-worker"] for answer in answers}
         pools = shared_workers.http.get("/health").json()["pools"]
     assert chosen == {"adapters-0", "adapters-1"} - {busy}
     assert set(pools) == {"prefill", "decode/adapters"}

@@ -28,3 +28,10 @@ def test_the_affinity_forgets_the_sessions_unused_longest() -> None:
     assert affinity.get(("user", "b")) is None
     assert affinity.get(("user", "a")) == "p"
     assert affinity.get(("x-session-id", "a")) is None
+
+
+def test_a_session_takes_no_more_room_for_a_long_key() -> None:
+    affinity = Affinity(max_sessions=2)
+    affinity.set(("user", "x" * 10**6), "p")
+    assert affinity.get(("user", "x" * 10**6)) == "p"
+    assert [len(key) for key in affinity._workers] == [16]

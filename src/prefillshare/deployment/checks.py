@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 import psutil
 
 from prefillshare.config import BaseConfig, Deployment, ModuleConfig
+from prefillshare.deployment.access import check_access
 from prefillshare.deployment.marks import deployment_name, marked
 from prefillshare.deployment.ports import check_ports
 from prefillshare.deployment.report import CheckFailed, CheckReport, Finding
@@ -16,6 +17,7 @@ from prefillshare.engine.worker import plan_workers, require_adapter, worker_com
 from prefillshare.errors import UserError
 from prefillshare.identity import BaseMismatch, compute_identity
 from prefillshare.module import DecodeModule, load_module, verify_module
+from prefillshare.router.placement.table import policies
 
 _WORKER_GIB = 2.0  # a CPU worker without its KV cache: measured 3.0 GB PSS with 1 GB of KV
 
@@ -36,9 +38,11 @@ def check(deployment: Deployment) -> CheckReport:
             good_bases[base.served_name] = base
     for index, module in enumerate(deployment.modules):
         findings.append(_check_module(f"modules.{index}", module, deployment.base_of(module).served_name, good_bases))
+    findings += _check_placement(deployment)
     findings += _check_engine()
     findings += _check_other_run(deployment)
     findings += check_ports(deployment)
+    findings += check_access(deployment)
     findings += _check_cores(deployment)
     findings += _check_memory(deployment)
     if not any(finding.verdict == "problem" for finding in findings):
@@ -84,6 +88,14 @@ def _right_base(module: DecodeModule, bases: Mapping[str, BaseConfig]) -> str:
         if compute_identity(base.path).digest == module.manifest.base.identity.digest:
             return f"\nThis deployment has it: say `base: {name}`."
     return ""
+
+
+def _check_placement(deployment: Deployment) -> Iterator[Finding]:
+    try:
+        policies(deployment.router.placement)
+    except UserError as error:
+        field, _, detail = str(error).partition(": ")
+        yield Finding(field, "problem", detail)
 
 
 def _check_engine() -> Iterator[Finding]:

@@ -25,6 +25,7 @@ from prefillshare.errors import UserError
 from prefillshare.router.app import create_app
 from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.route import ModelRoute
+from prefillshare.router.server import server_config
 
 # Worker start-up is bound by the CPU, yet overlapping helps: four at once on two cores were ready in 100 s, where
 # one after the other takes 172 s. Beyond two a core they only push each other towards the start-up timeout.
@@ -141,10 +142,17 @@ class LocalDeployment:
             await worker.ready.wait()
 
     async def _start_router(self, router_socket: socket.socket) -> None:
-        modules = routes(self.deployment, [worker.spec for worker in self.workers])
+        specs = [worker.spec for worker in self.workers]
+        settings = self.deployment.router
         self._server = _Server(
-            uvicorn.Config(
-                create_app(self.deployment.router, modules, block_size=self.deployment.workers.block_size),
+            server_config(
+                create_app(
+                    settings,
+                    routes(self.deployment, specs),
+                    block_size=self.deployment.workers.block_size,
+                    worker_key=specs[0].worker_key,  # one for all workers of a deployment
+                ),
+                settings.limits,
                 log_config=None,
                 access_log=False,
                 timeout_graceful_shutdown=_DRAIN_S,

@@ -11,6 +11,7 @@ from typing import Literal
 
 from prefillshare.config import Deployment, ModuleConfig
 from prefillshare.engine.handoff import KEY_VARIABLE
+from prefillshare.engine.worker_key import KEY_VARIABLE as WORKER_KEY_VARIABLE
 from prefillshare.errors import UserError
 from prefillshare.hardware import preferred_dtype
 from prefillshare.identity import compute_identity
@@ -51,6 +52,7 @@ class WorkerSpec:
     max_num_seqs: int
     engine_args: tuple[str, ...]
     handoff_key: str = field(repr=False)  # the deployment's secret for the seal on its handoffs
+    worker_key: str = field(repr=False)  # the secret without which a worker serves nobody
     kv_lease_s: int = 30  # how long a prefill worker keeps the blocks of a prompt for a decode worker
     pull_timeout_s: float = 8.0  # how long a decode worker waits for the prefill worker's KV
 
@@ -80,7 +82,7 @@ def plan_workers(deployment: Deployment) -> list[WorkerSpec]:
     """The workers of a deployment: prefill workers first, ports counted up, cores dealt out in turn.
 
     Reads the bases' identities and the modules' manifests but does not compare them with each other. The workers share
-    the secret in PREFILLSHARE_HANDOFF_KEY, or a new one.
+    the secrets in PREFILLSHARE_HANDOFF_KEY and VLLM_API_KEY, or new ones.
 
     Raises:
         UserError: a base is not a checkpoint, a module has no valid manifest, or a pool has modules that cannot run in
@@ -88,6 +90,7 @@ def plan_workers(deployment: Deployment) -> list[WorkerSpec]:
     """
     shared = deployment.workers
     key = os.environ.get(KEY_VARIABLE) or secrets.token_hex(32)
+    worker_key = os.environ.get(WORKER_KEY_VARIABLE) or secrets.token_hex(32)
     parts = [*_prefill_parts(deployment), *_decode_parts(deployment)]
     return [
         WorkerSpec(
@@ -108,6 +111,7 @@ def plan_workers(deployment: Deployment) -> list[WorkerSpec]:
             max_num_seqs=shared.max_num_seqs,
             engine_args=tuple(shared.engine_args),
             handoff_key=key,
+            worker_key=worker_key,
             kv_lease_s=shared.kv_lease_s,
             pull_timeout_s=shared.pull_timeout_s,
         )
@@ -208,6 +212,7 @@ def worker_command(spec: WorkerSpec) -> list[str]:
     command += ["--enable-prompt-tokens-details"]
     command += ["--enable-prefix-caching"]  # on a decode worker, the connector keeps own KV out of it
     command += ["--middleware", "prefillshare.engine.refusals.RefusalMiddleware"]
+    command += ["--middleware", "prefillshare.engine.worker_key.WorkerKeyMiddleware"]  # the last one is outermost
     if spec.adapters:
         command += ["--enable-lora", "--max-loras", str(len(spec.adapters))]  # calls of all adapters form one batch
         command += ["--max-lora-rank", str(max(map(_max_lora_rank, spec.adapters.values())))]
@@ -229,6 +234,7 @@ def worker_environment(spec: WorkerSpec) -> dict[str, str]:
         "VLLM_NIXL_SIDE_CHANNEL_HOST": spec.host,
         "VLLM_NIXL_SIDE_CHANNEL_PORT": str(spec.side_channel_port),
         KEY_VARIABLE: spec.handoff_key,
+        WORKER_KEY_VARIABLE: spec.worker_key,
         "UCX_TLS": "cma,posix,sysv,self,tcp",  # shared memory first; probing for RDMA devices takes seconds
     }
     if spec.core is not None:

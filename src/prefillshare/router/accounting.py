@@ -35,12 +35,17 @@ class Ledger:
         self._max_blocks = max_blocks
         self._payers: dict[str, OrderedDict[bytes, str]] = {}
 
-    def record(self, worker: str, model: str, prompt_token_ids: Sequence[int], cached_tokens: int) -> Attribution:
-        """Attributes a call that found `cached_tokens` in the cache of `worker`; `model` has paid for the rest."""
+    def record(
+        self, worker: str, model: str, prompt_token_ids: Sequence[int], cached_tokens: int, salt: str | None = None
+    ) -> Attribution:
+        """Attributes a call that found `cached_tokens` in the cache of `worker`; `model` has paid for the rest.
+
+        As in the worker's cache, blocks under one `salt` are not those under another.
+        """
         payers = self._payers.setdefault(worker, OrderedDict())
         cached_blocks = cached_tokens // self._block_size
         from_others = 0
-        for index, block in enumerate(_block_hashes(prompt_token_ids, self._block_size)):
+        for index, block in enumerate(block_hashes(prompt_token_ids, self._block_size, salt)):
             if index >= cached_blocks:
                 payers[block] = model
             elif payers.get(block, model) != model:
@@ -53,9 +58,9 @@ class Ledger:
         return Attribution(prompt, prompt - cached_tokens, cached_tokens, from_others)
 
 
-def _block_hashes(token_ids: Sequence[int], block_size: int) -> Iterator[bytes]:
-    """One hash for each whole block, over the block's tokens and the hash before it."""
-    previous = b""
+def block_hashes(token_ids: Sequence[int], block_size: int, salt: str | None = None) -> Iterator[bytes]:
+    """One hash for each whole block, over the block's tokens and the hash before it; the salt is before the first."""
+    previous = (salt or "").encode()
     for start in range(0, len(token_ids) - block_size + 1, block_size):
         tokens = array("q", token_ids[start : start + block_size]).tobytes()
         previous = blake2b(previous + tokens, digest_size=16).digest()

@@ -1,6 +1,7 @@
 """Which requests are let in: everything that is decided before a worker is involved."""
 
 import json
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, NoReturn
@@ -23,6 +24,7 @@ class Call:
     body: Mapping[str, Any]
     stream: bool
     session: SessionKey | None
+    salt: str | None = None  # of the prefix caches; the router's, never the client's
 
 
 class _Refusal(NamedTuple):
@@ -48,8 +50,8 @@ REFUSED: dict[str, _Refusal] = {
     "request_id": _Refusal("the router names every request; read x-request-id in the response"),
     "data_parallel_rank": _Refusal("the router chooses the worker"),
     "priority": _Refusal("workers serve in order of arrival", (None, 0)),
-    # A salt would hide the prompt from every call that does not know it, which is to share nothing.
-    "cache_salt": _Refusal("sharing one prefill between models is what this server does"),
+    # It decides whose prompts are found in the caches: with another tenant's salt, that tenant's (`tenants`).
+    "cache_salt": _Refusal("the router salts the caches by API key"),
     # Prompt log-probabilities switch on `skip_reading_prefix_cache`, which also drops the handed-over KV. 0 is on, too.
     "prompt_logprobs": _Refusal(_RECOMPUTES),
     "echo": _Refusal(_RECOMPUTES, (None, False)),
@@ -119,7 +121,7 @@ def admit(
 def _json_object(raw: bytes) -> dict[str, Any]:
     try:
         text = raw.decode()
-        body = json.loads(text, parse_constant=_refuse_constant)
+        body = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
         if "\\u" in text:
             # "\ud800" alone is legal JSON but not text that a tokenizer takes.
             json.dumps(body, ensure_ascii=False).encode()
@@ -149,6 +151,14 @@ def _check_fields(body: Mapping[str, Any]) -> None:
             "prompt",
             "unsupported_parameter",
         )
+
+
+def _finite(text: str) -> float:
+    """1e999 is legal JSON, but as infinity it would go to a worker as what is not."""
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError("a number is too large")
+    return number
 
 
 def _refuse_constant(name: str) -> NoReturn:

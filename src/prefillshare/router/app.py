@@ -1,25 +1,32 @@
 """The router's surface: an ASGI application in the shape of OpenAI's API."""
 
 import asyncio
+import os
+import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from prefillshare.access import load_keys
 from prefillshare.config import RouterConfig
 from prefillshare.router.accounting import Ledger
 from prefillshare.router.endpoint import CompletionEndpoint, Services
 from prefillshare.router.errors import RouterError, internal, model_not_found
+from prefillshare.router.gate import Gate
 from prefillshare.router.health import HealthMonitor
 from prefillshare.router.metrics import Metrics
-from prefillshare.router.placement import Placement
+from prefillshare.router.placement.placement import Placement
 from prefillshare.router.relay import Relay, open_http
 from prefillshare.router.route import ModelRoute, pools_of
+from prefillshare.router.tenant_metrics import TenantMetrics
+from prefillshare.router.tenants import SECRET_VARIABLE, make_keyring
 
 MAX_BODY_BYTES = 8 * 2**20  # a prompt of a million tokens
 
@@ -30,31 +37,45 @@ def create_app(
     *,
     block_size: int,
     max_body_bytes: int = MAX_BODY_BYTES,
+    worker_key: str | None = None,
 ) -> Starlette:
     """The router as an ASGI application.
 
     Args:
-        settings: timeouts; host and port are the server's business.
+        settings: keys, limits, timeouts and placement; host, port and connections are the server's business.
         routes: the decode modules by their names, which are the models that clients ask for.
-        block_size: of the prefill workers' KV cache, in tokens; for attributing reuse.
+        block_size: of the workers' KV caches, in tokens; for attributing reuse and placing the decode leg.
         max_body_bytes: longer request bodies are refused with a 413.
+        worker_key: the secret that the workers ask for.
 
     Startup asks every worker for its health once, so that the first request finds the workers that are up. Startup
     succeeds whatever they say; `/health` tells.
+
+    The salts of tenants' caches hang on PREFILLSHARE_ROUTER_SECRET, or on a new secret: with the same one, a router
+    that is started again finds what its tenants have in the workers' caches.
+
+    Raises:
+        UserError: a key is missing or cannot be read, or `settings.placement` names a rule that does not exist or gives
+            it what it does not take.
     """
     pools = pools_of(routes.values())
+    placement = Placement(routes, settings.placement, block_size=block_size)
     metrics = Metrics(pools)
+    keys = load_keys(settings.keys, settings.keys_file, os.environ)
+    keyring = make_keyring(keys, os.environ.get(SECRET_VARIABLE) or secrets.token_hex(32)) if keys else None
+    tenants = TenantMetrics(metrics.registry, sorted({key.config.name for key in keys}))
     models = tuple(routes)
     created = int(time.time())
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with open_http(settings) as http:
+        async with open_http(settings, worker_key) as http:
             monitor = HealthMonitor(http, pools)
             await monitor.check_all()
             watching = asyncio.create_task(monitor.run())
-            relay = Relay(http, settings, Placement(routes))
-            app.state.services = Services(settings, relay, Ledger(block_size), metrics, models, max_body_bytes)
+            relay = Relay(http, settings, placement)
+            ledger = Ledger(block_size)
+            app.state.services = Services(settings, relay, ledger, metrics, models, max_body_bytes, tenants)
             yield
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
@@ -62,20 +83,25 @@ def create_app(
     def card(model: str) -> dict[str, object]:
         return {"id": model, "object": "model", "created": created, "owned_by": "prefillshare"}
 
+    def callable_by(request: Request) -> tuple[str, ...]:
+        return request.scope["user"].caller.may_call(models)
+
     async def list_models(request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [card(model) for model in models]})
+        return JSONResponse({"object": "list", "data": [card(model) for model in callable_by(request)]})
 
     async def get_model(request: Request) -> Response:
         model = request.path_params["model"]
-        if model not in models:
-            raise model_not_found(model, sorted(models))
+        if model not in (known := callable_by(request)):
+            raise model_not_found(model, sorted(known))
         return JSONResponse(card(model))
 
     async def health(request: Request) -> Response:
-        """200 when every model can be served."""
+        """200 when every model can be served. Who is no operator learns nothing else."""
         ready = all(pool.up() for pool in pools)
-        body = {
-            "status": "ok" if ready else "unavailable",
+        body: dict[str, object] = {"status": "ok" if ready else "unavailable"}
+        if not request.scope["user"].caller.operator:
+            return JSONResponse(body, 200 if ready else 503)
+        body |= {
             "pools": {pool.name: pool.report() for pool in pools},
             "models": {
                 model: {"prefill": route.prefill.name, "decode": route.decode.name} for model, route in routes.items()
@@ -84,6 +110,8 @@ def create_app(
         return JSONResponse(body, 200 if ready else 503)
 
     async def prometheus(request: Request) -> Response:
+        if not request.scope["user"].caller.operator:
+            raise RouterError(403, "Metrics are for keys with `operator: true`.", code="not_an_operator")
         return Response(metrics.render(), media_type="text/plain; version=0.0.4")
 
     return Starlette(
@@ -100,6 +128,7 @@ def create_app(
             HTTPException: _http_error,
             Exception: _unexpected_error,
         },
+        middleware=[Middleware(Gate, settings=settings, keyring=keyring, metrics=tenants)],
         lifespan=lifespan,
     )
 

@@ -17,8 +17,12 @@ from prefillshare.router.admission import Call, Endpoint, admit, read_body
 from prefillshare.router.disconnect import unless_disconnected
 from prefillshare.router.errors import KV_LOST, RouterError, internal
 from prefillshare.router.legs import Prefilled
+from prefillshare.router.limits import check_body
 from prefillshare.router.metrics import Metrics
+from prefillshare.router.privacy import failure_text
 from prefillshare.router.relay import Decoding, Relay
+from prefillshare.router.tenant_metrics import TenantMetrics
+from prefillshare.router.tenants import Visit
 
 LOG = logging.getLogger("prefillshare.router")
 
@@ -35,6 +39,7 @@ class Services:
     metrics: Metrics
     models: tuple[str, ...]
     max_body_bytes: int
+    tenants: TenantMetrics
 
 
 @dataclass(slots=True)
@@ -42,6 +47,7 @@ class _Exchange:
     """What is known of one request so far, and what has been sent for it."""
 
     send: Send
+    visit: Visit
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     started: float = field(default_factory=time.perf_counter)
     model: str = "unknown"
@@ -83,7 +89,7 @@ class CompletionEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         services: Services = scope["app"].state.services
-        exchange = _Exchange(send)
+        exchange = _Exchange(send, scope["user"])
         try:
             call = await self._admit(services, exchange, Request(scope, receive))
             if call is not None:
@@ -92,6 +98,7 @@ class CompletionEndpoint:
             pass  # it left while it was sending or being sent to; the status says so
         finally:
             services.metrics.finished(exchange.model, exchange.status)
+            services.tenants.finished(exchange.visit.caller.name, exchange.status)
             LOG.info(
                 "request=%s model=%s prefill=%s decode=%s status=%d reason=%s ms=%.0f",
                 exchange.request_id,
@@ -112,16 +119,19 @@ class CompletionEndpoint:
                 raw,
                 endpoint=self._endpoint,
                 headers=request.headers,
-                known_models=services.models,
+                known_models=exchange.visit.caller.may_call(services.models),
                 request_id=exchange.request_id,
             )
+            check_body(call.body, services.settings.limits)
         except TimeoutError:
             await exchange.fail(RouterError(408, "The request body did not arrive in time.", code="request_timeout"))
         except RouterError as error:
             await exchange.fail(error)
         else:
             exchange.model = call.model
-            return call
+            if services.settings.log_prompts:
+                LOG.info("request=%s body=%s", exchange.request_id, json.dumps(call.body))
+            return exchange.visit.own(call)
         return None
 
     async def _serve(self, services: Services, exchange: _Exchange, call: Call) -> None:
@@ -139,8 +149,9 @@ class CompletionEndpoint:
             await exchange.fail(error)
         except OSError:
             raise  # from `send`: the client is gone
-        except Exception:
-            LOG.exception("request=%s failed in the router", exchange.request_id)
+        except Exception as error:
+            text = failure_text(error, with_messages=services.settings.log_prompts)
+            LOG.error("request=%s failed in the router: %s", exchange.request_id, text)
             await exchange.fail(internal())
 
     async def _run_legs(self, services: Services, exchange: _Exchange, call: Call) -> None:
@@ -149,6 +160,8 @@ class CompletionEndpoint:
         async with services.relay.decode(call, prefilled) as decoding:
             exchange.decode_worker = decoding.worker.name
             exchange.headers["x-prefillshare-decode-worker"] = decoding.worker.name
+            exchange.headers["x-prefillshare-placement"] += f"; decode={decoding.placed_by}"
+            services.metrics.placed("decode", decoding.placed_by)
             if call.stream:
                 await self._stream(services, exchange, decoding)
             else:
@@ -156,8 +169,11 @@ class CompletionEndpoint:
 
     def _account(self, services: Services, exchange: _Exchange, call: Call, prefilled: Prefilled) -> None:
         worker = exchange.prefill_worker = prefilled.worker.name
-        tokens = services.ledger.record(worker, call.model, prefilled.prompt_token_ids, prefilled.cached_tokens)
+        ids = prefilled.prompt_token_ids
+        tokens = services.ledger.record(worker, call.model, ids, prefilled.cached_tokens, call.salt)
+        exchange.visit.charge(tokens.prompt)
         services.metrics.prefilled(call.model, worker, prefilled.seconds, tokens)
+        services.metrics.placed("prefill", prefilled.placed_by)
         exchange.headers |= _headers(prefilled, tokens)
 
     async def _stream(self, services: Services, exchange: _Exchange, decoding: Decoding) -> None:
@@ -177,6 +193,7 @@ class CompletionEndpoint:
 def _headers(prefilled: Prefilled, tokens: Attribution) -> dict[str, str]:
     return {
         "x-prefillshare-prefill-worker": prefilled.worker.name,
+        "x-prefillshare-placement": f"prefill={prefilled.placed_by}",
         "x-prefillshare-prompt-tokens": str(tokens.prompt),
         "x-prefillshare-computed-tokens": str(tokens.computed),
         "x-prefillshare-reused-tokens": str(tokens.reused),

@@ -42,6 +42,7 @@ class Prefilled:
     prompt_token_ids: list[int]
     cached_tokens: int  # of the prompt, found in the prefill worker's cache
     seconds: float
+    placed_by: str = "-"  # the rule that chose the worker
 
 
 def prefill_body(call: Call, base: str, instructions: Placement = "in_place") -> dict[str, Any]:
@@ -59,22 +60,31 @@ def prefill_body(call: Call, base: str, instructions: Placement = "in_place") ->
         body["tool_choice"] = "none"
     if call.endpoint == "chat/completions":
         body["max_completion_tokens"] = 1
-    return body | {
-        "model": base,
-        "max_tokens": 1,
-        "temperature": 0,
-        "n": 1,
-        "stream": False,
-        "return_token_ids": True,
-        "kv_transfer_params": {
-            "do_remote_decode": True,
-            "do_remote_prefill": False,
-            "remote_engine_id": None,
-            "remote_block_ids": None,
-            "remote_host": None,
-            "remote_port": None,
-        },
-    }
+    return (
+        body
+        | _salt(call)
+        | {
+            "model": base,
+            "max_tokens": 1,
+            "temperature": 0,
+            "n": 1,
+            "stream": False,
+            "return_token_ids": True,
+            "kv_transfer_params": {
+                "do_remote_decode": True,
+                "do_remote_prefill": False,
+                "remote_engine_id": None,
+                "remote_block_ids": None,
+                "remote_host": None,
+                "remote_port": None,
+            },
+        }
+    )
+
+
+def _salt(call: Call) -> dict[str, Any]:
+    """On both legs: each role's cache would otherwise tell tenants about each other."""
+    return {} if call.salt is None else {"cache_salt": call.salt}
 
 
 def _placed(body: Mapping[str, Any], instructions: Placement) -> Any:
@@ -104,10 +114,10 @@ def decode_body(call: Call, prefilled: Prefilled) -> dict[str, Any]:
         params["prompt_token_ids"] = prefilled.prompt_token_ids
     else:
         body["prompt"] = prefilled.prompt_token_ids
-    return body
+    return body | _salt(call)
 
 
-def read_prefill(call: Call, worker: Worker, response: object, seconds: float) -> Prefilled:
+def read_prefill(call: Call, worker: Worker, response: object, seconds: float, placed_by: str = "-") -> Prefilled:
     """Takes the KV's whereabouts out of a prefill worker's response.
 
     Raises:
@@ -123,7 +133,7 @@ def read_prefill(call: Call, worker: Worker, response: object, seconds: float) -
     if not ids:
         raise worker_failed(worker.name, "prefill returned no prompt token ids")
     cached = _cached_tokens(response, params)
-    return Prefilled(worker, params, ids, min(cached, len(ids)), seconds)
+    return Prefilled(worker, params, ids, min(cached, len(ids)), seconds, placed_by)
 
 
 def _names_kv(params: Mapping[str, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -15,7 +16,7 @@ class Metrics:
     """`model` is always a served model or "unknown", so that clients cannot create series."""
 
     def __init__(self, pools: Sequence[Pool]) -> None:
-        self._registry = CollectorRegistry()
+        self._registry = self.registry = CollectorRegistry()  # others count in it, too
         self._requests = Counter(
             "prefillshare_requests",
             "Calls by outcome: an HTTP status (a stream that breaks counts as its error), 499 when the client left.",
@@ -35,6 +36,12 @@ class Metrics:
             "prefillshare_kv_lost",
             "Calls that were prefilled again, since their decode worker could not get, or keep, the base's KV.",
             ["model"],
+            registry=self._registry,
+        )
+        self._placements = Counter(
+            "prefillshare_placements",
+            "Workers chosen, by the leg and the rule of `router.placement` that decided.",
+            ["leg", "rule"],
             registry=self._registry,
         )
         self._prefill_seconds = Histogram(
@@ -64,6 +71,9 @@ class Metrics:
         self._tokens["computed"].labels(model).inc(tokens.computed)
         self._tokens["reused"].labels(model).inc(tokens.reused)
         self._tokens["reused_from_others"].labels(model).inc(tokens.reused_from_others)
+
+    def placed(self, leg: Literal["prefill", "decode"], rule: str) -> None:
+        self._placements.labels(leg, rule).inc()
 
     def kv_lost(self, model: str) -> None:
         self._kv_lost.labels(model).inc()

@@ -1,6 +1,6 @@
 """The workers that serve one base or the same decode modules: which are up, and how busy each is."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -20,7 +20,9 @@ class Worker:
 class _State:
     up: bool = False
     reason: str = "not checked yet"  # why it is down
-    in_flight: int = 0
+    losses: int = 0  # how often it has gone down
+    in_flight: int = 0  # calls
+    load: int = 0  # their tokens
     turn: int = 0  # when it was last chosen, as a count
 
 
@@ -39,21 +41,30 @@ class Pool:
     def up(self) -> list[Worker]:
         return [worker for worker in self.workers if self.is_up(worker)]
 
-    def least_busy(self, without: Collection[Worker] = ()) -> Worker | None:
-        """The worker that is up with the fewest calls in flight; of equals, the one not chosen for longest."""
-        candidates = [worker for worker in self.up() if worker not in without]
-        return min(candidates, key=self._load, default=None)
+    def least_recent(self) -> list[Worker]:
+        """The workers that are up, the one not leased for longest first."""
+        return sorted(self.up(), key=lambda worker: self._states[worker.name].turn)
+
+    def load(self, worker: Worker) -> int:
+        """Tokens of the calls in flight on `worker`, as they were given to `lease`."""
+        return self._states[worker.name].load
+
+    def losses(self, worker: Worker) -> int:
+        """How often `worker` has gone down, and with it what it had cached."""
+        return self._states[worker.name].losses
 
     @contextmanager
-    def lease(self, worker: Worker) -> Iterator[None]:
-        """Counts a call in flight on `worker` for as long as the block runs."""
+    def lease(self, worker: Worker, tokens: int = 0) -> Iterator[None]:
+        """Counts a call of that many tokens in flight on `worker` for as long as the block runs."""
         state = self._states[worker.name]
         state.in_flight += 1
+        state.load += tokens
         state.turn = next(self._turns)
         try:
             yield
         finally:
             state.in_flight -= 1
+            state.load -= tokens
 
     def mark_up(self, worker: Worker) -> bool:
         """Returns whether that is news."""
@@ -67,6 +78,7 @@ class Pool:
         state = self._states[worker.name]
         news = state.up
         state.up, state.reason = False, reason
+        state.losses += news
         return news
 
     def report(self) -> list[dict[str, object]]:
@@ -79,7 +91,3 @@ class Pool:
 
     def why_down(self) -> str:
         return "; ".join(f"{name}: {state.reason}" for name, state in self._states.items() if not state.up)
-
-    def _load(self, worker: Worker) -> tuple[int, int]:
-        state = self._states[worker.name]
-        return state.in_flight, state.turn

@@ -17,9 +17,16 @@ import aiohttp
 from prefillshare.config import RouterConfig
 from prefillshare.router.admission import Call
 from prefillshare.router.answer import rewrite_answer, rewrite_stream
-from prefillshare.router.errors import RouterError, unavailable, worker_failed, worker_refused, worker_timed_out
+from prefillshare.router.errors import (
+    KV_LOST,
+    RouterError,
+    unavailable,
+    worker_failed,
+    worker_refused,
+    worker_timed_out,
+)
 from prefillshare.router.legs import Prefilled, decode_body, prefill_body, read_prefill
-from prefillshare.router.placement import Placement
+from prefillshare.router.placement.placement import Placed, Placement
 from prefillshare.router.pool import Pool, Worker
 
 LOG = logging.getLogger("prefillshare.router")
@@ -30,22 +37,25 @@ _NOT_CONNECTED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 _KEEPALIVE_S = 2.0
 
 
-def open_http(settings: RouterConfig) -> aiohttp.ClientSession:
-    """The router's connections to its workers; unlimited, since every stream holds one.
+def open_http(settings: RouterConfig, worker_key: str | None = None) -> aiohttp.ClientSession:
+    """The router's connections to its workers, with the key that they ask for; unlimited, since every stream holds one.
 
     aiohttp rather than httpx: for the same 300 calls of two legs, 200 events each, 64 at a time, it took 0.5 s of CPU
     where httpx took 7 s, and unlike httpx's its cost a call does not grow with the number of open connections.
     """
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_S)
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=settings.connect_timeout_s)
-    return aiohttp.ClientSession(connector=connector, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar())
+    headers = {"authorization": f"Bearer {worker_key}"} if worker_key else {}
+    jar = aiohttp.DummyCookieJar()
+    return aiohttp.ClientSession(connector=connector, timeout=timeout, cookie_jar=jar, headers=headers)
 
 
 class Decoding:
     """A decode worker that has accepted the call. Exactly one of `answer` and `stream` is used."""
 
-    def __init__(self, worker: Worker, response: aiohttp.ClientResponse, cached_tokens: int, timeout_s: float) -> None:
-        self.worker = worker
+    def __init__(self, placed: Placed, response: aiohttp.ClientResponse, cached_tokens: int, timeout_s: float) -> None:
+        self.worker = placed.worker
+        self.placed_by = placed.rule
         self._response = response
         self._cached_tokens = cached_tokens
         self._timeout_s = timeout_s
@@ -92,18 +102,20 @@ class Relay:
             # Checked first: a prefill that nobody fetches holds its blocks on the prefill worker for 30 s.
             raise _no_worker(route.decode)
         started = time.perf_counter()
+        body = prefill_body(call, route.base, route.instructions)
         async with self._leg(
             call,
             route.prefill,
-            choose=lambda tried: self._placement.prefill_worker(call.model, call.session, tried),
-            body=prefill_body(call, route.base, route.instructions),
-        ) as (worker, response):
+            choose=lambda tried: self._placement.prefill(call.model, call.session, body, tried),
+            body=body,
+        ) as (placed, response):
+            worker = placed.worker
             raw = await _read(response, worker, self._timeout_s)
         try:
             answer = json.loads(raw)
         except ValueError:
             raise worker_failed(worker.name, "sent an answer that is not JSON") from None
-        return read_prefill(call, worker, answer, time.perf_counter() - started)
+        return read_prefill(call, worker, answer, time.perf_counter() - started, placed.rule)
 
     @asynccontextmanager
     async def decode(self, call: Call, prefilled: Prefilled) -> AsyncIterator[Decoding]:
@@ -115,24 +127,27 @@ class Relay:
         async with self._leg(
             call,
             self._placement.routes[call.model].decode,
-            choose=lambda tried: self._placement.decode_worker(call.model, tried),
+            choose=lambda tried: self._placement.decode(
+                call.model, call.session, prefilled.prompt_token_ids, tried, call.salt
+            ),
             body=decode_body(call, prefilled),
-        ) as (worker, response):
-            yield Decoding(worker, response, prefilled.cached_tokens, self._timeout_s)
+        ) as (placed, response):
+            yield Decoding(placed, response, prefilled.cached_tokens, self._timeout_s)
 
     @asynccontextmanager
     async def _leg(
         self,
         call: Call,
         pool: Pool,
-        choose: Callable[[list[Worker]], Worker | None],
+        choose: Callable[[list[Worker]], Placed | None],
         body: Mapping[str, Any],
-    ) -> AsyncIterator[tuple[Worker, aiohttp.ClientResponse]]:
+    ) -> AsyncIterator[tuple[Placed, aiohttp.ClientResponse]]:
         """A worker of `pool` that answers the call with status 200, and its response, not yet read."""
         tried: list[Worker] = []
-        while len(tried) < ATTEMPTS and (worker := choose(tried)):
+        while len(tried) < ATTEMPTS and (placed := choose(tried)):
+            worker = placed.worker
             tried.append(worker)
-            with pool.lease(worker):
+            with pool.lease(worker, placed.tokens):
                 try:
                     response = await self._post(call, worker, body)
                 except _NOT_CONNECTED as error:
@@ -146,7 +161,11 @@ class Relay:
                     if response.status != 200:
                         raw = await _read(response, worker, self._timeout_s)
                         raise worker_refused(worker.name, response.status, raw)
-                    yield worker, response
+                    yield placed, response
+                except RouterError as error:
+                    if error.code == KV_LOST:
+                        self._placement.lost(pool, call.session, worker)  # so that the retry meets another one
+                    raise
                 finally:
                     # A response that was read to its end has given its connection back already; any other must not be
                     # read further: closing it is what tells the worker to abort.

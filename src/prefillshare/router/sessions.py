@@ -1,10 +1,9 @@
-"""Which session a call belongs to, and which prefill worker holds that session's context."""
+"""Which session a call belongs to, and which worker of a pool holds that session's context."""
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from hashlib import blake2b
 from typing import Any
-
-MAX_SESSIONS = 10_000
 
 SessionKey = tuple[str, str]  # (where the key came from, its value): a user and a session of one name stay apart
 
@@ -20,21 +19,37 @@ def session_key(headers: Mapping[str, str], body: Mapping[str, Any]) -> SessionK
     return None
 
 
-class Affinity:
-    """Session -> name of the prefill worker that served it last. The longest unused sessions are forgotten first."""
+def session_digest(session: SessionKey) -> bytes:
+    source, value = session
+    return blake2b(value.encode("utf-8", "surrogatepass"), digest_size=16, person=source.encode()[:16]).digest()
 
-    def __init__(self, max_sessions: int = MAX_SESSIONS) -> None:
+
+class Affinity:
+    """Session -> name of the worker that served it last. The longest unused sessions are forgotten first.
+
+    Sessions are kept as digests: clients choose their length, a key may be as long as a request body.
+    """
+
+    def __init__(self, max_sessions: int) -> None:
         self._max_sessions = max_sessions
-        self._workers: OrderedDict[SessionKey, str] = OrderedDict()
+        self._workers: OrderedDict[bytes, str] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._workers)
 
     def get(self, session: SessionKey) -> str | None:
-        worker = self._workers.get(session)
+        key = session_digest(session)
+        worker = self._workers.get(key)
         if worker is not None:
-            self._workers.move_to_end(session)
+            self._workers.move_to_end(key)
         return worker
 
+    def forget(self, session: SessionKey) -> None:
+        self._workers.pop(session_digest(session), None)
+
     def set(self, session: SessionKey, worker: str) -> None:
-        self._workers[session] = worker
-        self._workers.move_to_end(session)
+        key = session_digest(session)
+        self._workers[key] = worker
+        self._workers.move_to_end(key)
         if len(self._workers) > self._max_sessions:
             self._workers.popitem(last=False)

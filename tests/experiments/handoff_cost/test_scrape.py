@@ -39,7 +39,7 @@ async def counted(*counts: int) -> dict[str, float]:
 
     app = web.Application()
     app.router.add_get("/metrics", metrics)
-    async with TestServer(app) as server, open_client() as http:
+    async with TestServer(app) as server, open_client("a worker key") as http:
         url = str(server.make_url("")).rstrip("/")
         return await scrape.growth_by_one_request(http, url, scrape.totals(TEXT))
 

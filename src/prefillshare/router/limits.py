@@ -1,0 +1,60 @@
+"""How large and how deep a request may be."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from prefillshare.access import LimitsConfig
+from prefillshare.router.errors import RouterError, bad_request
+
+MAX_CONTAINERS = 200_000  # objects and lists in a body; each takes some hundred bytes of memory
+
+_CONTAINERS = frozenset({dict, list})  # what JSON is parsed to, exactly
+
+
+def check_headers(headers: Sequence[tuple[bytes, bytes]], limits: LimitsConfig) -> None:
+    """Raises RouterError (431) when there are too many headers, or too many bytes in them."""
+    if len(headers) > limits.max_headers:
+        raise _headers_too_large(f"it has {len(headers)} headers, at most {limits.max_headers} are read")
+    size = sum(len(name) + len(value) for name, value in headers)
+    if size > limits.max_header_bytes:
+        raise _headers_too_large(f"its headers have {size} bytes, at most {limits.max_header_bytes} are read")
+
+
+def check_body(body: Mapping[str, Any], limits: LimitsConfig) -> None:
+    """Raises RouterError (400), naming the field, when a field is too deep or lists too much."""
+    for field, most in (("messages", limits.max_messages), ("tools", limits.max_tools)):
+        value = body.get(field)
+        if isinstance(value, list) and len(value) > most:
+            raise bad_request(f"`{field}` has {len(value)} entries; at most {most} are accepted.", field)
+    containers = 0
+    for field, value in body.items():
+        containers += _containers(field, value, limits.max_depth)
+        if containers > MAX_CONTAINERS:
+            raise bad_request(f"The request has more than {MAX_CONTAINERS} objects and lists.", field[:64])
+
+
+def _containers(field: str, value: Any, max_depth: int) -> int:
+    """How many objects and lists the field's value holds, itself included. Level by level, not by recursion."""
+    found = 0
+    level = [value] if type(value) in _CONTAINERS else []
+    for _ in range(max_depth):
+        found += len(level)
+        if not level or found > MAX_CONTAINERS:
+            return found
+        level = [inner for container in level for inner in _inner(container)]
+    if level:
+        name = field[:64]
+        raise bad_request(f"`{name}` is nested too deeply; at most {max_depth} levels are accepted.", name)
+    return found
+
+
+def _inner(container: dict[str, Any] | list[Any]) -> list[Any]:
+    """The objects and lists directly inside."""
+    children = container.values() if isinstance(container, dict) else container
+    if _CONTAINERS.isdisjoint(map(type, children)):  # a million token ids are seen through in 40 ms, not 400
+        return []
+    return [child for child in children if type(child) in _CONTAINERS]
+
+
+def _headers_too_large(why: str) -> RouterError:
+    return RouterError(431, f"The request was not read: {why}.", code="headers_too_large")

@@ -1,0 +1,47 @@
+"""Which prefixes a worker has probably cached, going by the prompts that it was sent."""
+
+from bisect import bisect_left
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+# A chunk that more prompts than this have gone on from, each in its own way, is what many conversations begin with.
+# One conversation branches too: several roles, each with instructions of its own behind the context, and retries.
+COMMON = 4
+
+
+class Match(NamedTuple):
+    chunks: int  # how many of the chain's first chunks are known
+    own: bool  # few prompts have gone on from there
+
+
+class KnownPrefixes:
+    """Chains of chunk hashes, each hash over everything up to its chunk's end; at most `max_chunks` of them.
+
+    The longest unused chunks are forgotten first, and of one prompt the last chunk first: like that of a vLLM worker,
+    this memory loses prefixes from their ends. So a chunk that is known has all chunks before it known as well.
+
+    What a worker has evicted is still known here. Where it is prefilled then costs the same, and afterwards the worker
+    that was chosen has it again.
+    """
+
+    def __init__(self, max_chunks: int) -> None:
+        self._max_chunks = max_chunks
+        self._branches: OrderedDict[bytes, int] = OrderedDict()  # the chunks, with how many others came next
+
+    def __len__(self) -> int:
+        return len(self._branches)
+
+    def longest(self, chain: Sequence[bytes]) -> Match:
+        known = bisect_left(range(len(chain)), True, key=lambda index: chain[index] not in self._branches)
+        return Match(known, known > 0 and self._branches[chain[known - 1]] <= COMMON)
+
+    def add(self, chain: Sequence[bytes]) -> None:
+        known = self.longest(chain).chunks
+        if 0 < known < len(chain):
+            self._branches[chain[known - 1]] += 1
+        for index in reversed(range(len(chain))):
+            self._branches.setdefault(chain[index], int(index + 1 < len(chain)))
+            self._branches.move_to_end(chain[index])
+        while len(self._branches) > self._max_chunks:
+            self._branches.popitem(last=False)

@@ -1,0 +1,145 @@
+"""Chooses the workers of a call, and remembers what later choices go by: homes and known prefixes."""
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from prefillshare.config import PlacementConfig
+from prefillshare.router.placement.chunks import CHUNK_TOKENS, Chain, chain_of_request, chain_of_tokens
+from prefillshare.router.placement.known import KnownPrefixes
+from prefillshare.router.placement.policy import Policy
+from prefillshare.router.placement.rule import Candidate, Prompt
+from prefillshare.router.placement.table import policies
+from prefillshare.router.pool import Pool, Worker
+from prefillshare.router.route import ModelRoute
+from prefillshare.router.sessions import Affinity, SessionKey
+
+
+class Placed(NamedTuple):
+    """A worker, why it was chosen, and what the call puts on it, in tokens."""
+
+    worker: Worker
+    rule: str
+    tokens: int
+
+
+class Placement:
+    """Chooses among the workers that are up. `without` holds those a call has already tried.
+
+    The pool follows from the model. A session has a home in every pool that it calls, so the prefill worker and the
+    decode workers that it goes to are independent of each other, and a module of another base has other homes.
+
+    The home is the worker that was chosen last, for whatever reason: it has the longest context then. So a session that
+    is called while its worker is down moves for good, and one that is not stays: its context is lost either way, and
+    staying moves nobody else.
+
+    A choice is remembered at once, not when the call has succeeded, so that calls at the same time over one context
+    meet. What a worker knew is forgotten when it goes down, since it comes back empty.
+    """
+
+    def __init__(
+        self, routes: Mapping[str, ModelRoute], settings: PlacementConfig | None = None, *, block_size: int = 128
+    ) -> None:
+        """
+        Args:
+            routes: those of the decode modules, by the names that clients call them by.
+            block_size: of the decode workers' KV caches, in tokens.
+
+        Raises:
+            UserError: a rule in `settings` that does not exist or does not take its parameters.
+        """
+        self.routes = routes
+        settings = settings or PlacementConfig()
+        self._block_size = block_size
+        self._prefill, self._decode = policies(settings)
+        self._homes: dict[str, Affinity] = defaultdict(partial(Affinity, settings.sessions))  # by the name of the pool
+        self._prefill_memory = _Memory(settings.known_tokens // CHUNK_TOKENS)
+        self._decode_memory = _Memory(settings.known_tokens // block_size)
+
+    def prefill(
+        self, model: str, session: SessionKey | None, body: Mapping[str, Any], without: Collection[Worker] = ()
+    ) -> Placed | None:
+        """The worker for leg 1; `body` is what it will be sent. Its load is what it has to compute, as far as known."""
+        pool, chain = self.routes[model].prefill, chain_of_request(body)
+        chosen = self._choose(self._prefill, pool, self._prefill_memory, session, chain, without)
+        if chosen is None:
+            return None
+        candidate, rule = chosen
+        return Placed(candidate.worker, rule, max(chain.tokens - candidate.known, CHUNK_TOKENS))
+
+    def decode(
+        self,
+        model: str,
+        session: SessionKey | None,
+        token_ids: Sequence[int],
+        without: Collection[Worker] = (),
+        salt: str | None = None,
+    ) -> Placed | None:
+        """The worker for leg 2. Its load is the whole prompt, which it holds and reads for every token it generates.
+
+        `salt` is that of the caller's cached prefixes: where other tenants' blocks are must not decide, or show.
+        """
+        pool, chain = self.routes[model].decode, chain_of_tokens(token_ids, self._block_size, salt)
+        chosen = self._choose(self._decode, pool, self._decode_memory, session, chain, without)
+        return chosen and Placed(chosen[0].worker, chosen[1], chain.tokens)
+
+    def lost(self, pool: Pool, session: SessionKey | None, worker: Worker) -> None:
+        """`worker` of `pool` could not get, or keep, the session's KV: no reason is left to send it there."""
+        if session:
+            self._homes[pool.name].forget(session)
+        self._decode_memory.forget(worker)
+
+    def _choose(
+        self,
+        policy: Policy,
+        pool: Pool,
+        memory: "_Memory",
+        session: SessionKey | None,
+        chain: Chain,
+        without: Collection[Worker],
+    ) -> tuple[Candidate, str] | None:
+        homes = self._homes[pool.name]
+        home = homes.get(session) if session else None
+        candidates = []
+        for worker in pool.least_recent():
+            if worker in without:
+                continue
+            known = memory.of(pool, worker)
+            match = known.longest(chain.hashes)
+            candidates.append(
+                Candidate(
+                    worker,
+                    home=worker.name == home,
+                    known=chain.length(match.chunks),
+                    own=match.own,
+                    held=len(known) * chain.chunk_tokens,
+                    load=pool.load(worker),
+                )
+            )
+        chosen = policy.choose(candidates, Prompt(chain.tokens, session))
+        if chosen is None:
+            return None
+        worker = chosen.candidate.worker
+        memory.of(pool, worker).add(chain.hashes)
+        if session:
+            homes.set(session, worker.name)
+        return chosen
+
+
+class _Memory:
+    """What each worker of a role knows. Names of workers are distinct over all pools."""
+
+    def __init__(self, max_chunks: int) -> None:
+        self._max_chunks = max(1, max_chunks)
+        self._known: dict[str, tuple[int, KnownPrefixes]] = {}  # with the losses of the worker when it began
+
+    def of(self, pool: Pool, worker: Worker) -> KnownPrefixes:
+        losses = pool.losses(worker)
+        kept = self._known.get(worker.name)
+        if kept is None or kept[0] != losses:
+            kept = self._known[worker.name] = (losses, KnownPrefixes(self._max_chunks))
+        return kept[1]
+
+    def forget(self, worker: Worker) -> None:
+        self._known.pop(worker.name, None)

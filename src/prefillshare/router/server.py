@@ -1,0 +1,119 @@
+"""The HTTP server in front of the router: what can be sent before the application sees anything of it.
+
+uvicorn parses with httptools where that is installed, which bounds neither the size of a request's head nor the time
+that it takes: both are done here. Without httptools it is h11, which bounds the size itself and answers with a 400.
+"""
+
+import asyncio
+import importlib.util
+import json
+from functools import partial
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from prefillshare.access import LimitsConfig
+from prefillshare.router.errors import RouterError
+
+_SLACK = 2  # heads a little too long reach the gate, whose answer is the better one
+
+
+def server_config(app: ASGIApp, limits: LimitsConfig, **options: Any) -> uvicorn.Config:
+    """uvicorn's configuration under the limits; `options` are more of its own."""
+    return uvicorn.Config(
+        app,
+        http=_http(limits),
+        ws="none",
+        h11_max_incomplete_event_size=_SLACK * limits.max_header_bytes,
+        limit_concurrency=limits.max_connections,  # one more connection is answered with a 503
+        server_header=False,
+        proxy_headers=False,  # nothing goes by a client's address, so nobody need be believed about it
+        **options,
+    )
+
+
+def _http(limits: LimitsConfig) -> Any:
+    if importlib.util.find_spec("httptools") is None:
+        return "h11"
+    return partial(_bounded_protocol(), limits)
+
+
+def _bounded_protocol() -> Any:
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+    class BoundedProtocol(HttpToolsProtocol):
+        """Ends a connection whose request's head is too long (431), or too long in coming (408).
+
+        Also one that goes on sending the body of a request that has been answered, as one without a key is at once.
+        """
+
+        def __init__(self, limits: LimitsConfig, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self._limits = limits
+            self._in_head = self._in_body = False
+            self._head_bytes = 0
+            self._head_timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._await_head()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._stop_timer()
+            super().connection_lost(exc)
+
+        def on_message_begin(self) -> None:
+            super().on_message_begin()
+            self._in_head, self._head_bytes = True, 0
+            self._await_head()
+
+        def on_headers_complete(self) -> None:
+            self._in_head, self._in_body = False, True
+            self._stop_timer()
+            super().on_headers_complete()
+
+        def on_message_complete(self) -> None:
+            self._in_body = False
+            self._stop_timer()
+            super().on_message_complete()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            if self._in_body:
+                self._await_head()
+
+        def data_received(self, data: bytes) -> None:
+            if self.parser is None or self.transport.is_closing():
+                return
+            super().data_received(data)
+            if self._in_head:
+                # The first piece counts whole, with what may have come before it: at most one read too much.
+                self._head_bytes += len(data)
+                if self._head_bytes > _SLACK * self._limits.max_header_bytes:
+                    self._end(RouterError(431, "The headers are too large.", code="headers_too_large"))
+
+        def _await_head(self) -> None:
+            self._stop_timer()
+            error = RouterError(408, "The headers did not arrive in time.", code="request_timeout")
+            self._head_timer = self.loop.call_later(self._limits.head_timeout_s, self._end, error)
+
+        def _stop_timer(self) -> None:
+            if self._head_timer is not None:
+                self._head_timer.cancel()
+                self._head_timer = None
+
+        def _end(self, error: RouterError) -> None:
+            """Closes the connection, with an answer unless that of an earlier request is still under way."""
+            self._stop_timer()
+            if not self._in_body and (self.cycle is None or self.cycle.response_complete):
+                body = json.dumps(error.body()).encode()
+                reason = {408: "Request Timeout", 431: "Request Header Fields Too Large"}[error.status]
+                head = (
+                    f"HTTP/1.1 {error.status} {reason}\r\ncontent-type: application/json\r\n"
+                    f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+                )
+                self.transport.write(head.encode() + body)
+            self.transport.close()
+
+    return BoundedProtocol

@@ -1,0 +1,47 @@
+from typing import Any
+
+import pytest
+
+from prefillshare.config import Deployment
+from prefillshare.deployment.access import check_access
+
+
+@pytest.fixture
+def settings() -> dict[str, Any]:
+    modules = [{"name": name, "path": name} for name in ("sql", "json")]
+    return {"base": {"path": "base"}, "modules": modules, "router": {}, "workers": {}}
+
+
+def found_of(settings: dict[str, Any], subject: str) -> list[tuple[str, str]]:
+    findings = check_access(Deployment.model_validate(settings))
+    return [(finding.verdict, finding.detail) for finding in findings if finding.subject == subject]
+
+
+def problem(settings: dict[str, Any], subject: str) -> str:
+    return next(detail for verdict, detail in found_of(settings, subject) if verdict == "problem")
+
+
+def test_keys_are_checked_without_being_shown(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = [{"name": "ann", "sha256": "0a" * 32, "models": ["sql"]}, {"name": "bob", "key_env": "BOBS_KEY"}]
+    settings["router"]["keys"] = keys
+    monkeypatch.delenv("BOBS_KEY", raising=False)
+    assert "BOBS_KEY is not set" in problem(settings, "router.keys")
+    monkeypatch.setenv("BOBS_KEY", "b" * 40)
+    assert found_of(settings, "router.keys") == [("ok", "2 key(s) of ann, bob")]
+    keys[0]["models"] = ["sql", "gone"]
+    assert "'ann' may call gone: no module is called that; there is json, sql" in problem(settings, "router.keys")
+
+
+def test_what_is_open_by_choice_is_warned_of(settings: dict[str, Any]) -> None:
+    assert found_of(settings, "router.allow_anonymous") == found_of(settings, "workers.host") == []
+    settings["router"] |= {"host": "0.0.0.0", "allow_anonymous": True, "log_prompts": True}
+    settings["workers"]["host"] = "0.0.0.0"
+    for subject in ("router.allow_anonymous", "router.log_prompts", "workers.host"):
+        ((verdict, _),) = found_of(settings, subject)
+        assert verdict == "warning"
+
+
+@pytest.mark.parametrize("arguments", [["--api-key", "x"], ["--api-key=x"]])
+def test_a_worker_key_on_the_command_line_is_refused(settings: dict[str, Any], arguments: list[str]) -> None:
+    settings["workers"]["engine_args"] = arguments
+    assert "VLLM_API_KEY" in problem(settings, "workers.engine_args")

@@ -1,0 +1,65 @@
+import random
+
+import pytest
+
+from prefillshare.router.placement.known import COMMON, KnownPrefixes
+
+
+def chain(text: str) -> list[bytes]:
+    """A chunk for each letter, known by all letters up to it."""
+    return [text[: end + 1].encode() for end in range(len(text))]
+
+
+def test_the_longest_common_beginning_is_found() -> None:
+    known = KnownPrefixes(100)
+    known.add(chain("context one"))
+    known.add(chain("context two"))
+    assert known.longest(chain("context one, and more")).chunks == len("context one")
+    assert known.longest(chain("context three")).chunks == len("context t")
+    assert known.longest(chain("another")).chunks == 0
+    assert known.longest([]).chunks == 0
+
+
+def test_prompts_are_forgotten_from_their_ends_and_the_unused_longest_first() -> None:
+    known = KnownPrefixes(6)
+    known.add(chain("abc"))
+    known.add(chain("xyz"))
+    known.add(chain("abc"))
+    known.add(chain("12"))
+    assert [known.longest(chain(text)).chunks for text in ("abc", "xyz", "12")] == [3, 1, 2]
+    assert len(known) == 6
+
+
+def test_a_prompt_longer_than_the_memory_is_known_by_its_beginning() -> None:
+    known = KnownPrefixes(3)
+    known.add(chain("abcdef"))
+    assert (known.longest(chain("abcdef")).chunks, len(known)) == (3, 3)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_known_has_all_before_it_known(seed: int) -> None:
+    draw, known = random.Random(seed), KnownPrefixes(25)
+    for _ in range(300):
+        text = "".join(draw.choices("ab", k=draw.randint(1, 10)))
+        known.add(chain(text))
+        for end in range(2, len(text) + 1):
+            prefix = chain(text)[:end]
+            assert known.longest(prefix).chunks == sum(part in known._branches for part in prefix)
+
+
+def test_a_conversation_knows_its_own_beginning_and_a_common_one_is_nobodys() -> None:
+    known = KnownPrefixes(1000)
+    for number in range(COMMON):
+        known.add(chain(f"examples {number} question"))
+    assert known.longest(chain("examples 9 question")).own
+    known.add(chain("examples 9 question"))
+    assert not known.longest(chain("examples 8 question")).own
+    assert known.longest(chain("examples 9 question, answer")).own
+    assert not known.longest(chain("something else")).own
+
+
+def test_saying_the_same_again_makes_nothing_common() -> None:
+    known = KnownPrefixes(1000)
+    for _ in range(3 * COMMON):
+        known.add(chain("hello"))
+    assert known.longest(chain("hello, and more")).own

@@ -1,0 +1,111 @@
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefillshare.access import LimitsConfig
+from prefillshare.router.admission import admit
+from prefillshare.router.errors import RouterError
+from prefillshare.router.legs import prefill_body
+from prefillshare.router.limits import MAX_CONTAINERS, check_body, check_headers
+
+LIMITS = LimitsConfig(max_headers=8, max_header_bytes=1024, max_depth=10, max_messages=3, max_tools=2)
+
+
+def refusal(body: dict[str, Any]) -> RouterError:
+    with pytest.raises(RouterError) as caught:
+        check_body(body, LIMITS)
+    return caught.value
+
+
+def nested(depth: int) -> Any:
+    value: Any = "x"
+    for level in range(depth):
+        value = [value] if level % 2 else {"a": value}
+    return value
+
+
+def test_headers_are_limited_in_number_and_size() -> None:
+    check_headers([(b"a", b"b")] * 8, LIMITS)
+    check_headers([(b"a", b"b" * 1023)], LIMITS)
+    for headers in ([(b"a", b"b")] * 9, [(b"a", b"b" * 1024)], [(b"a" * 512, b"b" * 256)] * 2):
+        with pytest.raises(RouterError) as caught:
+            check_headers(headers, LIMITS)
+        assert caught.value.status == 431
+
+
+def test_a_field_may_be_nested_up_to_the_limit() -> None:
+    check_body({"messages": nested(10)}, LIMITS)
+    error = refusal({"model": "sql", "messages": nested(11)})
+    assert (error.status, error.param) == (400, "messages")
+
+
+@pytest.mark.parametrize(("field", "most"), [("messages", 3), ("tools", 2)])
+def test_messages_and_tools_are_counted(field: str, most: int) -> None:
+    check_body({field: [{}] * most}, LIMITS)
+    error = refusal({field: [{}] * (most + 1)})
+    assert (error.status, error.param) == (400, field)
+    assert str(most) in error.message
+
+
+def test_a_body_of_countless_lists_is_refused_and_one_of_many_token_ids_is_not() -> None:
+    assert refusal({"documents": [[]] * MAX_CONTAINERS}).param == "documents"
+    check_body({"prompt": [1] * (2 * MAX_CONTAINERS)}, LIMITS)
+
+
+def test_a_field_of_a_long_name_is_not_repeated_in_full() -> None:
+    assert len(refusal({"x" * 10_000: nested(20)}).message) < 200
+
+
+TEXT = st.text(st.sampled_from("ab{\x00\ud800\u00e9\U0001f600"), max_size=8)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
+    max_leaves=12,
+)
+SHAPING = ("model", "messages", "prompt", "tools", "documents", "chat_template_kwargs", "continue_final_message")
+OTHERS = ("stream", "stream_options", "user", "prompt_cache_key", "n", "echo", "cache_salt", "kv_transfer_params")
+FIELDS = st.sampled_from((*SHAPING, *OTHERS, "\ud800"))
+MESSAGE = st.dictionaries(
+    st.sampled_from(["role", "content", "tool_calls"]), st.sampled_from(["system", "user"]) | JSON
+)
+
+
+@given(
+    st.dictionaries(FIELDS, JSON | st.lists(MESSAGE, max_size=3), max_size=8),
+    st.sampled_from(["chat/completions", "completions"]),
+    st.sampled_from(["in_place", "behind_context"]),
+    st.booleans(),
+)
+def test_no_body_does_more_than_be_refused(body: Any, endpoint: Any, placement: Any, named: bool) -> None:
+    body = body | {"model": "sql"} if named else body
+    refused: RouterError | None = None
+    try:
+        call = admit(json.dumps(body).encode(), endpoint=endpoint, headers={}, known_models=("sql",), request_id="r")
+        check_body(call.body, LIMITS)
+        json.dumps(prefill_body(call, "base", placement), allow_nan=False)
+    except RouterError as error:
+        refused = error
+    assert refused is None or refused.status in (400, 404)
+    assert refused or "kv_transfer_params" not in body
+
+
+@given(st.binary(max_size=60) | st.text(st.sampled_from('{}[]":,1e-.model sqltrue\\u'), max_size=60).map(str.encode))
+def test_no_bytes_do_more_than_be_refused(raw: bytes) -> None:
+    with pytest.raises(RouterError) as caught:
+        admit(raw, endpoint="completions", headers={}, known_models=("sql",), request_id="r")
+    assert caught.value.status in (400, 404)
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "Infinity", "NaN"])
+def test_a_number_that_is_none_is_not_json(number: str) -> None:
+    with pytest.raises(RouterError, match="not valid JSON"):
+        admit(
+            f'{{"model": "sql", "temperature": {number}}}'.encode(),
+            endpoint="completions",
+            headers={},
+            known_models=("sql",),
+            request_id="r",
+        )

@@ -1,0 +1,143 @@
+"""What uvicorn lets through to the router, over raw sockets."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+
+from prefillshare.access import LimitsConfig
+from prefillshare.router import server
+from prefillshare.router.server import server_config
+from tests.router.fakes import wait_for
+
+REQUEST = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
+
+
+async def app(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers at once, whatever is still being sent."""
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+@contextmanager
+def listening(limits: LimitsConfig) -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as bound:
+        config = server_config(app, limits, log_level="critical", lifespan="off", timeout_graceful_shutdown=0)
+        running = uvicorn.Server(config)
+        thread = threading.Thread(target=running.run, args=([bound],), daemon=True)
+        thread.start()
+        wait_for(lambda: running.started)
+        yield bound.getsockname()[1]
+        running.should_exit = True
+        thread.join(10)
+
+
+def connect(port: int) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), timeout=5)
+
+
+def answer(connection: socket.socket) -> bytes:
+    """Everything that is sent until the connection ends, or nothing comes for five seconds."""
+    found = b""
+    try:
+        while part := connection.recv(65536):
+            found += part
+    except ConnectionResetError:
+        pass
+    return found
+
+
+def first_line(connection: socket.socket) -> bytes:
+    return connection.recv(65536).partition(b"\r\n")[0]
+
+
+def test_requests_are_answered_on_one_connection() -> None:
+    with listening(LimitsConfig()) as port, closing(connect(port)) as connection:
+        for _ in range(3):
+            connection.sendall(REQUEST)
+            assert first_line(connection) == b"HTTP/1.1 200 OK"
+
+
+def test_a_head_without_end_is_cut_off() -> None:
+    with listening(LimitsConfig(max_header_bytes=4096)) as port, closing(connect(port)) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nhost: x\r\nx-a: ")
+        sent = 0
+        try:
+            for _ in range(200):
+                connection.sendall(b"a" * 4096)
+                sent += 1
+                time.sleep(0.005)
+        except OSError:
+            pass
+        assert sent < 200
+        assert answer(connection)[:12] in (b"HTTP/1.1 431", b"")
+
+
+@pytest.mark.parametrize("begun", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nhost: x\r\n", REQUEST + b"GET /"])
+def test_a_head_that_does_not_come_is_not_waited_for(begun: bytes) -> None:
+    with listening(LimitsConfig(head_timeout_s=0.5)) as port, closing(connect(port)) as connection:
+        connection.sendall(begun)
+        if begun.startswith(REQUEST):
+            assert first_line(connection) == b"HTTP/1.1 200 OK"
+        began = time.monotonic()
+        assert answer(connection).startswith(b"HTTP/1.1 408")
+        assert time.monotonic() - began < 3
+
+
+def test_a_body_that_nobody_reads_any_more_is_not_taken_for_ever() -> None:
+    with listening(LimitsConfig(head_timeout_s=0.5)) as port, closing(connect(port)) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n")
+        assert first_line(connection) == b"HTTP/1.1 200 OK"
+        sent = 0
+        try:
+            for _ in range(80):
+                connection.sendall(b"x")
+                sent += 1
+                time.sleep(0.05)
+        except OSError:
+            pass
+        assert sent < 60
+
+
+def test_a_slow_body_of_a_request_is_the_applications_business() -> None:
+    """It has its own time limit there."""
+    with listening(LimitsConfig(head_timeout_s=0.3)) as port, closing(connect(port)) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n")
+        assert first_line(connection) == b"HTTP/1.1 200 OK"
+        connection.sendall(b"xx")
+        connection.sendall(REQUEST)
+        assert first_line(connection) == b"HTTP/1.1 200 OK"
+
+
+def test_one_connection_too_many_is_told_so() -> None:
+    with listening(LimitsConfig(max_connections=3)) as port:
+        held = [connect(port) for _ in range(2)]
+        time.sleep(0.1)
+        with closing(connect(port)) as connection:
+            connection.sendall(REQUEST)
+            assert first_line(connection) == b"HTTP/1.1 503 Service Unavailable"
+        for connection in held:
+            connection.close()
+        time.sleep(0.1)
+        with closing(connect(port)) as connection:
+            connection.sendall(REQUEST)
+            assert first_line(connection) == b"HTTP/1.1 200 OK"
+
+
+def test_without_httptools_h11_bounds_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.importlib.util, "find_spec", lambda name: None)
+    with listening(LimitsConfig(max_header_bytes=4096)) as port, closing(connect(port)) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nhost: x\r\nx-a: " + b"a" * 20_000)
+        assert first_line(connection) == b"HTTP/1.1 400 Bad Request"
+
+
+@pytest.mark.parametrize("upgrade", [b"connection: upgrade\r\nupgrade: websocket\r\n", b"upgrade: h2c\r\n"])
+def test_upgrades_are_ignored(upgrade: bytes) -> None:
+    with listening(LimitsConfig()) as port, closing(connect(port)) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n" + upgrade + b"\r\n")
+        assert first_line(connection) == b"HTTP/1.1 200 OK"
