@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.agent_calls import ROLES, AgentCall, Tokenise, generate_rows, load_rows, sessions_of
-from prefillshare.config import PlacementConfig
 from prefillshare.router.accounting import block_hashes
 from prefillshare.router.placement.placement import Placement
 from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.route import ModelRoute, pools_of
+from prefillshare.router_config import PlacementConfig
 
 REPOSITORY = Path(__file__).parent.parent
 TOKENIZER = REPOSITORY / "artifacts" / "base"

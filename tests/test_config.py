@@ -3,8 +3,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from prefillshare.config import RuleConfig, load_deployment
+from prefillshare.config import load_deployment
 from prefillshare.errors import UserError
+from prefillshare.router_config import RuleConfig
 
 MINIMAL = """
 base: {path: base}

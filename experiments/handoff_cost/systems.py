@@ -13,7 +13,7 @@ from typing import Self
 
 import aiohttp
 
-from prefillshare.config import BaseConfig, Deployment, ModuleConfig, RouterConfig, WorkerConfig
+from prefillshare.config import BaseConfig, Deployment, ModuleConfig, WorkerConfig
 from prefillshare.deployment.guard import Guard
 from prefillshare.deployment.marks import deployment_name, mark
 from prefillshare.deployment.ports import bind
@@ -23,6 +23,7 @@ from prefillshare.engine.worker import WorkerSpec, worker_command, worker_enviro
 from prefillshare.errors import UserError
 from prefillshare.identity import compute_identity
 from prefillshare.module import BaseReference, Manifest, save_manifest
+from prefillshare.router_config import RouterConfig
 
 BASE, MODULE = "base", "module"  # the names under which they are served
 MAX_MODEL_LEN = 2560

@@ -4,43 +4,19 @@ Errors name the field by its path in the YAML, the value that was found and what
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    model_validator,
-)
+from pydantic import Field, ValidationError, model_validator
 
-from prefillshare.access import KeyConfig, LimitsConfig, is_loopback
 from prefillshare.errors import UserError
+from prefillshare.fields import Count, ModelName, Port, RelativePath, Section
+from prefillshare.router_config import RouterConfig
 
 
-def _from_yaml_folder(path: Path, info: ValidationInfo) -> Path:
-    folder = (info.context or {}).get("folder")
-    path = path.expanduser()
-    return path if folder is None or path.is_absolute() else Path(folder) / path
-
-
-RelativePath = Annotated[Path, AfterValidator(_from_yaml_folder)]
-Port = Annotated[int, Field(ge=1024, le=65535)]
-Count = Annotated[int, Field(ge=1)]
-ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$", max_length=128)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class BaseConfig(_Section):
+class BaseConfig(Section):
     """The frozen model that prefills for everyone. `name` defaults to its folder's name."""
 
     path: RelativePath
@@ -52,7 +28,7 @@ class BaseConfig(_Section):
         return self.name or self.path.resolve().name
 
 
-class ModuleConfig(_Section):
+class ModuleConfig(Section):
     """A decode module and the size of its decode pool. Clients call it by `name`.
 
     `base` is the name of the base it was trained on, and needed when there are several. LoRA modules of one base that
@@ -78,7 +54,7 @@ class DecodePool:
         return self.modules[0].decode_workers
 
 
-class WorkerConfig(_Section):
+class WorkerConfig(Section):
     """What all vLLM workers have in common."""
 
     host: str = "127.0.0.1"
@@ -99,71 +75,7 @@ class WorkerConfig(_Section):
     engine_args: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class RuleConfig:
-    """A rule of placement: in the file its name, or `{name: {parameter: value}}`. The router knows the rules."""
-
-    name: str
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-
-
-def _read_rule(value: Any) -> RuleConfig:
-    if isinstance(value, RuleConfig):
-        return value
-    if isinstance(value, str):
-        return RuleConfig(value)
-    if isinstance(value, Mapping) and len(value) == 1:
-        ((name, parameters),) = value.items()
-        if isinstance(parameters, Mapping):
-            return RuleConfig(str(name), parameters)
-    raise ValueError("expected the name of a rule, or {name: {parameter: value}}")
-
-
-Rules = Annotated[tuple[Annotated[RuleConfig, BeforeValidator(_read_rule)], ...], Field(min_length=1)]
-_RULES = tuple(map(RuleConfig, ("balance", "session", "conversation", "room", "prefix", "load")))
-
-
-class PlacementConfig(_Section):
-    """How the router chooses the workers of a call: rules in order, for each leg. docs/router.md explains them."""
-
-    prefill: Rules = _RULES
-    decode: Rules = _RULES
-    sessions: Count = 10_000  # remembered for each pool
-    known_tokens: Count = 1_000_000  # prefixes remembered for each worker, up to 3 MB
-
-
-class RouterConfig(_Section):
-    """Where clients connect and who they are, how long the router waits for workers, and which it chooses."""
-
-    host: str = "127.0.0.1"
-    port: Port = 8000
-    request_timeout_s: Annotated[float, Field(gt=0)] = 600.0
-    connect_timeout_s: Annotated[float, Field(gt=0)] = 5.0
-    keys: tuple[KeyConfig, ...] = ()
-    keys_file: RelativePath | None = None
-    allow_anonymous: bool = False
-    log_prompts: bool = False
-    placement: PlacementConfig = PlacementConfig()
-    limits: LimitsConfig = LimitsConfig()
-
-    @property
-    def keyed(self) -> bool:
-        """Whether clients need a key."""
-        return bool(self.keys) or self.keys_file is not None
-
-    @model_validator(mode="after")
-    def _is_not_open_to_the_network_by_accident(self) -> Self:
-        if self.keyed and self.allow_anonymous:
-            raise ValueError("there are keys, so nobody is anonymous: leave out allow_anonymous, or all keys")
-        if not (self.keyed or self.allow_anonymous or is_loopback(self.host)):
-            raise ValueError(
-                f"host {self.host} can be reached from other machines, and there are no keys: make one with "
-                "`prefillshare keys new`, or say allow_anonymous: true, or use host 127.0.0.1"
-            )
-        return self
-
-
-class Deployment(_Section):
+class Deployment(Section):
     """The whole deployment file. `base: {...}` in it is short for `bases: [{...}]`."""
 
     bases: tuple[BaseConfig, ...]

@@ -209,3 +209,14 @@ def test_the_same_deployment_running_already_is_refused(
         with pytest.raises(CheckFailed, match=r"log_dir: .*already runs"):
             check(deployment)
         other.communicate(b"\n")
+
+
+def test_traces_that_are_asked_for_need_opentelemetry(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings["router"] |= {"tracing": {"otlp_endpoint": "http://127.0.0.1:4317"}}
+    assert not check(Deployment.model_validate(settings)).problems
+    monkeypatch.setattr(
+        checks.importlib.util, "find_spec", lambda name: None if name.startswith("opentelemetry") else object()
+    )
+    assert "pip install 'prefillshare[tracing]'" in problems(settings)

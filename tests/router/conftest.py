@@ -8,10 +8,10 @@ import httpx
 import pytest
 from starlette.types import ASGIApp
 
-from prefillshare.config import RouterConfig
 from prefillshare.router.app import create_app
 from prefillshare.router.pool import Pool
 from prefillshare.router.route import ModelRoute
+from prefillshare.router_config import RouterConfig
 from tests.router.fakes import BLOCK_SIZE, FakeWorker, Served, decode_worker, prefill_worker
 
 

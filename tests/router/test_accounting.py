@@ -14,6 +14,16 @@ def test_blocks_are_owed_to_the_model_whose_call_had_them_computed() -> None:
     assert ledger.record("p", "json", [*SHARED, 10, 11, 12, 13], 12) == Attribution(14, 2, 12, 8)
 
 
+def test_every_reused_block_with_a_known_payer_is_put_down_to_it() -> None:
+    ledger = Ledger(block_size=2)
+    ledger.record("p", "sql", [1, 2], 0)
+    ledger.record("p", "json", [1, 2, 3, 4], 2)
+    tokens = ledger.record("p", "json", [1, 2, 3, 4, 5, 6], 4)
+    assert (tokens.payers, tokens.reused_from_others) == ({"sql": 2, "json": 2}, 2)
+    # The fourth block was cached before this ledger began.
+    assert ledger.record("p", "sql", [1, 2, 3, 4, 5, 6, 7, 8], 8).payers == {"sql": 2, "json": 4}
+
+
 def test_a_block_is_known_by_everything_before_it() -> None:
     ledger = Ledger(block_size=2)
     ledger.record("p", "sql", [1, 2, 3, 4], 0)

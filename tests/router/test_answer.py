@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefillshare.router.answer import rewrite_answer, rewrite_stream
+from prefillshare.router.answer import Usage, rewrite_answer, rewrite_stream
 from prefillshare.router.errors import RouterError
 
 TEXT = b'data: {"id":"x", "choices":[{"delta":{"content":"a \\"usage\\":{ b\\n\\n"}}]}\n\n'
@@ -131,3 +131,26 @@ def test_an_answer_that_is_no_json_object_is_an_error(raw: bytes) -> None:
     with pytest.raises(RouterError) as caught:
         rewrite_answer(raw, 5, "sql-0")
     assert caught.value.status == 502
+
+
+def test_a_whole_answer_tells_its_output_tokens() -> None:
+    usage = Usage()
+    rewrite_answer(b'{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":7}}', 2, "sql-0", usage)
+    assert usage.output_tokens == 7
+    rewrite_answer(b'{"choices":[],"usage":{"completion_tokens":null}}', 2, "sql-0", empty := Usage())
+    assert empty.output_tokens is None
+
+
+@pytest.mark.parametrize("shown", [True, False])
+async def test_a_stream_tells_its_output_tokens_and_shows_them_only_if_it_should(shown: bool) -> None:
+    async def source() -> AsyncIterator[bytes]:
+        yield TEXT
+        yield USAGE.replace(b'"prompt_tokens"', b'"completion_tokens":4,"prompt_tokens"', 1)
+        yield DONE
+
+    usage = Usage(shown=shown)
+    out = b"".join([ready async for ready in rewrite_stream(source(), 5, "sql-0", usage)])
+    assert usage.output_tokens == 4
+    assert (b'"usage":{' in out) is shown
+    assert out.startswith(TEXT)
+    assert out.endswith(DONE)

@@ -3,11 +3,11 @@ from collections.abc import Callable
 import pytest
 from starlette.types import ASGIApp
 
-from prefillshare.config import PlacementConfig, RouterConfig
 from prefillshare.errors import UserError
 from prefillshare.router.app import create_app
 from prefillshare.router.pool import Pool
 from prefillshare.router.route import ModelRoute
+from prefillshare.router_config import PlacementConfig, RouterConfig
 from tests.router.conftest import Cluster
 from tests.router.fakes import FakeWorker, Served, prefill_worker, wait_for
 

@@ -214,6 +214,14 @@ def test_a_body_over_the_limit_is_refused(start_cluster: Callable[..., Cluster])
     assert cluster.http.post("/v1/completions", json={"model": "sql", "prompt": "x" * 20}).status_code == 200
 
 
+@pytest.mark.parametrize("options", [None, {"include_usage": False}, {"include_usage": True}])
+def test_a_client_sees_usage_in_a_stream_only_when_it_has_asked(cluster: Cluster, options: Any) -> None:
+    body = CHAT | {"stream": True, "stream_options": options}
+    text = cluster.http.post("/v1/chat/completions", json=body).text
+    assert ('"usage":{' in text) is bool(options and options["include_usage"])
+    assert text.endswith("data: [DONE]\n\n")
+
+
 def stream_lines(cluster: Cluster) -> list[str]:
     response = cluster.http.post("/v1/chat/completions", json=CHAT | {"stream": True})
     assert response.status_code == 200
@@ -349,7 +357,13 @@ def test_calls_and_tokens_are_counted(cluster: Cluster) -> None:
         'prefillshare_requests_total{model="unknown",status="404"} 1.0',
         f'prefillshare_reused_from_others_tokens_total{{model="json"}} {float(reused)}',
         'prefillshare_time_to_first_token_seconds_count{model="json"} 1.0',
-        'prefillshare_prefill_seconds_count{worker="prefill-0"} 2.0',
+        'prefillshare_leg_duration_seconds_count{leg="prefill",worker="prefill-0"} 2.0',
+        'prefillshare_leg_duration_seconds_count{leg="decode",worker="json-0"} 1.0',
+        'prefillshare_errors_total{code="model_not_found",model="unknown"} 1.0',
+        'prefillshare_output_tokens_total{model="json"} 20.0',
+        'prefillshare_request_duration_seconds_count{model="json"} 1.0',
+        "prefillshare_in_flight_requests 0.0",
+        f'prefillshare_paid_tokens_total{{model="json",payer="sql"}} {float(reused)}',
     }
     # A call is counted just after its last byte has been sent.
     wait_for(lambda: expected <= set(cluster.http.get("/metrics").text.splitlines()))

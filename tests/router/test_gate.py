@@ -15,7 +15,6 @@ from prometheus_client import CollectorRegistry
 from starlette.types import Message, Receive, Scope, Send
 
 from prefillshare.access import digest
-from prefillshare.config import RouterConfig
 from prefillshare.errors import UserError
 from prefillshare.router import endpoint
 from prefillshare.router.auth import Keyring
@@ -23,6 +22,7 @@ from prefillshare.router.gate import Gate
 from prefillshare.router.rates import RateLimits, Rates
 from prefillshare.router.tenant_metrics import TenantMetrics
 from prefillshare.router.tenants import Caller, salt_of
+from prefillshare.router_config import RouterConfig
 from tests.router.conftest import Cluster
 from tests.router.fakes import BLOCK_SIZE, wait_for
 from tests.router.test_limits import FIELDS, JSON
@@ -89,9 +89,12 @@ def test_the_openai_client_gets_in_with_its_key_and_its_own_exception_without(ke
         client.models.list()
 
 
-@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/sql", "/metrics", "/docs", "/", "/health/", "//health"])
-def test_every_path_but_health_needs_a_key(keyed: Callable[..., Cluster], path: str) -> None:
-    assert keyed().http.get(path).status_code == 401
+@pytest.mark.parametrize(
+    "path", ["/v1/models", "/v1/models/sql", "/metrics", "/status.json", "/docs", "/health/", "//health", "//"]
+)
+def test_every_path_that_tells_something_needs_a_key(keyed: Callable[..., Cluster], path: str) -> None:
+    cluster = keyed()
+    assert cluster.http.get(cluster.url + path).status_code == 401  # whole: httpx would read "//health" as a host
 
 
 def test_without_keys_everything_is_open(cluster: Cluster) -> None:
@@ -100,6 +103,7 @@ def test_without_keys_everything_is_open(cluster: Cluster) -> None:
     assert not any(name.startswith("x-ratelimit") for name in response.headers)
     assert all("cache_salt" not in body for fake in cluster.workers.values() for body in fake.bodies)
     assert cluster.http.get("/metrics").status_code == 200
+    assert cluster.http.get("/status.json").status_code == 200
 
 
 def test_a_key_sees_and_calls_its_models_only(keyed: Callable[..., Cluster]) -> None:
@@ -122,6 +126,34 @@ def test_health_tells_strangers_no_more_than_that_it_is_up(keyed: Callable[..., 
         response = cluster.http.get("/health", headers=headers)
         assert (response.status_code, response.json()) == (200, {"status": "ok"})
     assert "prefill" in cluster.http.get("/health", headers=bearer(OPS)).json()["pools"]
+
+
+def test_the_status_page_comes_to_everybody_and_its_figures_to_operators(keyed: Callable[..., Cluster]) -> None:
+    cluster = keyed()
+    for path in ("/", "/status.css", "/status.js"):
+        for headers in ({}, bearer(EVE), bearer(ANN)):
+            page = cluster.http.get(path, headers=headers)
+            assert (page.status_code, page.content) == (200, cluster.http.get(path, headers=bearer(OPS)).content)
+    refused = [cluster.http.get("/status.json", headers=headers) for headers in ({}, bearer(EVE), bearer(ANN))]
+    assert [response.status_code for response in refused] == [401, 401, 403]
+    assert not any("prefill" in response.text for response in refused)
+    assert "prefill-0" in cluster.http.get("/status.json", headers=bearer(OPS)).text
+
+
+def test_the_status_page_counts_one_session_name_of_two_tenants_as_two_sessions(keyed: Callable[..., Cluster]) -> None:
+    cluster = keyed()
+    for key in (ANN, BOB, BOB):
+        ask(cluster, key, headers={"x-session-id": "same"})
+    status = wait_for_calls(cluster, 3)
+    assert status["sessions"] == 2
+
+
+def wait_for_calls(cluster: Cluster, calls: int) -> dict[str, Any]:
+    def status() -> dict[str, Any]:
+        return cluster.http.get("/status.json", headers=bearer(OPS)).json()
+
+    wait_for(lambda: status()["totals"]["calls"] == calls)
+    return status()
 
 
 def test_metrics_are_for_operators(keyed: Callable[..., Cluster]) -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from prefillshare.router.admission import Call, Endpoint
 from prefillshare.router.errors import RouterError
-from prefillshare.router.legs import Prefilled, decode_body, prefill_body, read_prefill
+from prefillshare.router.legs import Prefilled, asks_for_usage, decode_body, prefill_body, read_prefill
 from tests.router.fakes import prefill_worker
 
 PARAMS: dict[str, Any] = {
@@ -197,3 +197,24 @@ def test_an_answer_of_another_shape_is_a_bad_gateway(answer: object) -> None:
         with pytest.raises(RouterError) as caught:
             read_prefill(make_call(endpoint), prefill_worker(), answer, 0.1)
         assert caught.value.status == 502
+
+
+@pytest.mark.parametrize(
+    ("options", "sent", "asked"),
+    [
+        (None, {"include_usage": True, "continuous_usage_stats": False}, False),
+        (
+            {"include_usage": False, "continuous_usage_stats": True, "x": 1},
+            {"include_usage": True, "continuous_usage_stats": False, "x": 1},
+            False,
+        ),
+        ({"include_usage": True, "continuous_usage_stats": True}, None, True),
+        ("text", None, True),
+    ],
+)
+def test_the_router_learns_the_usage_of_every_stream(options: Any, sent: Any, asked: bool) -> None:
+    call = Call("id", "completions", "sql", {"model": "sql", "stream": True, "stream_options": options}, True, None)
+    prefilled = Prefilled(prefill_worker(), PARAMS, [1], 0, 0.0)
+    assert asks_for_usage(call) is asked
+    assert decode_body(call, prefilled)["stream_options"] == (sent or options)
+    assert "stream_options" not in decode_body(make_call(), prefilled)

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 from starlette.types import ASGIApp
 
-from prefillshare.config import RouterConfig
 from prefillshare.router.admission import Call
 from prefillshare.router.errors import RouterError
 from prefillshare.router.placement.placement import Placement
 from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.relay import Relay, open_http
 from prefillshare.router.route import ModelRoute
+from prefillshare.router_config import RouterConfig
 from tests.router.fakes import FakeWorker, Served, decode_worker, prefill_worker, wait_for
 
 CALL = Call("id", "completions", "sql", {"model": "sql", "prompt": "hello"}, False, ("user", "u"))

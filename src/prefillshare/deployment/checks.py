@@ -18,6 +18,7 @@ from prefillshare.errors import UserError
 from prefillshare.identity import BaseMismatch, compute_identity
 from prefillshare.module import DecodeModule, load_module, verify_module
 from prefillshare.router.placement.table import policies
+from prefillshare.router.tracing import check_installed
 
 _WORKER_GIB = 2.0  # a CPU worker without its KV cache: measured 3.0 GB PSS with 1 GB of KV
 
@@ -45,6 +46,7 @@ def check(deployment: Deployment) -> CheckReport:
     findings += check_access(deployment)
     findings += _check_cores(deployment)
     findings += _check_memory(deployment)
+    findings += _check_tracing(deployment)
     if not any(finding.verdict == "problem" for finding in findings):
         findings += _check_commands(deployment)
     report = CheckReport(tuple(findings))
@@ -108,6 +110,13 @@ def _check_engine() -> Iterator[Finding]:
         yield Finding("engine", "ok", f"vLLM {require_supported_vllm()}")
     except UserError as error:
         yield Finding("engine", "problem", str(error))
+
+
+def _check_tracing(deployment: Deployment) -> Iterator[Finding]:
+    try:
+        check_installed(deployment.router.tracing, os.environ)
+    except UserError as error:
+        yield Finding("router.tracing", "problem", str(error))
 
 
 def _check_other_run(deployment: Deployment) -> Iterator[Finding]:

@@ -6,8 +6,8 @@ chain of hashes, per worker, and beside each block the model whose call had the 
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from hashlib import blake2b
 
 MAX_BLOCKS_PER_WORKER = 100_000  # about 15 MB; 12.8 million tokens at 128 tokens a block
@@ -21,6 +21,9 @@ class Attribution:
     computed: int  # the base had to compute them
     reused: int  # found in the prefill worker's cache
     reused_from_others: int  # of the reused: in blocks that another model's call had paid for
+    # Of the reused: by the model whose call had paid, the caller's own model too. Blocks without a known payer are not
+    # in it.
+    payers: Mapping[str, int] = field(default_factory=dict, compare=False)
 
 
 class Ledger:
@@ -44,18 +47,19 @@ class Ledger:
         """
         payers = self._payers.setdefault(worker, OrderedDict())
         cached_blocks = cached_tokens // self._block_size
-        from_others = 0
+        paid_by: dict[str, int] = {}
         for index, block in enumerate(block_hashes(prompt_token_ids, self._block_size, salt)):
             if index >= cached_blocks:
                 payers[block] = model
-            elif payers.get(block, model) != model:
-                from_others += self._block_size
+            elif payer := payers.get(block):
+                paid_by[payer] = paid_by.get(payer, 0) + self._block_size
             if block in payers:
                 payers.move_to_end(block)
         while len(payers) > self._max_blocks:
             payers.popitem(last=False)
         prompt = len(prompt_token_ids)
-        return Attribution(prompt, prompt - cached_tokens, cached_tokens, from_others)
+        from_others = sum(tokens for payer, tokens in paid_by.items() if payer != model)
+        return Attribution(prompt, prompt - cached_tokens, cached_tokens, from_others, paid_by)
 
 
 def block_hashes(token_ids: Sequence[int], block_size: int, salt: str | None = None) -> Iterator[bytes]:

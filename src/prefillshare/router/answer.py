@@ -6,6 +6,7 @@ is always prompt - 1), what is internal to the two legs is removed, and an answe
 
 import json
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any
 
 from prefillshare.router.errors import RouterError, worker_failed, worker_refused
@@ -19,8 +20,16 @@ _OPENING = b'"delta":{"role":"assistant","content":""'
 _ABORTED = b'"finish_reason":"abort"'
 
 
-def rewrite_answer(raw: bytes, cached_tokens: int, worker: str) -> bytes:
-    """A whole (not streamed) answer, as sent to the client.
+@dataclass(slots=True)
+class Usage:
+    """What the worker reports of an answer; known once the answer is complete."""
+
+    shown: bool = True  # whether the closing usage event of a stream is for the client
+    output_tokens: int | None = None
+
+
+def rewrite_answer(raw: bytes, cached_tokens: int, worker: str, usage: Usage | None = None) -> bytes:
+    """A whole (not streamed) answer, as sent to the client. What it says of its usage is put into `usage`.
 
     Raises:
         RouterError: 502 when the worker gave up the answer (it was told to stop) or sent no JSON object.
@@ -33,19 +42,24 @@ def rewrite_answer(raw: bytes, cached_tokens: int, worker: str) -> bytes:
         raise worker_failed(worker, "sent an answer that is not a JSON object")
     if any(choice.get("finish_reason") == "abort" for choice in answer.get("choices") or []):
         raise worker_failed(worker, "stopped before the answer was complete")
+    _read_usage(answer, usage or Usage())
     return _dump(_rewrite(answer, cached_tokens))
 
 
-async def rewrite_stream(chunks: AsyncIterator[bytes], cached_tokens: int, worker: str) -> AsyncIterator[bytes]:
+async def rewrite_stream(
+    chunks: AsyncIterator[bytes], cached_tokens: int, worker: str, usage: Usage | None = None
+) -> AsyncIterator[bytes]:
     """Server-sent events as they come off the wire, as sent to the client; ends after `[DONE]`.
 
     Yields whole events only, several at once when several have arrived. A chat's opening event, which says nothing but
     that the assistant speaks, is held until the next: a worker sends it before it knows whether it has the base's KV.
+    What the closing usage event says is put into `usage`, which also says whether that event is left out.
 
     Raises:
         RouterError: when the worker reports an error in the stream, or the stream ends without `[DONE]`. Events before
             that have been yielded.
     """
+    usage = usage or Usage()
     pending = b""
     ready: list[bytes] = []
     async for chunk in chunks:
@@ -55,7 +69,8 @@ async def rewrite_stream(chunks: AsyncIterator[bytes], cached_tokens: int, worke
             event += _SEPARATOR
             if failure := _failure(event, worker):
                 break
-            ready.append(_rewrite_event(event, cached_tokens) if any(key in event for key in _REWRITTEN) else event)
+            if rewritten := _rewrite_event(event, cached_tokens, usage):
+                ready.append(rewritten)
         if len(ready) == 1 and _OPENING in ready[0]:
             if failure:
                 raise failure
@@ -82,9 +97,22 @@ def _failure(event: bytes, worker: str) -> RouterError | None:
     return None
 
 
-def _rewrite_event(event: bytes, cached_tokens: int) -> bytes:
+def _rewrite_event(event: bytes, cached_tokens: int, usage: Usage) -> bytes:
+    """The event as the client gets it; empty when it is not for the client."""
+    if not any(key in event for key in _REWRITTEN):
+        return event
     data = json.loads(event.removeprefix(b"data: "))
+    _read_usage(data, usage)
+    if data.get("usage") and not data.get("choices") and not usage.shown:
+        return b""
     return b"data: " + _dump(_rewrite(data, cached_tokens)) + _SEPARATOR
+
+
+def _read_usage(answer: dict[str, Any], usage: Usage) -> None:
+    reported = answer.get("usage")
+    tokens = reported.get("completion_tokens") if isinstance(reported, dict) else None
+    if isinstance(tokens, int):
+        usage.output_tokens = tokens
 
 
 def _rewrite(answer: dict[str, Any], cached_tokens: int) -> dict[str, Any]:

@@ -15,18 +15,23 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from prefillshare.access import load_keys
-from prefillshare.config import RouterConfig
 from prefillshare.router.accounting import Ledger
 from prefillshare.router.endpoint import CompletionEndpoint, Services
 from prefillshare.router.errors import RouterError, internal, model_not_found
 from prefillshare.router.gate import Gate
 from prefillshare.router.health import HealthMonitor
+from prefillshare.router.log_format import logging_as
 from prefillshare.router.metrics import Metrics
+from prefillshare.router.observer import Observer
 from prefillshare.router.placement.placement import Placement
 from prefillshare.router.relay import Relay, open_http
 from prefillshare.router.route import ModelRoute, pools_of
+from prefillshare.router.status.board import Board
+from prefillshare.router.status.page import status_routes
 from prefillshare.router.tenant_metrics import TenantMetrics
 from prefillshare.router.tenants import SECRET_VARIABLE, make_keyring
+from prefillshare.router.tracing import check_installed, open_tracing
+from prefillshare.router_config import RouterConfig
 
 MAX_BODY_BYTES = 8 * 2**20  # a prompt of a million tokens
 
@@ -55,15 +60,17 @@ def create_app(
     that is started again finds what its tenants have in the workers' caches.
 
     Raises:
-        UserError: a key is missing or cannot be read, or `settings.placement` names a rule that does not exist or gives
-            it what it does not take.
+        UserError: a key is missing or cannot be read, `settings.placement` names a rule that does not exist or gives it
+            what it does not take, or traces are asked for and OpenTelemetry is not installed.
     """
     pools = pools_of(routes.values())
     placement = Placement(routes, settings.placement, block_size=block_size)
-    metrics = Metrics(pools)
+    metrics = Metrics(pools, routes)
     keys = load_keys(settings.keys, settings.keys_file, os.environ)
     keyring = make_keyring(keys, os.environ.get(SECRET_VARIABLE) or secrets.token_hex(32)) if keys else None
     tenants = TenantMetrics(metrics.registry, sorted({key.config.name for key in keys}))
+    board = Board(routes)
+    check_installed(settings.tracing, os.environ)
     models = tuple(routes)
     created = int(time.time())
 
@@ -73,10 +80,14 @@ def create_app(
             monitor = HealthMonitor(http, pools)
             await monitor.check_all()
             watching = asyncio.create_task(monitor.run())
-            relay = Relay(http, settings, placement)
+            tracing = open_tracing(settings.tracing, os.environ)
+            observer = Observer(metrics, board, tracing)
+            relay = Relay(http, settings, placement, observer.leg)
             ledger = Ledger(block_size)
-            app.state.services = Services(settings, relay, ledger, metrics, models, max_body_bytes, tenants)
-            yield
+            app.state.services = Services(settings, relay, ledger, metrics, observer, models, max_body_bytes, tenants)
+            with logging_as(settings.log_format):
+                yield
+            await asyncio.to_thread(tracing.close)
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
 
@@ -110,8 +121,7 @@ def create_app(
         return JSONResponse(body, 200 if ready else 503)
 
     async def prometheus(request: Request) -> Response:
-        if not request.scope["user"].caller.operator:
-            raise RouterError(403, "Metrics are for keys with `operator: true`.", code="not_an_operator")
+        _check_operator(request)
         return Response(metrics.render(), media_type="text/plain; version=0.0.4")
 
     return Starlette(
@@ -122,6 +132,7 @@ def create_app(
             Route("/v1/models/{model:path}", get_model),
             Route("/health", health),
             Route("/metrics", prometheus),
+            *status_routes(board, check=_check_operator),
         ],
         exception_handlers={
             RouterError: _router_error,
@@ -131,6 +142,12 @@ def create_app(
         middleware=[Middleware(Gate, settings=settings, keyring=keyring, metrics=tenants)],
         lifespan=lifespan,
     )
+
+
+def _check_operator(request: Request) -> None:
+    """Raises RouterError (403) for a caller whose key is not an operator's. Where no key is needed everybody is one."""
+    if not request.scope["user"].caller.operator:
+        raise RouterError(403, f"{request.url.path} is for keys with `operator: true`.", code="not_an_operator")
 
 
 async def _router_error(request: Request, error: Exception) -> Response:

@@ -11,18 +11,20 @@ from dataclasses import dataclass, field
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
-from prefillshare.config import RouterConfig
 from prefillshare.router.accounting import Attribution, Ledger
 from prefillshare.router.admission import Call, Endpoint, admit, read_body
 from prefillshare.router.disconnect import unless_disconnected
 from prefillshare.router.errors import KV_LOST, RouterError, internal
-from prefillshare.router.legs import Prefilled
+from prefillshare.router.legs import Prefilled, asks_for_usage
 from prefillshare.router.limits import check_body
 from prefillshare.router.metrics import Metrics
+from prefillshare.router.observer import Observer
 from prefillshare.router.privacy import failure_text
+from prefillshare.router.record import CallRecord
 from prefillshare.router.relay import Decoding, Relay
 from prefillshare.router.tenant_metrics import TenantMetrics
 from prefillshare.router.tenants import Visit
+from prefillshare.router_config import RouterConfig
 
 LOG = logging.getLogger("prefillshare.router")
 
@@ -37,6 +39,7 @@ class Services:
     relay: Relay
     ledger: Ledger
     metrics: Metrics
+    observer: Observer
     models: tuple[str, ...]
     max_body_bytes: int
     tenants: TenantMetrics
@@ -57,9 +60,36 @@ class _Exchange:
     reason: str = "-"
     headers: dict[str, str] = field(default_factory=dict)
     streaming: bool = False
+    call: Call | None = None
+    tokens: Attribution | None = None
+    output_tokens: int | None = None
+    prefill_seconds: float | None = None
+    first_token_seconds: float | None = None
+    sent_bytes: int = 0
+    prefilled_again: bool = False
 
     def seconds(self) -> float:
         return time.perf_counter() - self.started
+
+    def record(self, endpoint: Endpoint) -> CallRecord:
+        return CallRecord(
+            request_id=self.request_id,
+            endpoint=endpoint,
+            model=self.model,
+            status=self.status,
+            reason=self.reason,
+            seconds=self.seconds(),
+            stream=self.call is not None and self.call.stream,
+            session=self.call.session if self.call else None,
+            prefill_worker=self.prefill_worker,
+            decode_worker=self.decode_worker,
+            tokens=self.tokens,
+            output_tokens=self.output_tokens,
+            prefill_seconds=self.prefill_seconds,
+            first_token_seconds=self.first_token_seconds,
+            sent_bytes=self.sent_bytes,
+            prefilled_again=self.prefilled_again,
+        )
 
     async def start(self, status: int, content_type: str, extra: Mapping[str, str] | None = None) -> None:
         headers = {"content-type": content_type, "x-request-id": self.request_id} | self.headers | dict(extra or {})
@@ -68,6 +98,7 @@ class _Exchange:
 
     async def body(self, data: bytes, more: bool = False) -> None:
         await self.send({"type": "http.response.body", "body": data, "more_body": more})
+        self.sent_bytes += len(data)
 
     async def whole(self, status: int, data: bytes, extra: Mapping[str, str] | None = None) -> None:
         await self.start(status, "application/json", {"content-length": str(len(data))} | dict(extra or {}))
@@ -90,6 +121,7 @@ class CompletionEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         services: Services = scope["app"].state.services
         exchange = _Exchange(send, scope["user"])
+        services.observer.started(self._endpoint, exchange.request_id, scope["headers"])
         try:
             call = await self._admit(services, exchange, Request(scope, receive))
             if call is not None:
@@ -97,18 +129,8 @@ class CompletionEndpoint:
         except (ClientDisconnect, OSError):
             pass  # it left while it was sending or being sent to; the status says so
         finally:
-            services.metrics.finished(exchange.model, exchange.status)
+            services.observer.finished(exchange.record(self._endpoint))
             services.tenants.finished(exchange.visit.caller.name, exchange.status)
-            LOG.info(
-                "request=%s model=%s prefill=%s decode=%s status=%d reason=%s ms=%.0f",
-                exchange.request_id,
-                exchange.model,
-                exchange.prefill_worker,
-                exchange.decode_worker,
-                exchange.status,
-                exchange.reason,
-                exchange.seconds() * 1000,
-            )
 
     async def _admit(self, services: Services, exchange: _Exchange, request: Request) -> Call | None:
         """The call, or None after its refusal has been sent."""
@@ -128,10 +150,10 @@ class CompletionEndpoint:
         except RouterError as error:
             await exchange.fail(error)
         else:
-            exchange.model = call.model
             if services.settings.log_prompts:
                 LOG.info("request=%s body=%s", exchange.request_id, json.dumps(call.body))
-            return exchange.visit.own(call)
+            exchange.model, exchange.call = call.model, exchange.visit.own(call)
+            return exchange.call
         return None
 
     async def _serve(self, services: Services, exchange: _Exchange, call: Call) -> None:
@@ -143,6 +165,7 @@ class CompletionEndpoint:
                     raise
                 LOG.warning("request=%s prefilling again: %s", exchange.request_id, error.message)
                 services.metrics.kv_lost(call.model)
+                exchange.prefilled_again = True
                 await self._run_legs(services, exchange, call)
             exchange.status = 200
         except RouterError as error:
@@ -163,29 +186,32 @@ class CompletionEndpoint:
             exchange.headers["x-prefillshare-placement"] += f"; decode={decoding.placed_by}"
             services.metrics.placed("decode", decoding.placed_by)
             if call.stream:
-                await self._stream(services, exchange, decoding)
+                await self._stream(services, exchange, decoding, show_usage=asks_for_usage(call))
             else:
                 await exchange.whole(200, await decoding.answer())
+            exchange.output_tokens = decoding.output_tokens
 
     def _account(self, services: Services, exchange: _Exchange, call: Call, prefilled: Prefilled) -> None:
         worker = exchange.prefill_worker = prefilled.worker.name
         ids = prefilled.prompt_token_ids
         tokens = services.ledger.record(worker, call.model, ids, prefilled.cached_tokens, call.salt)
         exchange.visit.charge(tokens.prompt)
-        services.metrics.prefilled(call.model, worker, prefilled.seconds, tokens)
+        services.metrics.prefilled(call.model, tokens)
         services.metrics.placed("prefill", prefilled.placed_by)
+        exchange.tokens, exchange.prefill_seconds = tokens, prefilled.seconds
         exchange.headers |= _headers(prefilled, tokens)
 
-    async def _stream(self, services: Services, exchange: _Exchange, decoding: Decoding) -> None:
+    async def _stream(self, services: Services, exchange: _Exchange, decoding: Decoding, *, show_usage: bool) -> None:
         """Sends the headers with the first events, so that a worker that fails before them still is an HTTP error."""
         limit = services.settings.request_timeout_s
-        async for events in decoding.stream():
+        async for events in decoding.stream(show_usage=show_usage):
             # A client that stops reading without closing must not hold a worker's slot for ever.
             async with asyncio.timeout(limit):
                 if not exchange.streaming:
                     await exchange.start(200, "text/event-stream; charset=utf-8", {"cache-control": "no-cache"})
                     exchange.streaming = True
-                    services.metrics.first_token(exchange.model, exchange.seconds())
+                    exchange.first_token_seconds = exchange.seconds()
+                    services.metrics.first_token(exchange.model, exchange.first_token_seconds)
                 await exchange.body(events, more=True)
         await exchange.body(b"")
 

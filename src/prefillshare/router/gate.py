@@ -7,18 +7,19 @@ import uuid
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from prefillshare.config import RouterConfig
 from prefillshare.router.auth import Keyring, Unauthorized
 from prefillshare.router.errors import RouterError, internal
 from prefillshare.router.limits import check_headers
 from prefillshare.router.privacy import failure_text
 from prefillshare.router.rates import RateLimited
+from prefillshare.router.status.page import PUBLIC_PATHS
 from prefillshare.router.tenant_metrics import TenantMetrics
 from prefillshare.router.tenants import Caller, Visit
+from prefillshare.router_config import RouterConfig
 
 LOG = logging.getLogger("prefillshare.router")
 
-OPEN_PATHS = frozenset({"/health"})  # a load balancer has no key
+OPEN_PATHS = PUBLIC_PATHS | {"/health"}  # a load balancer has no key, and the status page asks for it by itself
 STRANGER = Caller(models=frozenset(), operator=False)
 
 

@@ -110,11 +110,29 @@ def decode_body(call: Call, prefilled: Prefilled) -> dict[str, Any]:
     """
     params = dict(prefilled.kv_transfer_params)
     body = {**call.body, "model": call.model, "kv_transfer_params": params}
+    if call.stream and not asks_for_usage(call):
+        body["stream_options"] = _with_usage(call.body.get("stream_options"))
     if call.endpoint == "chat/completions":
         params["prompt_token_ids"] = prefilled.prompt_token_ids
     else:
         body["prompt"] = prefilled.prompt_token_ids
     return body | _salt(call)
+
+
+def asks_for_usage(call: Call) -> bool:
+    """Whether the client of a stream wants its closing usage event, or has said something the worker must judge."""
+    options = call.body.get("stream_options")
+    if options is None:
+        return False
+    return not isinstance(options, dict) or options.get("include_usage") not in (None, False)
+
+
+def _with_usage(options: dict[str, Any] | None) -> dict[str, Any]:
+    """The router counts output tokens by the closing usage event and keeps it from a client that has not asked for it.
+
+    Usage in every event, which hangs on `include_usage`, then stays as it would have been: off.
+    """
+    return {**(options or {}), "include_usage": True, "continuous_usage_stats": False}
 
 
 def read_prefill(call: Call, worker: Worker, response: object, seconds: float, placed_by: str = "-") -> Prefilled:

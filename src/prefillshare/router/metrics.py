@@ -1,76 +1,178 @@
-"""Prometheus metrics of one router. Names start with `prefillshare_`."""
+"""Prometheus metrics of one router. Names start with `prefillshare_`; docs/observability.md lists them all.
 
-from collections.abc import Sequence
+Every label has a bounded set of values: served models, configured workers and pools, HTTP statuses, and error codes, of
+which no more than `MAX_CODES` are told apart.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Literal
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector, generate_latest
 
+from prefillshare import __version__
 from prefillshare.router.accounting import Attribution
-from prefillshare.router.pool import Pool
+from prefillshare.router.pool import Pool, Worker
+from prefillshare.router.record import CallRecord
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5)
+MAX_CODES = 64  # workers have codes of their own; the rest are counted as "other"
 
 
 class Metrics:
     """`model` is always a served model or "unknown", so that clients cannot create series."""
 
-    def __init__(self, pools: Sequence[Pool]) -> None:
+    def __init__(self, pools: Sequence[Pool], models: Iterable[str] = ()) -> None:
         self._registry = self.registry = CollectorRegistry()  # others count in it, too
-        self._requests = Counter(
+        self._codes: set[str] = set()
+        self._count_calls()
+        self._time_calls()
+        self._watch_workers(pools)
+        for model in models:
+            self._begin_at_zero(model)
+        Info("prefillshare_build", "The router's version.", registry=self._registry).info({"version": __version__})
+        ProcessCollector(registry=self._registry)
+
+    def _count_calls(self) -> None:
+        counter = partial(Counter, registry=self._registry)
+        self._requests = counter(
             "prefillshare_requests",
             "Calls by outcome: an HTTP status (a stream that breaks counts as its error), 499 when the client left.",
             ["model", "status"],
-            registry=self._registry,
         )
+        self._errors = counter("prefillshare_errors", "Calls that ended with an error, by its code.", ["model", "code"])
         self._tokens = {
-            kind: Counter(f"prefillshare_{kind}_tokens", text, ["model"], registry=self._registry)
+            kind: counter(f"prefillshare_{kind}_tokens", text, ["model"])
             for kind, text in (
                 ("prompt", "Prompt tokens of calls whose prefill succeeded."),
                 ("computed", "Prompt tokens that the base had to compute."),
                 ("reused", "Prompt tokens found in a prefill worker's cache."),
                 ("reused_from_others", "Reused tokens that another model's call had paid for (lower bound)."),
+                ("output", "Output tokens of complete answers."),
             )
         }
-        self._kv_lost = Counter(
+        self._paid = counter(
+            "prefillshare_paid_tokens",
+            "Prompt tokens that a call of `model` reused and a call of `payer` had computed (where that is known).",
+            ["model", "payer"],
+        )
+        self._sent_bytes = counter("prefillshare_response_bytes", "Bytes of answers sent to clients.", ["model"])
+        self._kv_lost = counter(
             "prefillshare_kv_lost",
             "Calls that were prefilled again, since their decode worker could not get, or keep, the base's KV.",
             ["model"],
-            registry=self._registry,
         )
-        self._placements = Counter(
+        self._placements = counter(
             "prefillshare_placements",
             "Workers chosen, by the leg and the rule of `router.placement` that decided.",
             ["leg", "rule"],
+        )
+        self._in_flight = Gauge(
+            "prefillshare_in_flight_requests",
+            "Calls being served, those that wait for a worker or send their body included.",
             registry=self._registry,
         )
-        self._prefill_seconds = Histogram(
-            "prefillshare_prefill_seconds",
-            "Duration of the prefill leg.",
-            ["worker"],
+
+    def _time_calls(self) -> None:
+        histogram = partial(Histogram, registry=self._registry)
+        self._request_seconds = histogram(
+            "prefillshare_request_duration_seconds",
+            "From a call's arrival to its last byte; calls with status 200.",
+            ["model"],
             buckets=SECONDS,
-            registry=self._registry,
         )
-        self._first_token_seconds = Histogram(
+        self._first_token_seconds = histogram(
             "prefillshare_time_to_first_token_seconds",
             "From a streamed call's arrival to its first event.",
             ["model"],
             buckets=SECONDS,
+        )
+        self._output_token_seconds = histogram(
+            "prefillshare_time_per_output_token_seconds",
+            "Of complete streams: the mean time from one output token to the next, one observation a call.",
+            ["model"],
+            buckets=TOKEN_SECONDS,
+        )
+        self._leg_seconds = histogram(
+            "prefillshare_leg_duration_seconds",
+            "Duration of legs that succeeded; a streamed decode leg lasts as long as its stream.",
+            ["leg", "worker"],
+            buckets=SECONDS,
+        )
+        self._leg_failures = Counter(
+            "prefillshare_leg_failures",
+            "Legs that failed on a worker, by the error's code; one that goes on to another worker is counted, too.",
+            ["leg", "worker", "code"],
             registry=self._registry,
         )
-        healthy = Gauge("prefillshare_workers_healthy", "Workers that are up.", ["pool"], registry=self._registry)
+
+    def _watch_workers(self, pools: Sequence[Pool]) -> None:
+        gauge = partial(Gauge, registry=self._registry)
+        healthy = gauge("prefillshare_workers_healthy", "Workers that are up.", ["pool"])
+        by_worker: Sequence[tuple[Gauge, Callable[[Pool, Worker], float]]] = (
+            (gauge("prefillshare_worker_up", "1 when the worker is up, else 0.", ["worker", "role", "pool"]), _is_up),
+            (
+                gauge(
+                    "prefillshare_worker_in_flight_calls",
+                    "Calls that the router has in flight on the worker.",
+                    ["worker", "role", "pool"],
+                ),
+                Pool.in_flight,
+            ),
+            (
+                gauge(
+                    "prefillshare_worker_last_change_timestamp_seconds",
+                    "When the worker last went up or down, in seconds since 1970.",
+                    ["worker", "role", "pool"],
+                ),
+                Pool.since,
+            ),
+        )
         for pool in pools:
             healthy.labels(pool.name).set_function(partial(_count_up, pool))
+            for worker in pool.workers:
+                for metric, value in by_worker:
+                    metric.labels(worker.name, worker.role, pool.name).set_function(partial(value, pool, worker))
+                self._leg_seconds.labels(worker.role, worker.name)
 
-    def finished(self, model: str, status: int) -> None:
-        self._requests.labels(model, str(status)).inc()
+    def _begin_at_zero(self, model: str) -> None:
+        """Of a counter that appears with its first increase, Prometheus cannot see that increase."""
+        for counter in (*self._tokens.values(), self._kv_lost, self._sent_bytes):
+            counter.labels(model)
+        self._requests.labels(model, "200")
 
-    def prefilled(self, model: str, worker: str, seconds: float, tokens: Attribution) -> None:
-        self._prefill_seconds.labels(worker).observe(seconds)
+    def started(self) -> None:
+        self._in_flight.inc()
+
+    def finished(self, call: CallRecord) -> None:
+        """Of a call that was `started`."""
+        self._in_flight.dec()
+        self._requests.labels(call.model, str(call.status)).inc()
+        self._sent_bytes.labels(call.model).inc(call.sent_bytes)
+        if call.reason != "-":
+            self._errors.labels(call.model, self._bounded(call.reason)).inc()
+        if call.output_tokens:
+            self._tokens["output"].labels(call.model).inc(call.output_tokens)
+        if call.ok:
+            self._request_seconds.labels(call.model).observe(call.seconds)
+        if (seconds := call.seconds_per_output_token()) is not None:
+            self._output_token_seconds.labels(call.model).observe(seconds)
+
+    def prefilled(self, model: str, tokens: Attribution) -> None:
         self._tokens["prompt"].labels(model).inc(tokens.prompt)
         self._tokens["computed"].labels(model).inc(tokens.computed)
         self._tokens["reused"].labels(model).inc(tokens.reused)
         self._tokens["reused_from_others"].labels(model).inc(tokens.reused_from_others)
+        for payer, paid in tokens.payers.items():
+            self._paid.labels(model, payer).inc(paid)
+
+    def leg(self, worker: Worker, seconds: float, code: str | None) -> None:
+        """`code` is that of the error on which the leg failed, or None."""
+        if code is None:
+            self._leg_seconds.labels(worker.role, worker.name).observe(seconds)
+        else:
+            self._leg_failures.labels(worker.role, worker.name, self._bounded(code)).inc()
 
     def placed(self, leg: Literal["prefill", "decode"], rule: str) -> None:
         self._placements.labels(leg, rule).inc()
@@ -85,6 +187,16 @@ class Metrics:
         """The exposition text for `/metrics`."""
         return generate_latest(self._registry)
 
+    def _bounded(self, code: str) -> str:
+        if code not in self._codes and len(self._codes) >= MAX_CODES:
+            return "other"
+        self._codes.add(code)
+        return code
+
 
 def _count_up(pool: Pool) -> float:
     return len(pool.up())
+
+
+def _is_up(pool: Pool, worker: Worker) -> float:
+    return float(pool.is_up(worker))

@@ -1,8 +1,9 @@
 """The workers that serve one base or the same decode modules: which are up, and how busy each is."""
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Literal
 
@@ -20,6 +21,7 @@ class Worker:
 class _State:
     up: bool = False
     reason: str = "not checked yet"  # why it is down
+    since: float = field(default_factory=time.time)  # when it went up or down, in seconds since 1970
     losses: int = 0  # how often it has gone down
     in_flight: int = 0  # calls
     load: int = 0  # their tokens
@@ -71,6 +73,7 @@ class Pool:
         state = self._states[worker.name]
         news = not state.up
         state.up, state.reason = True, ""
+        state.since = time.time() if news else state.since
         return news
 
     def mark_down(self, worker: Worker, reason: str) -> bool:
@@ -78,6 +81,7 @@ class Pool:
         state = self._states[worker.name]
         news = state.up
         state.up, state.reason = False, reason
+        state.since = time.time() if news else state.since
         state.losses += news
         return news
 
@@ -88,6 +92,17 @@ class Pool:
             | ({} if state.up else {"reason": state.reason})
             for name, state in self._states.items()
         ]
+
+    def in_flight(self, worker: Worker) -> int:
+        return self._states[worker.name].in_flight
+
+    def since(self, worker: Worker) -> float:
+        """When the worker went up, or down, in seconds since 1970."""
+        return self._states[worker.name].since
+
+    def reason(self, worker: Worker) -> str:
+        """Why the worker is down; empty when it is up."""
+        return self._states[worker.name].reason
 
     def why_down(self) -> str:
         return "; ".join(f"{name}: {state.reason}" for name, state in self._states.items() if not state.up)

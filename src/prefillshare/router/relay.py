@@ -9,14 +9,13 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from typing import Any
 
 import aiohttp
 
-from prefillshare.config import RouterConfig
 from prefillshare.router.admission import Call
-from prefillshare.router.answer import rewrite_answer, rewrite_stream
+from prefillshare.router.answer import Usage, rewrite_answer, rewrite_stream
 from prefillshare.router.errors import (
     KV_LOST,
     RouterError,
@@ -26,8 +25,10 @@ from prefillshare.router.errors import (
     worker_timed_out,
 )
 from prefillshare.router.legs import Prefilled, decode_body, prefill_body, read_prefill
+from prefillshare.router.observer import Leg, unobserved
 from prefillshare.router.placement.placement import Placed, Placement
 from prefillshare.router.pool import Pool, Worker
+from prefillshare.router_config import RouterConfig
 
 LOG = logging.getLogger("prefillshare.router")
 
@@ -59,13 +60,20 @@ class Decoding:
         self._response = response
         self._cached_tokens = cached_tokens
         self._timeout_s = timeout_s
+        self._usage = Usage()
+
+    @property
+    def output_tokens(self) -> int | None:
+        """As the worker reports it at the answer's end; None before."""
+        return self._usage.output_tokens
 
     async def answer(self) -> bytes:
         raw = await _read(self._response, self.worker, self._timeout_s)
-        return rewrite_answer(raw, self._cached_tokens, self.worker.name)
+        return rewrite_answer(raw, self._cached_tokens, self.worker.name, self._usage)
 
-    def stream(self) -> AsyncIterator[bytes]:
-        return rewrite_stream(self._chunks(), self._cached_tokens, self.worker.name)
+    def stream(self, *, show_usage: bool = True) -> AsyncIterator[bytes]:
+        self._usage.shown = show_usage
+        return rewrite_stream(self._chunks(), self._cached_tokens, self.worker.name, self._usage)
 
     async def _chunks(self) -> AsyncIterator[bytes]:
         content = self._response.content
@@ -85,10 +93,18 @@ class Decoding:
 class Relay:
     """`settings.request_timeout_s` bounds the silence of a worker in either leg, not the length of an answer."""
 
-    def __init__(self, http: aiohttp.ClientSession, settings: RouterConfig, placement: Placement) -> None:
+    def __init__(
+        self,
+        http: aiohttp.ClientSession,
+        settings: RouterConfig,
+        placement: Placement,
+        observe: Callable[[Worker, str], AbstractContextManager[Leg]] = unobserved,
+    ) -> None:
+        """`observe` is entered around every leg's work on a worker, with the name of the model that it serves."""
         self._http = http
         self._timeout_s = settings.request_timeout_s
         self._placement = placement
+        self._observe = observe
 
     async def prefill(self, call: Call) -> Prefilled:
         """Has the base compute the prompt's KV, or find it in its cache.
@@ -147,12 +163,13 @@ class Relay:
         while len(tried) < ATTEMPTS and (placed := choose(tried)):
             worker = placed.worker
             tried.append(worker)
-            with pool.lease(worker, placed.tokens):
+            with pool.lease(worker, placed.tokens), self._observe(worker, str(body["model"])) as leg:
                 try:
-                    response = await self._post(call, worker, body)
+                    response = await self._post(call, worker, body, leg.headers)
                 except _NOT_CONNECTED as error:
                     pool.mark_down(worker, f"cannot connect ({type(error).__name__})")
                     LOG.warning("request=%s worker=%s down reason=not_connected", call.request_id, worker.name)
+                    leg.failed("not_connected")
                     continue
                 except aiohttp.ClientError as error:
                     pool.mark_down(worker, f"lost the connection ({type(error).__name__})")
@@ -173,12 +190,13 @@ class Relay:
                 return
         raise _no_worker(pool)
 
-    async def _post(self, call: Call, worker: Worker, body: Mapping[str, Any]) -> aiohttp.ClientResponse:
+    async def _post(
+        self, call: Call, worker: Worker, body: Mapping[str, Any], headers: Mapping[str, str]
+    ) -> aiohttp.ClientResponse:
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await self._http.post(
-                    f"{worker.url}/v1/{call.endpoint}", json=body, headers={"x-request-id": call.request_id}
-                )
+                headers = {**headers, "x-request-id": call.request_id}
+                return await self._http.post(f"{worker.url}/v1/{call.endpoint}", json=body, headers=headers)
         except aiohttp.ConnectionTimeoutError:
             raise
         except TimeoutError:

@@ -15,8 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from transformers.integrations import get_available_reporting_integrations
 from trl import ModelConfig, ScriptArguments, SFTConfig
 
-from prefillshare.config import ModelName, RelativePath, apply_overrides, describe_validation_error, read_yaml
+from prefillshare.config import apply_overrides, describe_validation_error, read_yaml
 from prefillshare.errors import UserError
+from prefillshare.fields import ModelName, RelativePath
 from prefillshare.hardware import preferred_dtype
 from prefillshare.instructions import Placement
 from prefillshare.training.refusals import refusal

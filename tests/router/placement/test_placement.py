@@ -2,12 +2,12 @@ from typing import Any
 
 import pytest
 
-from prefillshare.config import PlacementConfig
 from prefillshare.errors import UserError
 from prefillshare.router.placement.known import COMMON
 from prefillshare.router.placement.placement import Placement
 from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.route import ModelRoute, pools_of
+from prefillshare.router_config import PlacementConfig
 from tests.router.fakes import decode_worker, prefill_worker
 
 A, B = prefill_worker("a"), prefill_worker("b")

@@ -2,12 +2,12 @@ from pathlib import Path
 
 import pytest
 
-from prefillshare.config import PlacementConfig
 from prefillshare.errors import UserError
 from prefillshare.router.placement import rules
 from prefillshare.router.placement.rules.balance import Balance
 from prefillshare.router.placement.rules.prefix import Prefix
 from prefillshare.router.placement.table import build_rules, known_rules, policies
+from prefillshare.router_config import PlacementConfig
 
 DOCS = Path(__file__).parents[3] / "docs" / "router.md"
 

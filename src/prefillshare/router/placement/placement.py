@@ -5,7 +5,6 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from prefillshare.config import PlacementConfig
 from prefillshare.router.placement.chunks import CHUNK_TOKENS, Chain, chain_of_request, chain_of_tokens
 from prefillshare.router.placement.known import KnownPrefixes
 from prefillshare.router.placement.policy import Policy
@@ -14,6 +13,7 @@ from prefillshare.router.placement.table import policies
 from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.route import ModelRoute
 from prefillshare.router.sessions import Affinity, SessionKey
+from prefillshare.router_config import PlacementConfig
 
 
 class Placed(NamedTuple):

@@ -7,11 +7,11 @@ from pkgutil import iter_modules
 
 from pydantic import ValidationError
 
-from prefillshare.config import PlacementConfig, RuleConfig
 from prefillshare.errors import UserError
 from prefillshare.router.placement import rules
 from prefillshare.router.placement.policy import Policy
 from prefillshare.router.placement.rule import Rule
+from prefillshare.router_config import PlacementConfig, RuleConfig
 
 
 @cache

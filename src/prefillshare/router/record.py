@@ -1,0 +1,38 @@
+"""What is known of a call when it has ended: what metrics, log lines, spans and the status page are made of."""
+
+from dataclasses import dataclass, field
+
+from prefillshare.router.accounting import Attribution
+from prefillshare.router.sessions import SessionKey
+
+
+@dataclass(slots=True)
+class CallRecord:
+    """Holds nothing that a client has sent, but for `session`, which is only compared and never shown."""
+
+    request_id: str
+    endpoint: str  # "chat/completions"
+    model: str  # a served model or "unknown"
+    status: int  # HTTP status; a stream that breaks has its error's, a client that left 499
+    reason: str  # the error's code, or "-"
+    seconds: float  # from its arrival to its last byte
+    stream: bool = False
+    session: SessionKey | None = field(default=None, repr=False)
+    prefill_worker: str = "-"
+    decode_worker: str = "-"
+    tokens: Attribution | None = None  # of the prompt; None when no prefill succeeded
+    output_tokens: int | None = None  # None when the answer is not complete
+    prefill_seconds: float | None = None
+    first_token_seconds: float | None = None  # from its arrival to the first event of its stream
+    sent_bytes: int = 0  # of the answer's body
+    prefilled_again: bool = False
+
+    @property
+    def ok(self) -> bool:
+        return self.status == 200
+
+    def seconds_per_output_token(self) -> float | None:
+        """Of a complete stream of two tokens and more: the mean time from one token to the next."""
+        if not self.ok or self.first_token_seconds is None or not self.output_tokens or self.output_tokens < 2:
+            return None
+        return (self.seconds - self.first_token_seconds) / (self.output_tokens - 1)

@@ -1,0 +1,1 @@
+"""The status page at `/`: a board of counters, and the files that show them."""

@@ -1,0 +1,83 @@
+"""The deployment file's section `router`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from prefillshare.access import KeyConfig, LimitsConfig, is_loopback
+from prefillshare.fields import Count, Port, RelativePath, Section
+
+
+@dataclass(frozen=True, slots=True)
+class RuleConfig:
+    """A rule of placement: in the file its name, or `{name: {parameter: value}}`. The router knows the rules."""
+
+    name: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _read_rule(value: Any) -> RuleConfig:
+    if isinstance(value, RuleConfig):
+        return value
+    if isinstance(value, str):
+        return RuleConfig(value)
+    if isinstance(value, Mapping) and len(value) == 1:
+        ((name, parameters),) = value.items()
+        if isinstance(parameters, Mapping):
+            return RuleConfig(str(name), parameters)
+    raise ValueError("expected the name of a rule, or {name: {parameter: value}}")
+
+
+Rules = Annotated[tuple[Annotated[RuleConfig, BeforeValidator(_read_rule)], ...], Field(min_length=1)]
+_RULES = tuple(map(RuleConfig, ("balance", "session", "conversation", "room", "prefix", "load")))
+
+
+class PlacementConfig(Section):
+    """How the router chooses the workers of a call: rules in order, for each leg. docs/router.md explains them."""
+
+    prefill: Rules = _RULES
+    decode: Rules = _RULES
+    sessions: Count = 10_000  # remembered for each pool
+    known_tokens: Count = 1_000_000  # prefixes remembered for each worker, up to 3 MB
+
+
+class TracingConfig(Section):
+    """Where the router sends its OpenTelemetry spans. Without an endpoint here or in the environment: nowhere."""
+
+    otlp_endpoint: Annotated[str, Field(pattern=r"^https?://")] | None = None
+    service_name: str = "prefillshare-router"
+
+
+class RouterConfig(Section):
+    """Where clients connect and who they are, how long the router waits for workers, and which it chooses."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8000
+    request_timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    connect_timeout_s: Annotated[float, Field(gt=0)] = 5.0
+    keys: tuple[KeyConfig, ...] = ()
+    keys_file: RelativePath | None = None
+    allow_anonymous: bool = False
+    log_prompts: bool = False
+    log_format: Literal["text", "json"] = "text"
+    placement: PlacementConfig = PlacementConfig()
+    tracing: TracingConfig = TracingConfig()
+    limits: LimitsConfig = LimitsConfig()
+
+    @property
+    def keyed(self) -> bool:
+        """Whether clients need a key."""
+        return bool(self.keys) or self.keys_file is not None
+
+    @model_validator(mode="after")
+    def _is_not_open_to_the_network_by_accident(self) -> Self:
+        if self.keyed and self.allow_anonymous:
+            raise ValueError("there are keys, so nobody is anonymous: leave out allow_anonymous, or all keys")
+        if not (self.keyed or self.allow_anonymous or is_loopback(self.host)):
+            raise ValueError(
+                f"host {self.host} can be reached from other machines, and there are no keys: make one with "
+                "`prefillshare keys new`, or say allow_anonymous: true, or use host 127.0.0.1"
+            )
+        return self
