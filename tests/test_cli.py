@@ -1,14 +1,19 @@
 import hashlib
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.engine.test_checkpoint import write_module
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "prefillshare", *arguments],
+        env=os.environ | environment,
         capture_output=True,
         text=True,
         timeout=120,
@@ -39,6 +44,23 @@ def test_a_bad_deployment_file_is_one_message_and_exit_code_2(tmp_path: Path, co
     assert result.returncode == 2
     assert "modules" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_worker_on_its_own_needs_the_secrets_of_the_others(checkpoint: Path, tmp_path: Path) -> None:
+    """Two workers that drew secrets of their own would refuse each other's handoffs."""
+    write_module(tmp_path / "sql", checkpoint, "full")
+    file = tmp_path / "deployment.yaml"
+    file.write_text(f"base: {{path: {checkpoint}}}\nmodules: [{{name: sql, path: ./sql}}]\n")
+    secrets = {"PREFILLSHARE_HANDOFF_KEY": "of handoffs", "VLLM_API_KEY": "of workers"}
+    refused = run("worker", str(file), "decode-sql-0", "--print", **dict.fromkeys(secrets, ""))
+    assert (refused.returncode, "Traceback" in refused.stderr) == (2, False)
+    assert all(name in refused.stderr for name in secrets)
+    shown = run("worker", str(file), "decode-sql-0", "--print", **secrets).stdout
+    assert "PREFILLSHARE_HANDOFF_KEY='of handoffs'" in shown
+    together = run("worker", str(file), "--print", **dict.fromkeys(secrets, "")).stdout
+    drawn = re.findall(r"PREFILLSHARE_HANDOFF_KEY=(\w+)", together)
+    assert len(drawn) == 2
+    assert len(set(drawn)) == 1
 
 
 def test_the_command_line_starts_without_the_heavy_libraries() -> None:

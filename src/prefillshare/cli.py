@@ -175,10 +175,16 @@ def worker(
 
     Example: `prefillshare worker deployment.yaml decode-sql-0 --print`
     """
-    from prefillshare.engine.worker import plan_workers, worker_command, worker_environment
+    from prefillshare.engine.worker import (
+        plan_workers,
+        require_shared_secrets,
+        worker_command,
+        worker_environment,
+    )
 
     specs = plan_workers(load_deployment(deployment))
     if name is not None:
+        require_shared_secrets()
         known = ", ".join(spec.name for spec in specs)
         specs = [spec for spec in specs if spec.name == name]
         if not specs:

@@ -182,6 +182,21 @@ def _in_file_names(name: str) -> str:
     return name.replace("/", "~")
 
 
+def require_shared_secrets() -> None:
+    """Makes sure that workers which are planned one by one, each by a process of its own, have the same secrets.
+
+    Raises:
+        UserError: they would each draw new ones, and refuse each other's handoffs.
+    """
+    missing = [name for name in (KEY_VARIABLE, WORKER_KEY_VARIABLE) if not os.environ.get(name)]
+    if missing:
+        raise UserError(
+            f"{' and '.join(missing)} must be set: workers that are started one by one share these secrets with each "
+            "other and with the router. Give all of them the same, e.g. "
+            + "; ".join(f"export {name}=$(openssl rand -hex 32)" for name in missing)
+        )
+
+
 def worker_command(spec: WorkerSpec) -> list[str]:
     """The command that runs the worker in the foreground, together with `worker_environment`.
 
