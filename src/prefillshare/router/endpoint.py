@@ -6,7 +6,7 @@ import logging
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
@@ -45,67 +45,37 @@ class Services:
     tenants: TenantMetrics
 
 
-@dataclass(slots=True)
 class _Exchange:
-    """What is known of one request so far, and what has been sent for it."""
+    """One request as it is answered: what is known of it so far, in `record`, and what has been sent for it."""
 
-    send: Send
-    visit: Visit
-    request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    started: float = field(default_factory=time.perf_counter)
-    model: str = "unknown"
-    prefill_worker: str = "-"
-    decode_worker: str = "-"
-    status: int = CLIENT_LEFT
-    reason: str = "-"
-    headers: dict[str, str] = field(default_factory=dict)
-    streaming: bool = False
-    call: Call | None = None
-    tokens: Attribution | None = None
-    output_tokens: int | None = None
-    prefill_seconds: float | None = None
-    first_token_seconds: float | None = None
-    sent_bytes: int = 0
-    prefilled_again: bool = False
+    def __init__(self, send: Send, visit: Visit, endpoint: Endpoint) -> None:
+        self.send = send
+        self.visit = visit
+        self.headers: dict[str, str] = {}
+        self.streaming = False
+        self.record = CallRecord(uuid.uuid4().hex, endpoint, "unknown", CLIENT_LEFT, "-", 0.0)
+        self._started = time.perf_counter()
 
     def seconds(self) -> float:
-        return time.perf_counter() - self.started
-
-    def record(self, endpoint: Endpoint) -> CallRecord:
-        return CallRecord(
-            request_id=self.request_id,
-            endpoint=endpoint,
-            model=self.model,
-            status=self.status,
-            reason=self.reason,
-            seconds=self.seconds(),
-            stream=self.call is not None and self.call.stream,
-            session=self.call.session if self.call else None,
-            prefill_worker=self.prefill_worker,
-            decode_worker=self.decode_worker,
-            tokens=self.tokens,
-            output_tokens=self.output_tokens,
-            prefill_seconds=self.prefill_seconds,
-            first_token_seconds=self.first_token_seconds,
-            sent_bytes=self.sent_bytes,
-            prefilled_again=self.prefilled_again,
-        )
+        return time.perf_counter() - self._started
 
     async def start(self, status: int, content_type: str, extra: Mapping[str, str] | None = None) -> None:
-        headers = {"content-type": content_type, "x-request-id": self.request_id} | self.headers | dict(extra or {})
+        headers = (
+            {"content-type": content_type, "x-request-id": self.record.request_id} | self.headers | dict(extra or {})
+        )
         raw = [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
         await self.send({"type": "http.response.start", "status": status, "headers": raw})
 
     async def body(self, data: bytes, more: bool = False) -> None:
         await self.send({"type": "http.response.body", "body": data, "more_body": more})
-        self.sent_bytes += len(data)
+        self.record.sent_bytes += len(data)
 
     async def whole(self, status: int, data: bytes, extra: Mapping[str, str] | None = None) -> None:
         await self.start(status, "application/json", {"content-length": str(len(data))} | dict(extra or {}))
         await self.body(data)
 
     async def fail(self, error: RouterError) -> None:
-        self.status, self.reason = error.status, error.code or error.type
+        self.record.status, self.record.reason = error.status, error.code or error.type
         if self.streaming:
             await self.body(error.event())
         else:
@@ -120,8 +90,8 @@ class CompletionEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         services: Services = scope["app"].state.services
-        exchange = _Exchange(send, scope["user"])
-        services.observer.started(self._endpoint, exchange.request_id, scope["headers"])
+        exchange = _Exchange(send, scope["user"], self._endpoint)
+        services.observer.started(self._endpoint, exchange.record.request_id, scope["headers"])
         try:
             call = await self._admit(services, exchange, Request(scope, receive))
             if call is not None:
@@ -129,8 +99,9 @@ class CompletionEndpoint:
         except (ClientDisconnect, OSError):
             pass  # it left while it was sending or being sent to; the status says so
         finally:
-            services.observer.finished(exchange.record(self._endpoint))
-            services.tenants.finished(exchange.visit.caller.name, exchange.status)
+            exchange.record.seconds = exchange.seconds()
+            services.observer.finished(exchange.record)
+            services.tenants.finished(exchange.visit.caller.name, exchange.record.status)
 
     async def _admit(self, services: Services, exchange: _Exchange, request: Request) -> Call | None:
         """The call, or None after its refusal has been sent."""
@@ -142,7 +113,7 @@ class CompletionEndpoint:
                 endpoint=self._endpoint,
                 headers=request.headers,
                 known_models=exchange.visit.caller.may_call(services.models),
-                request_id=exchange.request_id,
+                request_id=exchange.record.request_id,
             )
             check_body(call.body, services.settings.limits)
         except TimeoutError:
@@ -151,9 +122,11 @@ class CompletionEndpoint:
             await exchange.fail(error)
         else:
             if services.settings.log_prompts:
-                LOG.info("request=%s body=%s", exchange.request_id, json.dumps(call.body))
-            exchange.model, exchange.call = call.model, exchange.visit.own(call)
-            return exchange.call
+                LOG.info("request=%s body=%s", exchange.record.request_id, json.dumps(call.body))
+            call = exchange.visit.own(call)
+            record = exchange.record
+            record.model, record.stream, record.session = call.model, call.stream, call.session
+            return call
         return None
 
     async def _serve(self, services: Services, exchange: _Exchange, call: Call) -> None:
@@ -163,25 +136,25 @@ class CompletionEndpoint:
             except RouterError as error:
                 if error.code != KV_LOST or exchange.streaming:
                     raise
-                LOG.warning("request=%s prefilling again: %s", exchange.request_id, error.message)
+                LOG.warning("request=%s prefilling again: %s", exchange.record.request_id, error.message)
                 services.metrics.kv_lost(call.model)
-                exchange.prefilled_again = True
+                exchange.record.prefilled_again = True
                 await self._run_legs(services, exchange, call)
-            exchange.status = 200
+            exchange.record.status = 200
         except RouterError as error:
             await exchange.fail(error)
         except OSError:
             raise  # from `send`: the client is gone
         except Exception as error:
             text = failure_text(error, with_messages=services.settings.log_prompts)
-            LOG.error("request=%s failed in the router: %s", exchange.request_id, text)
+            LOG.error("request=%s failed in the router: %s", exchange.record.request_id, text)
             await exchange.fail(internal())
 
     async def _run_legs(self, services: Services, exchange: _Exchange, call: Call) -> None:
         prefilled = await services.relay.prefill(call)
         self._account(services, exchange, call, prefilled)
         async with services.relay.decode(call, prefilled) as decoding:
-            exchange.decode_worker = decoding.worker.name
+            exchange.record.decode_worker = decoding.worker.name
             exchange.headers["x-prefillshare-decode-worker"] = decoding.worker.name
             exchange.headers["x-prefillshare-placement"] += f"; decode={decoding.placed_by}"
             services.metrics.placed("decode", decoding.placed_by)
@@ -189,16 +162,16 @@ class CompletionEndpoint:
                 await self._stream(services, exchange, decoding, show_usage=asks_for_usage(call))
             else:
                 await exchange.whole(200, await decoding.answer())
-            exchange.output_tokens = decoding.output_tokens
+            exchange.record.output_tokens = decoding.output_tokens
 
     def _account(self, services: Services, exchange: _Exchange, call: Call, prefilled: Prefilled) -> None:
-        worker = exchange.prefill_worker = prefilled.worker.name
+        worker = exchange.record.prefill_worker = prefilled.worker.name
         ids = prefilled.prompt_token_ids
         tokens = services.ledger.record(worker, call.model, ids, prefilled.cached_tokens, call.salt)
         exchange.visit.charge(tokens.prompt)
         services.metrics.prefilled(call.model, tokens)
         services.metrics.placed("prefill", prefilled.placed_by)
-        exchange.tokens, exchange.prefill_seconds = tokens, prefilled.seconds
+        exchange.record.tokens, exchange.record.prefill_seconds = tokens, prefilled.seconds
         exchange.headers |= _headers(prefilled, tokens)
 
     async def _stream(self, services: Services, exchange: _Exchange, decoding: Decoding, *, show_usage: bool) -> None:
@@ -210,8 +183,8 @@ class CompletionEndpoint:
                 if not exchange.streaming:
                     await exchange.start(200, "text/event-stream; charset=utf-8", {"cache-control": "no-cache"})
                     exchange.streaming = True
-                    exchange.first_token_seconds = exchange.seconds()
-                    services.metrics.first_token(exchange.model, exchange.first_token_seconds)
+                    seconds = exchange.record.first_token_seconds = exchange.seconds()
+                    services.metrics.first_token(exchange.record.model, seconds)
                 await exchange.body(events, more=True)
         await exchange.body(b"")
 

@@ -24,18 +24,18 @@ class Metrics:
     """`model` is always a served model or "unknown", so that clients cannot create series."""
 
     def __init__(self, pools: Sequence[Pool], models: Iterable[str] = ()) -> None:
-        self._registry = self.registry = CollectorRegistry()  # others count in it, too
+        self.registry = CollectorRegistry()  # others count in it, too
         self._codes: set[str] = set()
         self._count_calls()
         self._time_calls()
         self._watch_workers(pools)
         for model in models:
             self._begin_at_zero(model)
-        Info("prefillshare_build", "The router's version.", registry=self._registry).info({"version": __version__})
-        ProcessCollector(registry=self._registry)
+        Info("prefillshare_build", "The router's version.", registry=self.registry).info({"version": __version__})
+        ProcessCollector(registry=self.registry)
 
     def _count_calls(self) -> None:
-        counter = partial(Counter, registry=self._registry)
+        counter = partial(Counter, registry=self.registry)
         self._requests = counter(
             "prefillshare_requests",
             "Calls by outcome: an HTTP status (a stream that breaks counts as its error), 499 when the client left.",
@@ -71,11 +71,11 @@ class Metrics:
         self._in_flight = Gauge(
             "prefillshare_in_flight_requests",
             "Calls being served, those that wait for a worker or send their body included.",
-            registry=self._registry,
+            registry=self.registry,
         )
 
     def _time_calls(self) -> None:
-        histogram = partial(Histogram, registry=self._registry)
+        histogram = partial(Histogram, registry=self.registry)
         self._request_seconds = histogram(
             "prefillshare_request_duration_seconds",
             "From a call's arrival to its last byte; calls with status 200.",
@@ -104,11 +104,11 @@ class Metrics:
             "prefillshare_leg_failures",
             "Legs that failed on a worker, by the error's code; one that goes on to another worker is counted, too.",
             ["leg", "worker", "code"],
-            registry=self._registry,
+            registry=self.registry,
         )
 
     def _watch_workers(self, pools: Sequence[Pool]) -> None:
-        gauge = partial(Gauge, registry=self._registry)
+        gauge = partial(Gauge, registry=self.registry)
         healthy = gauge("prefillshare_workers_healthy", "Workers that are up.", ["pool"])
         by_worker: Sequence[tuple[Gauge, Callable[[Pool, Worker], float]]] = (
             (gauge("prefillshare_worker_up", "1 when the worker is up, else 0.", ["worker", "role", "pool"]), _is_up),
@@ -185,7 +185,7 @@ class Metrics:
 
     def render(self) -> bytes:
         """The exposition text for `/metrics`."""
-        return generate_latest(self._registry)
+        return generate_latest(self.registry)
 
     def _bounded(self, code: str) -> str:
         if code not in self._codes and len(self._codes) >= MAX_CODES:

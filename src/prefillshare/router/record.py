@@ -1,4 +1,4 @@
-"""What is known of a call when it has ended: what metrics, log lines, spans and the status page are made of."""
+"""What is known of a call, all of it at its end: metrics, log lines, spans and the status page are made of it."""
 
 from dataclasses import dataclass, field
 
