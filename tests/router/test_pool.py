@@ -60,3 +60,41 @@ def test_each_time_a_worker_goes_down_is_a_loss(pool: Pool) -> None:
         pool.mark_down(A, "still gone")
         pool.mark_up(A)
         assert (pool.losses(A), pool.losses(B)) == (losses, 0)
+
+
+def test_a_worker_that_drains_gets_no_calls_and_is_up(pool: Pool) -> None:
+    with pool.lease(A, 10):
+        pool.drain(A)
+        assert (pool.ready(), pool.least_recent(), pool.up()) == ([B], [B], [A, B])
+        assert pool.is_draining(A)
+        assert pool.load(A) == 10
+    assert pool.report()[0] == {"name": "a", "up": True, "in_flight": 0, "draining": True}
+    assert pool.why_down() == "a: draining"
+    pool.resume(A)
+    assert pool.ready() == [A, B]
+    assert pool.why_down() == ""
+
+
+def test_workers_join_and_leave(pool: Pool) -> None:
+    joined = prefill_worker("c")
+    pool.add(joined)
+    assert pool.workers == (A, B, joined)
+    assert joined not in pool.ready()
+    with pytest.raises(ValueError, match="worker c already"):
+        pool.add(joined)
+    with pool.lease(A, 10):
+        pool.remove(A)
+        assert pool.workers == (B, joined)
+        pool.add(A)
+    assert pool.load(A) == 0  # the call was counted with the worker that left
+
+
+def test_room_is_what_the_limit_leaves(pool: Pool) -> None:
+    assert pool.has_room(A, 10**9)
+    pool.set_limit(A, 100)
+    assert pool.limit(A) == 100
+    assert pool.limit(B) is None
+    assert pool.has_room(A, 101)  # alone
+    with pool.lease(A, 60):
+        assert pool.has_room(A, 40)
+        assert not pool.has_room(A, 41)

@@ -108,7 +108,7 @@ def create_app(
 
     async def health(request: Request) -> Response:
         """200 when every model can be served. Who is no operator learns nothing else."""
-        ready = all(pool.up() for pool in pools)
+        ready = all(pool.ready() for pool in pools)
         body: dict[str, object] = {"status": "ok" if ready else "unavailable"}
         if not request.scope["user"].caller.operator:
             return JSONResponse(body, 200 if ready else 503)

@@ -26,6 +26,8 @@ class _State:
     in_flight: int = 0  # calls
     load: int = 0  # their tokens
     turn: int = 0  # when it was last chosen, as a count
+    draining: bool = False
+    limit: int | None = None  # tokens
 
 
 class Pool:
@@ -33,19 +35,68 @@ class Pool:
 
     def __init__(self, name: str, workers: Sequence[Worker]) -> None:
         self.name = name
-        self.workers = tuple(workers)
-        self._states = {worker.name: _State() for worker in workers}
+        self._workers: dict[str, Worker] = {}
+        self._states: dict[str, _State] = {}
         self._turns = count(1)
+        for worker in workers:
+            self.add(worker)
+
+    @property
+    def workers(self) -> tuple[Worker, ...]:
+        return tuple(self._workers.values())
+
+    def add(self, worker: Worker) -> None:
+        """It gets calls once its health check passes.
+
+        Raises:
+            ValueError: the pool has a worker of that name.
+        """
+        if worker.name in self._workers:
+            raise ValueError(f"pool {self.name} has a worker {worker.name} already")
+        self._workers[worker.name] = worker
+        self._states[worker.name] = _State()
+
+    def remove(self, worker: Worker) -> None:
+        """The worker gets no more calls and is not listed; those in flight on it go on."""
+        del self._workers[worker.name]
+        del self._states[worker.name]
+
+    def drain(self, worker: Worker) -> None:
+        """The worker gets no more calls until `resume`; those in flight on it go on."""
+        self._states[worker.name].draining = True
+
+    def resume(self, worker: Worker) -> None:
+        self._states[worker.name].draining = False
+
+    def is_draining(self, worker: Worker) -> bool:
+        return self._states[worker.name].draining
 
     def is_up(self, worker: Worker) -> bool:
         return self._states[worker.name].up
 
     def up(self) -> list[Worker]:
+        """Those whose health check passes, also those that are draining."""
         return [worker for worker in self.workers if self.is_up(worker)]
 
+    def ready(self) -> list[Worker]:
+        """Those that can be given a call: up, and not draining."""
+        return [worker for worker in self.up() if not self.is_draining(worker)]
+
     def least_recent(self) -> list[Worker]:
-        """The workers that are up, the one not leased for longest first."""
-        return sorted(self.up(), key=lambda worker: self._states[worker.name].turn)
+        """The workers that are ready, the one not leased for longest first."""
+        return sorted(self.ready(), key=lambda worker: self._states[worker.name].turn)
+
+    def set_limit(self, worker: Worker, tokens: int | None) -> None:
+        """How many tokens may be in flight on `worker`; None for any number."""
+        self._states[worker.name].limit = tokens
+
+    def limit(self, worker: Worker) -> int | None:
+        return self._states[worker.name].limit
+
+    def has_room(self, worker: Worker, tokens: int) -> bool:
+        """Whether a call of that many tokens stays within the limit. An idle worker has room for any."""
+        state = self._states[worker.name]
+        return state.limit is None or state.in_flight == 0 or state.load + tokens <= state.limit
 
     def load(self, worker: Worker) -> int:
         """Tokens of the calls in flight on `worker`, as they were given to `lease`."""
@@ -90,6 +141,7 @@ class Pool:
         return [
             {"name": name, "up": state.up, "in_flight": state.in_flight}
             | ({} if state.up else {"reason": state.reason})
+            | ({"draining": True} if state.draining else {})
             for name, state in self._states.items()
         ]
 
@@ -105,4 +157,9 @@ class Pool:
         return self._states[worker.name].reason
 
     def why_down(self) -> str:
-        return "; ".join(f"{name}: {state.reason}" for name, state in self._states.items() if not state.up)
+        """Of each worker that is not ready, the reason."""
+        return "; ".join(
+            f"{name}: {'draining' if state.up else state.reason}"
+            for name, state in self._states.items()
+            if not state.up or state.draining
+        )

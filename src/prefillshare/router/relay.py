@@ -114,7 +114,7 @@ class Relay:
                 request as the client's mistake (its own status) or the role's instructions cannot be moved (400).
         """
         route = self._placement.routes[call.model]
-        if not route.decode.up():
+        if not route.decode.ready():
             # Checked first: a prefill that nobody fetches holds its blocks on the prefill worker for 30 s.
             raise _no_worker(route.decode)
         started = time.perf_counter()
