@@ -43,6 +43,17 @@ class PlacementConfig(Section):
     known_tokens: Count = 1_000_000  # prefixes remembered for each worker, up to 3 MB
 
 
+class RetryConfig(Section):
+    """What a call may try after a worker has failed it, over both legs.
+
+    Pauses before a retry are of random length, up to one that doubles with each retry.
+    """
+
+    max_retries: Annotated[int, Field(ge=0, le=10)] = 2
+    first_pause_s: Annotated[float, Field(ge=0)] = 0.1
+    longest_pause_s: Annotated[float, Field(ge=0)] = 2.0
+
+
 class TracingConfig(Section):
     """Where the router sends its OpenTelemetry spans. Without an endpoint here or in the environment: nowhere."""
 
@@ -63,6 +74,7 @@ class RouterConfig(Section):
     log_prompts: bool = False
     log_format: Literal["text", "json"] = "text"
     placement: PlacementConfig = PlacementConfig()
+    retry: RetryConfig = RetryConfig()
     tracing: TracingConfig = TracingConfig()
     limits: LimitsConfig = LimitsConfig()
 

@@ -1,5 +1,6 @@
 import json
 import logging
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -246,8 +247,14 @@ def test_a_stream_that_stalls_ends_with_an_error_event(start_cluster: Callable[.
     wait_for(lambda: cluster.decode["sql"][0].aborted)
 
 
+def retries(cluster: Cluster) -> dict[tuple[str, str], float]:
+    """The counter of retries, by leg and reason."""
+    lines = re.findall(r'_retries_total{leg="(\w+)",reason="(\w+)"} (.*)', cluster.http.get("/metrics").text)
+    return {(leg, reason): float(count) for leg, reason, count in lines}
+
+
 @pytest.mark.parametrize("stream", [False, True])
-def test_lost_kv_is_prefilled_again_once_and_the_client_sees_nothing_of_it(cluster: Cluster, stream: bool) -> None:
+def test_lost_kv_is_prefilled_again_and_the_client_sees_nothing_of_it(cluster: Cluster, stream: bool) -> None:
     decode = cluster.decode["sql"][0]
     decode.refusals = ["lease_expired"]
     response = cluster.http.post("/v1/chat/completions", json=CHAT | {"stream": stream})
@@ -257,11 +264,66 @@ def test_lost_kv_is_prefilled_again_once_and_the_client_sees_nothing_of_it(clust
     assert [len(cluster.prefill[0].bodies), len(decode.bodies)] == [2, 2]
     assert 'prefillshare_kv_lost_total{model="sql"} 1.0' in cluster.http.get("/metrics").text
 
-    decode.refusals = ["lease_expired", "preempted"]
+    decode.refusals = ["lease_expired", "pull_failed", "preempted"]
     response = cluster.http.post("/v1/chat/completions", json=CHAT | {"stream": stream})
     assert (response.status_code, response.json()["error"]["code"]) == (503, "kv_lost")
     assert "preempted" in response.json()["error"]["message"]
-    assert [len(cluster.prefill[0].bodies), len(decode.bodies)] == [4, 4]
+    assert [len(cluster.prefill[0].bodies), len(decode.bodies)] == [5, 5]
+    assert retries(cluster) == {("decode", "lease_expired"): 2.0, ("decode", "pull_failed"): 1.0}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("leg", ["prefill", "decode"])
+def test_a_worker_that_fails_before_anything_was_streamed_is_replaced(
+    start_cluster: Callable[..., Cluster], leg: str, stream: bool
+) -> None:
+    cluster = start_cluster(prefill=2, sql=2)
+    bad = cluster.prefill[0] if leg == "prefill" else cluster.decode["sql"][0]
+    bad.behaviour = "500"
+    for _ in range(2):  # whichever of the two is asked first
+        response = cluster.http.post("/v1/chat/completions", json=CHAT | {"stream": stream})
+        assert (response.status_code, "error" in response.text) == (200, False)
+    assert len(bad.bodies) >= 1
+    assert retries(cluster) == {(leg, "worker_failed"): float(len(bad.bodies))}
+
+
+def test_a_decode_worker_that_takes_no_connection_is_replaced_without_another_prefill(
+    start_cluster: Callable[..., Cluster],
+) -> None:
+    cluster = start_cluster(sql=2)
+    cluster.servers["sql-0"].stop()
+    for _ in range(2):
+        assert cluster.http.post("/v1/chat/completions", json=CHAT).status_code == 200
+    assert len(cluster.prefill[0].bodies) == 2
+
+
+@pytest.mark.parametrize(("max_retries", "asked"), [(0, 1), (1, 2), (2, 3)])
+def test_retries_are_bounded_over_both_legs(
+    start_cluster: Callable[..., Cluster], max_retries: int, asked: int
+) -> None:
+    cluster = start_cluster(prefill=4, router={"retry": {"max_retries": max_retries}})
+    for fake in cluster.prefill:
+        fake.behaviour = "500"
+    assert cluster.http.post("/v1/chat/completions", json=CHAT).json()["error"]["code"] == "worker_failed"
+    assert [len(fake.bodies) for fake in cluster.prefill].count(1) == asked
+    cluster.prefill[0].behaviour = "ok"
+
+
+@pytest.mark.parametrize("status", ["400", "404", "413", "422"])
+@pytest.mark.parametrize("leg", ["prefill", "decode"])
+def test_what_no_other_try_would_mend_is_not_tried_again(cluster: Cluster, leg: str, status: str) -> None:
+    fake = cluster.prefill[0] if leg == "prefill" else cluster.decode["sql"][0]
+    fake.behaviour = status
+    cluster.http.post("/v1/chat/completions", json=CHAT)
+    assert len(fake.bodies) == 1
+    assert retries(cluster) == {}
+
+
+@pytest.mark.parametrize("behaviour", ["dies", "ends early", "fails later"])
+def test_nothing_is_tried_again_once_something_was_streamed(cluster: Cluster, behaviour: str) -> None:
+    cluster.decode["sql"][0].behaviour = behaviour
+    stream_lines(cluster)
+    assert len(cluster.decode["sql"][0].bodies) == 1
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -64,11 +64,29 @@ def test_lost_kv_is_told_apart_for_it_can_come_back(reason: str) -> None:
     assert error.headers["retry-after"]
     assert reason in error.message
     assert "sql-0" in error.message
+    assert error.retry == reason
 
 
 @pytest.mark.parametrize("reason", [reason for reason, status in STATUS.items() if status == 400])
 def test_other_refusals_are_the_deployments_fault_but_for_what_the_client_asked(reason: str) -> None:
     error = refused_handoff(reason)
     assert (error.status, error.code) == (
-        (400, "unsupported_parameter") if reason == "local_prefill_asked" else (502, "worker_failed")
+        (400, "unsupported_parameter") if reason == "local_prefill_asked" else (502, "handoff_refused")
     )
+    assert error.retry is None
+
+
+@pytest.mark.parametrize(
+    ("status", "retry"),
+    [
+        (400, None),
+        (401, None),
+        (404, None),
+        (413, None),
+        (429, "worker_busy"),
+        (500, "worker_failed"),
+        (503, "worker_busy"),
+    ],
+)
+def test_another_try_is_worth_it_where_the_worker_is_at_fault(status: int, retry: str | None) -> None:
+    assert worker_refused("prefill-0", status, worker_error(status)).retry == retry

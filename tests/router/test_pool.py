@@ -1,3 +1,5 @@
+import time
+
 import pytest
 
 from prefillshare.router.pool import Pool
@@ -49,8 +51,46 @@ def test_workers_that_are_down_are_not_listed(pool: Pool) -> None:
     assert pool.least_recent() == [A]
     assert pool.report() == [
         {"name": "a", "up": True, "in_flight": 0},
-        {"name": "b", "up": False, "in_flight": 0, "reason": "gone"},
+        {"name": "b", "up": False, "in_flight": 0, "reason": "gone", "faults": ["health"]},
     ]
+
+
+def test_a_worker_is_up_when_every_fault_was_taken_back(pool: Pool) -> None:
+    assert pool.mark_down(A, "does not answer")
+    assert not pool.mark_down(A, "5 calls failed", "calls")
+    assert pool.faults(A) == {"health", "calls"}
+    assert not pool.mark_up(A)
+    assert (pool.is_up(A), pool.reason(A)) == (False, "5 calls failed")
+    assert pool.mark_up(A, "calls")
+    assert pool.is_up(A)
+    assert not pool.mark_up(A, "token")
+
+
+def test_calls_in_flight_are_cut_when_nobody_should_wait_any_longer(pool: Pool) -> None:
+    cut: list[str] = []
+    with pool.until_cut(A, lambda: cut.append("first")), pool.until_cut(B, lambda: cut.append("other")):
+        assert pool.cut(A) == 1
+    assert pool.cut(A) == 0
+    assert cut == ["first"]
+
+
+def test_silence_counts_from_the_last_sign_of_life_or_the_first_call(pool: Pool) -> None:
+    time.sleep(0.05)
+    assert pool.silence_s(A) >= 0.05
+    with pool.lease(A):
+        assert pool.silence_s(A) < 0.05
+        time.sleep(0.05)
+        with pool.lease(A):
+            assert pool.silence_s(A) >= 0.05
+        pool.heard(A)
+        assert pool.silence_s(A) < 0.05
+
+
+def test_what_is_said_of_a_worker_that_was_removed_is_ignored(pool: Pool) -> None:
+    pool.remove(A)
+    pool.heard(A)
+    assert not pool.mark_down(A, "gone")
+    assert pool.reason(A) == "removed"
 
 
 def test_each_time_a_worker_goes_down_is_a_loss(pool: Pool) -> None:

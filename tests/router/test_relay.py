@@ -11,11 +11,13 @@ from prefillshare.router.errors import RouterError
 from prefillshare.router.placement.placement import Placement
 from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.relay import Relay, open_http
+from prefillshare.router.retry import Attempts
 from prefillshare.router.route import ModelRoute
-from prefillshare.router_config import RouterConfig
+from prefillshare.router_config import RetryConfig, RouterConfig
 from tests.router.fakes import FakeWorker, Served, decode_worker, prefill_worker, wait_for
 
 CALL = Call("id", "completions", "sql", {"model": "sql", "prompt": "hello"}, False, ("user", "u"))
+STREAM = Call("id", "completions", "sql", {"model": "sql", "prompt": "hello", "stream": True}, True, None)
 SETTINGS = RouterConfig(request_timeout_s=5.0, connect_timeout_s=1.0)
 
 
@@ -85,15 +87,20 @@ def unreachable() -> Iterator[str]:
             waiting.close()
 
 
-async def complete(relay: Relay, call: Call = CALL) -> bytes:
-    prefilled = await relay.prefill(call)
-    async with relay.decode(call, prefilled) as decoding:
+def attempts() -> Attempts:
+    return Attempts(RetryConfig())
+
+
+async def complete(relay: Relay, tries: Attempts | None = None) -> bytes:
+    tries = tries or attempts()
+    prefilled = await relay.prefill(CALL, tries)
+    async with relay.decode(CALL, prefilled, tries) as decoding:
         return await decoding.answer()
 
 
-async def failure(relay: Relay) -> RouterError:
+async def failure(relay: Relay, tries: Attempts | None = None) -> RouterError:
     with pytest.raises(RouterError) as caught:
-        await complete(relay)
+        await complete(relay, tries)
     return caught.value
 
 
@@ -106,57 +113,115 @@ async def test_the_kv_goes_from_the_prefill_worker_to_a_decode_worker_of_the_mod
     assert base.headers[0]["x-request-id"] == sql.headers[0]["x-request-id"] == "id"
 
 
-async def test_a_prefill_worker_that_cannot_be_reached_is_replaced(bench: Bench, dead: str) -> None:
-    base, sql = FakeWorker("base"), FakeWorker("sql")
-    workers = [prefill_worker("prefill-0", dead), bench.worker(base, "prefill-1")]
-    relay = bench.relay(workers, [bench.worker(sql, "sql-0")])
-    prefilled = await relay.prefill(CALL)
-    assert prefilled.worker.name == "prefill-1"
-    assert bench.down() == ["prefill-0"]
-    assert (await relay.prefill(CALL)).cached_tokens == 0
-    assert len(base.bodies) == 2  # the session has moved with its KV
-
-
-async def test_a_prefill_worker_whose_connection_is_never_accepted_is_replaced(bench: Bench, unreachable: str) -> None:
-    base = FakeWorker("base")
-    workers = [prefill_worker("prefill-0", unreachable), bench.worker(base, "prefill-1")]
-    prefilled = await bench.relay(workers, [decode_worker()]).prefill(CALL)
-    assert prefilled.worker.name == "prefill-1"
-    assert bench.down() == ["prefill-0"]
-
-
-async def test_a_leg_is_tried_on_two_workers_at_most(bench: Bench, dead: str) -> None:
-    base = FakeWorker("base")
-    workers = [prefill_worker(f"prefill-{n}", dead) for n in range(2)] + [bench.worker(base, "prefill-2")]
-    error = await failure(bench.relay(workers, [decode_worker()]))
-    assert (error.status, error.headers["retry-after"]) == (503, "1")
-    assert "prefill-0" in error.message
-    assert not base.bodies
-
-
-async def test_a_decode_worker_that_cannot_be_reached_is_replaced_by_one_of_the_same_module(
-    bench: Bench, dead: str
+@pytest.mark.parametrize("kind", ["dead", "unreachable"])
+async def test_the_next_try_meets_another_prefill_worker(
+    bench: Bench, kind: str, request: pytest.FixtureRequest
 ) -> None:
+    base = FakeWorker("base")
+    workers = [prefill_worker("prefill-0", request.getfixturevalue(kind)), bench.worker(base, "prefill-1")]
+    relay, tries = bench.relay(workers, [decode_worker()]), attempts()
+    error = await failure(relay, tries)
+    assert (error.status, error.retry, error.headers["retry-after"]) == (503, "not_connected", "1")
+    assert bench.down() == ["prefill-0"]
+    assert (await relay.prefill(CALL, tries)).worker.name == "prefill-1"
+    assert (await relay.prefill(CALL, attempts())).worker.name == "prefill-1"  # the session has moved with its KV
+
+
+async def test_the_next_try_meets_another_decode_worker_with_the_kv_that_is_there(bench: Bench, dead: str) -> None:
     base, sql = FakeWorker("base"), FakeWorker("sql")
     relay = bench.relay([bench.worker(base, "prefill-0")], [decode_worker("sql-0", dead), bench.worker(sql, "sql-1")])
-    assert b"sql read hello" in await complete(relay)
-    assert len(base.bodies) == 1  # the KV was still there
+    tries = attempts()
+    prefilled = await relay.prefill(CALL, tries)
+    with pytest.raises(RouterError, match="sql-0: cannot connect"):
+        async with relay.decode(CALL, prefilled, tries):
+            pass
+    async with relay.decode(CALL, prefilled, tries) as decoding:
+        assert b"sql read hello" in await decoding.answer()
     assert bench.down() == ["sql-0"]
 
 
-async def test_without_a_reachable_decode_worker_the_call_fails(bench: Bench, dead: str) -> None:
+async def test_a_worker_that_failed_the_call_is_asked_again_when_there_is_no_other(bench: Bench) -> None:
+    base, sql = FakeWorker("base", behaviour="500"), FakeWorker("sql")
+    relay, tries = bench.relay([bench.worker(base, "prefill-0")], [bench.worker(sql, "sql-0")]), attempts()
+    assert (await failure(relay, tries)).status == 502
+    base.behaviour = "ok"
+    assert b"sql read hello" in await complete(relay, tries)
+
+
+@pytest.mark.parametrize(("reason", "second"), [("pull_failed", "prefill-1"), ("preempted", "prefill-0")])
+async def test_kv_that_could_not_be_read_is_sought_at_another_prefill_worker(
+    bench: Bench, reason: str, second: str
+) -> None:
+    """Where a decode worker had it and gave it up, the first one still knows the prompt."""
+    sql = FakeWorker("sql", refusals=[reason])
+    workers = [bench.worker(FakeWorker("base"), f"prefill-{n}") for n in range(2)]
+    relay, tries = bench.relay(workers, [bench.worker(sql, "sql-0")]), attempts()
+    error = await failure(relay, tries)
+    assert (error.code, error.retry) == ("kv_lost", reason)
+    assert (await relay.prefill(CALL, tries)).worker.name == second
+
+
+async def test_without_a_decode_worker_nothing_is_prefilled(bench: Bench, dead: str) -> None:
     base = FakeWorker("base")
     relay = bench.relay([bench.worker(base, "prefill-0")], [decode_worker("sql-0", dead)])
+    assert (await failure(relay)).retry == "not_connected"
     error = await failure(relay)
-    assert error.status == 503
+    assert (error.status, error.retry) == (503, None)
     assert "decode/sql" in error.message
-    assert (await failure(relay)).status == 503
-    assert len(base.bodies) == 1  # the second call knew before it had anything prefilled
+    assert len(base.bodies) == 1
+
+
+@pytest.mark.parametrize("leg", ["base", "sql"])
+async def test_a_leg_ends_when_its_worker_is_found_down(bench: Bench, leg: str) -> None:
+    """The worker keeps the connection and says nothing, as one that was stopped."""
+    fakes = {"base": FakeWorker("base"), "sql": FakeWorker("sql")}
+    fakes[leg].behaviour = "silent"
+    workers = {model: bench.worker(fake, f"{model}-0") for model, fake in fakes.items()}
+    relay = bench.relay([workers["base"]], [workers["sql"]])
+    pool = bench.pools[0 if leg == "base" else 1]
+    failing = asyncio.create_task(failure(relay))
+    await asyncio.to_thread(wait_for, lambda: fakes[leg].bodies)
+    pool.mark_down(workers[leg], "does not answer")
+    assert pool.cut(workers[leg]) == 1
+    error = await asyncio.wait_for(failing, 2.0)
+    assert (error.status, error.code, error.retry) == (502, "worker_lost", "worker_lost")
+    assert f"{leg}-0" in error.message
+    assert "does not answer" in error.message
+    assert pool.cut(workers[leg]) == 0
+
+
+async def test_a_stream_ends_when_its_worker_is_found_down(bench: Bench) -> None:
+    sql = FakeWorker("sql", behaviour="stalls")
+    worker = bench.worker(sql, "sql-0")
+    relay, tries = bench.relay([bench.worker(FakeWorker("base"), "prefill-0")], [worker]), attempts()
+    got = []
+
+    async def read() -> None:
+        async with relay.decode(STREAM, await relay.prefill(STREAM, tries), tries) as decoding:
+            async for events in decoding.stream():
+                got.append(events)
+
+    reading = asyncio.create_task(read())
+    await asyncio.to_thread(wait_for, lambda: got)
+    bench.pools[1].cut(worker)
+    with pytest.raises(RouterError) as caught:
+        await asyncio.wait_for(reading, 2.0)
+    assert caught.value.code == "worker_lost"
+
+
+async def test_what_a_worker_sends_is_a_sign_of_life(bench: Bench) -> None:
+    base, sql = bench.worker(FakeWorker("base"), "prefill-0"), bench.worker(FakeWorker("sql"), "sql-0")
+    relay = bench.relay([base], [sql])
+    await asyncio.sleep(0.2)
+    silent = bench.pools[0].silence_s(base), bench.pools[1].silence_s(sql)
+    await complete(relay)
+    assert min(silent) >= 0.2
+    assert max(bench.pools[0].silence_s(base), bench.pools[1].silence_s(sql)) < 0.2
 
 
 @pytest.mark.parametrize(("behaviour", "status"), [("500", 502), ("404", 502), ("400", 400), ("503", 503)])
 @pytest.mark.parametrize("leg", ["base", "sql"])
-async def test_what_a_worker_refuses_is_not_tried_again(bench: Bench, leg: str, behaviour: str, status: int) -> None:
+async def test_a_worker_that_refuses_ends_the_leg(bench: Bench, leg: str, behaviour: str, status: int) -> None:
     fakes = {model: [FakeWorker(model), FakeWorker(model)] for model in ("base", "sql")}
     for fake in fakes[leg]:
         fake.behaviour = behaviour
@@ -218,8 +283,8 @@ async def test_a_silent_worker_is_given_up(bench: Bench, leg: str) -> None:
 async def test_leaving_a_stream_early_makes_the_worker_abort(bench: Bench) -> None:
     base, sql = FakeWorker("base"), FakeWorker("sql", behaviour="stalls")
     relay = bench.relay([bench.worker(base, "prefill-0")], [bench.worker(sql, "sql-0")])
-    call = Call("id", "completions", "sql", {"model": "sql", "prompt": "hello", "stream": True}, True, None)
-    async with relay.decode(call, await relay.prefill(call)) as decoding:
+    tries = attempts()
+    async with relay.decode(STREAM, await relay.prefill(STREAM, tries), tries) as decoding:
         assert bench.in_flight() == 1
         async for events in decoding.stream():
             assert b'"text":"sql"' in events

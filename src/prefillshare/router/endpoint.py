@@ -14,14 +14,15 @@ from starlette.types import Receive, Scope, Send
 from prefillshare.router.accounting import Attribution, Ledger
 from prefillshare.router.admission import Call, Endpoint, admit, read_body
 from prefillshare.router.disconnect import unless_disconnected
-from prefillshare.router.errors import KV_LOST, RouterError, internal
+from prefillshare.router.errors import KV_LOST, NOT_CONNECTED, RouterError, internal
 from prefillshare.router.legs import Prefilled, asks_for_usage
 from prefillshare.router.limits import check_body
-from prefillshare.router.metrics import Metrics
+from prefillshare.router.metrics import LegName, Metrics
 from prefillshare.router.observer import Observer
 from prefillshare.router.privacy import failure_text
 from prefillshare.router.record import CallRecord
 from prefillshare.router.relay import Decoding, Relay
+from prefillshare.router.retry import Attempts
 from prefillshare.router.tenant_metrics import TenantMetrics
 from prefillshare.router.tenants import Visit
 from prefillshare.router_config import RouterConfig
@@ -131,15 +132,7 @@ class CompletionEndpoint:
 
     async def _serve(self, services: Services, exchange: _Exchange, call: Call) -> None:
         try:
-            try:
-                await self._run_legs(services, exchange, call)
-            except RouterError as error:
-                if error.code != KV_LOST or exchange.streaming:
-                    raise
-                LOG.warning("request=%s prefilling again: %s", exchange.record.request_id, error.message)
-                services.metrics.kv_lost(call.model)
-                exchange.record.prefilled_again = True
-                await self._run_legs(services, exchange, call)
+            await self._until_served(services, exchange, call)
             exchange.record.status = 200
         except RouterError as error:
             await exchange.fail(error)
@@ -150,19 +143,60 @@ class CompletionEndpoint:
             LOG.error("request=%s failed in the router: %s", exchange.record.request_id, text)
             await exchange.fail(internal())
 
-    async def _run_legs(self, services: Services, exchange: _Exchange, call: Call) -> None:
-        prefilled = await services.relay.prefill(call)
+    async def _until_served(self, services: Services, exchange: _Exchange, call: Call) -> None:
+        """Runs both legs, and what has to be run again of them while nothing of the answer has been sent."""
+        attempts = Attempts(services.settings.retry)
+        prefilled: Prefilled | None = None
+        while True:
+            try:
+                if prefilled is None:
+                    prefilled = await self._prefill(services, exchange, call, attempts)
+                await self._decode(services, exchange, call, prefilled, attempts)
+                return
+            except RouterError as error:
+                if exchange.streaming or not attempts.again(error):
+                    raise
+                leg: LegName = "prefill" if prefilled is None else "decode"
+                self._note_retry(services, exchange, error, leg, attempts.last_failed)
+                if error.code != NOT_CONNECTED:
+                    prefilled = None  # a handoff serves once, and nobody knows whether it has
+            await attempts.pause()
+
+    def _note_retry(
+        self, services: Services, exchange: _Exchange, error: RouterError, leg: LegName, worker: str
+    ) -> None:
+        record = exchange.record
+        reason = error.retry or "-"  # not the message: a worker's may quote a prompt
+        LOG.warning("request=%s trying again leg=%s worker=%s reason=%s", record.request_id, leg, worker, reason)
+        services.metrics.retried(leg, reason)
+        record.retries += 1
+        if error.code == KV_LOST:
+            services.metrics.kv_lost(record.model)
+            record.prefilled_again = True
+
+    async def _prefill(self, services: Services, exchange: _Exchange, call: Call, attempts: Attempts) -> Prefilled:
+        prefilled = await services.relay.prefill(call, attempts)
         self._account(services, exchange, call, prefilled)
-        async with services.relay.decode(call, prefilled) as decoding:
+        return prefilled
+
+    async def _decode(
+        self, services: Services, exchange: _Exchange, call: Call, prefilled: Prefilled, attempts: Attempts
+    ) -> None:
+        async with services.relay.decode(call, prefilled, attempts) as decoding:
             exchange.record.decode_worker = decoding.worker.name
             exchange.headers["x-prefillshare-decode-worker"] = decoding.worker.name
-            exchange.headers["x-prefillshare-placement"] += f"; decode={decoding.placed_by}"
+            exchange.headers["x-prefillshare-placement"] = f"prefill={prefilled.placed_by}; decode={decoding.placed_by}"
             services.metrics.placed("decode", decoding.placed_by)
             if call.stream:
                 await self._stream(services, exchange, decoding, show_usage=asks_for_usage(call))
             else:
-                await exchange.whole(200, await decoding.answer())
+                answer = await decoding.answer()
             exchange.record.output_tokens = decoding.output_tokens
+        # The worker has done its part: what happens to it from here on does not end the call.
+        if call.stream:
+            await exchange.body(b"")
+        else:
+            await exchange.whole(200, answer)
 
     def _account(self, services: Services, exchange: _Exchange, call: Call, prefilled: Prefilled) -> None:
         worker = exchange.record.prefill_worker = prefilled.worker.name
@@ -186,7 +220,6 @@ class CompletionEndpoint:
                     seconds = exchange.record.first_token_seconds = exchange.seconds()
                     services.metrics.first_token(exchange.record.model, seconds)
                 await exchange.body(events, more=True)
-        await exchange.body(b"")
 
 
 def _headers(prefilled: Prefilled, tokens: Attribution) -> dict[str, str]:

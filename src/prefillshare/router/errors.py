@@ -6,11 +6,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 KV_LOST = "kv_lost"  # another prefill may bring it back
+NOT_CONNECTED = "not_connected"
+WORKER_FAILED = "worker_failed"
+WORKER_TIMED_OUT = "worker_timed_out"
 
 # What a worker's refusal of a handoff says of itself (`prefillshare.engine.refusals`).
 _REFUSED_HANDOFF = "handoff_refused"
 _CLIENTS_MISTAKE = "local_prefill_asked"
 _LOST = frozenset({"another_base", "pull_failed", "lease_expired", "preempted"})
+PREFILLS_FAULT = frozenset({"another_base", "pull_failed"})  # of these: the KV is not to be had from that worker
 
 RETRY_AFTER_S = 1  # workers' health is polled every second, so a worker that comes back is seen within it
 
@@ -25,6 +29,7 @@ class RouterError(Exception):
     param: str | None = None
     code: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    retry: str | None = None  # what another try may mend, for the metrics; None: it would end the same way
 
     def body(self) -> dict[str, Any]:
         error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
@@ -45,17 +50,36 @@ def model_not_found(model: str, known: list[str]) -> RouterError:
 
 
 def worker_failed(worker: str, reason: str) -> RouterError:
-    return RouterError(502, f"worker {worker}: {reason}", type="server_error", code="worker_failed")
+    return _bad_gateway(worker, reason, WORKER_FAILED, retry=WORKER_FAILED)
+
+
+def worker_lost(worker: str, reason: str) -> RouterError:
+    """The worker was found down while it had the call."""
+    return _bad_gateway(worker, f"went down: {reason}", "worker_lost", retry="worker_lost")
 
 
 def worker_timed_out(worker: str, seconds: float) -> RouterError:
+    """Not tried again: the client has waited for as long as it was told to."""
     message = f"worker {worker}: nothing heard for {seconds:g} s"
-    return RouterError(504, message, type="server_error", code="worker_timed_out")
+    return RouterError(504, message, type="server_error", code=WORKER_TIMED_OUT)
 
 
-def unavailable(message: str) -> RouterError:
+def not_connected(worker: str, reason: str) -> RouterError:
+    """Nothing of the call has been sent."""
+    return _come_back(f"worker {worker}: {reason}", NOT_CONNECTED, retry=NOT_CONNECTED)
+
+
+def unavailable(message: str, *, retry: str | None = None) -> RouterError:
+    return _come_back(message, "no_worker_available", retry=retry)
+
+
+def _bad_gateway(worker: str, reason: str, code: str, *, retry: str | None) -> RouterError:
+    return RouterError(502, f"worker {worker}: {reason}", type="server_error", code=code, retry=retry)
+
+
+def _come_back(message: str, code: str, *, retry: str | None) -> RouterError:
     headers = {"retry-after": str(RETRY_AFTER_S)}
-    return RouterError(503, message, type="server_error", code="no_worker_available", headers=headers)
+    return RouterError(503, message, type="server_error", code=code, headers=headers, retry=retry)
 
 
 def internal() -> RouterError:
@@ -81,19 +105,19 @@ def worker_refused(worker: str, status: int, body: bytes) -> RouterError:
             code=code if isinstance(code, str) else None,
         )
     if status in (429, 503):
-        return unavailable(f"worker {worker}: {message}")
-    return worker_failed(worker, f"answered {status}: {message}")
+        return unavailable(f"worker {worker}: {message}", retry="worker_busy")
+    # Of a 401 or 404 another try would hear the same.
+    retry = WORKER_FAILED if status >= 500 else None
+    return _bad_gateway(worker, f"answered {status}: {message}", WORKER_FAILED, retry=retry)
 
 
 def _handoff_refused(worker: str, reason: str, message: str) -> RouterError:
     """A client has no hand in handoffs: but for what it asked of the prompt itself, the fault is the deployment's."""
     if reason == _CLIENTS_MISTAKE:
         return bad_request(message, code="unsupported_parameter")
-    text = f"worker {worker}: {reason}: {message}"
     if reason in _LOST:
-        headers = {"retry-after": str(RETRY_AFTER_S)}
-        return RouterError(503, text, type="server_error", code=KV_LOST, headers=headers)
-    return worker_failed(worker, f"{reason}: {message}")
+        return _come_back(f"worker {worker}: {reason}: {message}", KV_LOST, retry=reason)
+    return _bad_gateway(worker, f"{reason}: {message}", "handoff_refused", retry=None)
 
 
 def _error_object(body: bytes) -> dict[str, Any]:

@@ -43,6 +43,7 @@ def call_fields(call: CallRecord) -> dict[str, Any]:
         "status": call.status,
         "reason": _known(call.reason),
         "stream": call.stream,
+        "retries": call.retries or None,
         "prefilled_again": call.prefilled_again or None,
         "duration_s": _rounded(call.seconds),
         "prefill_s": _rounded(call.prefill_seconds),

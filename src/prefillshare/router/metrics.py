@@ -17,6 +17,7 @@ from prefillshare.router.record import CallRecord
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5)
+LegName = Literal["prefill", "decode"]
 MAX_CODES = 64  # workers have codes of their own; the rest are counted as "other"
 
 
@@ -62,6 +63,11 @@ class Metrics:
             "prefillshare_kv_lost",
             "Calls that were prefilled again, since their decode worker could not get, or keep, the base's KV.",
             ["model"],
+        )
+        self._retries = counter(
+            "prefillshare_retries",
+            "Calls tried again, by the leg that had failed and why: an error's code, or how the KV was lost.",
+            ["leg", "reason"],
         )
         self._placements = counter(
             "prefillshare_placements",
@@ -174,7 +180,10 @@ class Metrics:
         else:
             self._leg_failures.labels(worker.role, worker.name, self._bounded(code)).inc()
 
-    def placed(self, leg: Literal["prefill", "decode"], rule: str) -> None:
+    def retried(self, leg: LegName, reason: str) -> None:
+        self._retries.labels(leg, reason).inc()
+
+    def placed(self, leg: LegName, rule: str) -> None:
         self._placements.labels(leg, rule).inc()
 
     def kv_lost(self, model: str) -> None:

@@ -1,7 +1,7 @@
 """The workers that serve one base or the same decode modules: which are up, and how busy each is."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -17,10 +17,20 @@ class Worker:
     url: str  # "http://127.0.0.1:8100"
 
 
+# What can be said against a worker, each to be taken back by whoever said it: its health check fails, it makes no token
+# when asked for one, or the calls that it was given failed.
+Fault = Literal["health", "token", "calls"]
+
+
+def _unchecked() -> dict[Fault, str]:
+    return {"health": "not checked yet"}
+
+
 @dataclass(slots=True)
 class _State:
-    up: bool = False
-    reason: str = "not checked yet"  # why it is down
+    faults: dict[Fault, str] = field(default_factory=_unchecked)  # with the reasons; up means none
+    heard: float = field(default_factory=time.monotonic)  # when it last sent something of an answer
+    cuts: set[Callable[[], None]] = field(default_factory=set)  # each ends a call in flight
     since: float = field(default_factory=time.time)  # when it went up or down, in seconds since 1970
     losses: int = 0  # how often it has gone down
     in_flight: int = 0  # calls
@@ -72,10 +82,13 @@ class Pool:
         return self._states[worker.name].draining
 
     def is_up(self, worker: Worker) -> bool:
-        return self._states[worker.name].up
+        return not self._states[worker.name].faults
+
+    def faults(self, worker: Worker) -> frozenset[Fault]:
+        return frozenset(self._states[worker.name].faults)
 
     def up(self) -> list[Worker]:
-        """Those whose health check passes, also those that are draining."""
+        """Those with nothing said against them, also those that are draining."""
         return [worker for worker in self.workers if self.is_up(worker)]
 
     def ready(self) -> list[Worker]:
@@ -110,6 +123,8 @@ class Pool:
     def lease(self, worker: Worker, tokens: int = 0) -> Iterator[None]:
         """Counts a call of that many tokens in flight on `worker` for as long as the block runs."""
         state = self._states[worker.name]
+        if not state.in_flight:
+            state.heard = time.monotonic()  # until now there was nothing to be heard
         state.in_flight += 1
         state.load += tokens
         state.turn = next(self._turns)
@@ -119,19 +134,48 @@ class Pool:
             state.in_flight -= 1
             state.load -= tokens
 
-    def mark_up(self, worker: Worker) -> bool:
-        """Returns whether that is news."""
+    @contextmanager
+    def until_cut(self, worker: Worker, cut: Callable[[], None]) -> Iterator[None]:
+        """Has `cut` called when a call, which the block is, must not wait for the worker any longer."""
+        cuts = self._states[worker.name].cuts
+        cuts.add(cut)
+        try:
+            yield
+        finally:
+            cuts.discard(cut)
+
+    def cut(self, worker: Worker) -> int:
+        """Ends the calls in flight on `worker`, which is down and will not end them itself. Returns how many."""
+        cuts = list(self._states[worker.name].cuts)
+        for cut in cuts:
+            cut()
+        return len(cuts)
+
+    def heard(self, worker: Worker) -> None:
+        """It has sent something of an answer, so it lives."""
+        if state := self._states.get(worker.name):  # it may have been removed meanwhile
+            state.heard = time.monotonic()
+
+    def silence_s(self, worker: Worker) -> float:
+        """For how long `worker` has sent nothing of any answer; from the first call on, if it had none before."""
+        return time.monotonic() - self._states[worker.name].heard
+
+    def mark_up(self, worker: Worker, fault: Fault = "health") -> bool:
+        """Takes the fault back. Returns whether the worker is up by that."""
         state = self._states[worker.name]
-        news = not state.up
-        state.up, state.reason = True, ""
+        was_down = bool(state.faults)
+        state.faults.pop(fault, None)
+        news = was_down and not state.faults
         state.since = time.time() if news else state.since
         return news
 
-    def mark_down(self, worker: Worker, reason: str) -> bool:
-        """Returns whether that is news. The worker gets no calls until its health check passes again."""
-        state = self._states[worker.name]
-        news = state.up
-        state.up, state.reason = False, reason
+    def mark_down(self, worker: Worker, reason: str, fault: Fault = "health") -> bool:
+        """Returns whether that is news. The worker gets no calls until the fault is taken back."""
+        state = self._states.get(worker.name)
+        if state is None:
+            return False
+        news = not state.faults
+        state.faults[fault] = reason
         state.since = time.time() if news else state.since
         state.losses += news
         return news
@@ -139,8 +183,8 @@ class Pool:
     def report(self) -> list[dict[str, object]]:
         """One row a worker, for `/health`."""
         return [
-            {"name": name, "up": state.up, "in_flight": state.in_flight}
-            | ({} if state.up else {"reason": state.reason})
+            {"name": name, "up": not state.faults, "in_flight": state.in_flight}
+            | ({"reason": _reason(state), "faults": sorted(state.faults)} if state.faults else {})
             | ({"draining": True} if state.draining else {})
             for name, state in self._states.items()
         ]
@@ -153,13 +197,18 @@ class Pool:
         return self._states[worker.name].since
 
     def reason(self, worker: Worker) -> str:
-        """Why the worker is down; empty when it is up."""
-        return self._states[worker.name].reason
+        """Why the worker gets no calls; empty when it is up."""
+        state = self._states.get(worker.name)
+        return _reason(state) if state else "removed"
 
     def why_down(self) -> str:
         """Of each worker that is not ready, the reason."""
         return "; ".join(
-            f"{name}: {'draining' if state.up else state.reason}"
+            f"{name}: {_reason(state) or 'draining'}"
             for name, state in self._states.items()
-            if not state.up or state.draining
+            if state.faults or state.draining
         )
+
+
+def _reason(state: _State) -> str:
+    return "; ".join(state.faults.values())

@@ -25,7 +25,8 @@ class CallRecord:
     prefill_seconds: float | None = None
     first_token_seconds: float | None = None  # from its arrival to the first event of its stream
     sent_bytes: int = 0  # of the answer's body
-    prefilled_again: bool = False
+    retries: int = 0
+    prefilled_again: bool = False  # by one of them, since the KV was lost
 
     @property
     def ok(self) -> bool:

@@ -1,7 +1,8 @@
 """The two legs of a call: prefill on the base, then decode on the module that was asked for.
 
-A leg whose worker refuses the connection goes to another worker of the same pool, once; nothing has been sent then. All
-other failures end the call with an error. There is no path on which a decode worker prefills.
+A leg is one try on one worker; what may follow on a failure is decided by `retry` and done by the endpoint. A leg ends
+with its worker: as soon as that is found down, though its connection be open. There is no path on which a decode worker
+prefills.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -19,8 +21,10 @@ from prefillshare.router.answer import Usage, rewrite_answer, rewrite_stream
 from prefillshare.router.errors import (
     KV_LOST,
     RouterError,
+    not_connected,
     unavailable,
     worker_failed,
+    worker_lost,
     worker_refused,
     worker_timed_out,
 )
@@ -28,11 +32,11 @@ from prefillshare.router.legs import Prefilled, decode_body, prefill_body, read_
 from prefillshare.router.observer import Leg, unobserved
 from prefillshare.router.placement.placement import Placed, Placement
 from prefillshare.router.pool import Pool, Worker
+from prefillshare.router.retry import Attempts
 from prefillshare.router_config import RouterConfig
 
 LOG = logging.getLogger("prefillshare.router")
 
-ATTEMPTS = 2
 _NOT_CONNECTED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 # Shorter than the 5 s after which a vLLM worker closes an idle connection: reusing one just then would fail a call.
 _KEEPALIVE_S = 2.0
@@ -54,12 +58,21 @@ def open_http(settings: RouterConfig, worker_key: str | None = None) -> aiohttp.
 class Decoding:
     """A decode worker that has accepted the call. Exactly one of `answer` and `stream` is used."""
 
-    def __init__(self, placed: Placed, response: aiohttp.ClientResponse, cached_tokens: int, timeout_s: float) -> None:
+    def __init__(
+        self,
+        placed: Placed,
+        response: aiohttp.ClientResponse,
+        cached_tokens: int,
+        timeout_s: float,
+        heard: Callable[[], None],
+    ) -> None:
+        """`heard` is called whenever the worker has sent something of its answer."""
         self.worker = placed.worker
         self.placed_by = placed.rule
         self._response = response
         self._cached_tokens = cached_tokens
         self._timeout_s = timeout_s
+        self._heard = heard
         self._usage = Usage()
 
     @property
@@ -87,6 +100,7 @@ class Decoding:
                 return  # the stream has ended without [DONE], which is an error downstream
             if not chunk:
                 return
+            self._heard()
             yield chunk
 
 
@@ -106,12 +120,13 @@ class Relay:
         self._placement = placement
         self._observe = observe
 
-    async def prefill(self, call: Call) -> Prefilled:
+    async def prefill(self, call: Call, attempts: Attempts) -> Prefilled:
         """Has the base compute the prompt's KV, or find it in its cache.
 
         Raises:
-            RouterError: no worker is up (503), it failed or returned no KV (502), it timed out (504), or it refused the
-                request as the client's mistake (its own status) or the role's instructions cannot be moved (400).
+            RouterError: no worker is up (503), it failed, went down or returned no KV (502), it timed out (504), or it
+                refused the request as the client's mistake (its own status) or the role's instructions cannot be moved
+                (400).
         """
         route = self._placement.routes[call.model]
         if not route.decode.ready():
@@ -119,92 +134,109 @@ class Relay:
             raise _no_worker(route.decode)
         started = time.perf_counter()
         body = prefill_body(call, route.base, route.instructions)
-        async with self._leg(
-            call,
-            route.prefill,
-            choose=lambda tried: self._placement.prefill(call.model, call.session, body, tried),
-            body=body,
-        ) as (placed, response):
-            worker = placed.worker
-            raw = await _read(response, worker, self._timeout_s)
+        placed = attempts.choose(lambda failed: self._placement.prefill(call.model, call.session, body, failed))
+        if placed is None:
+            raise _no_worker(route.prefill)
+        worker = placed.worker
         try:
-            answer = json.loads(raw)
-        except ValueError:
-            raise worker_failed(worker.name, "sent an answer that is not JSON") from None
-        return read_prefill(call, worker, answer, time.perf_counter() - started, placed.rule)
+            async with self._leg(call, route.prefill, placed, body) as response:
+                answer = _json(await _read(response, worker, self._timeout_s), worker)
+                return read_prefill(call, worker, answer, time.perf_counter() - started, placed.rule)
+        except RouterError as error:
+            attempts.failed(error, worker)
+            raise
 
     @asynccontextmanager
-    async def decode(self, call: Call, prefilled: Prefilled) -> AsyncIterator[Decoding]:
+    async def decode(self, call: Call, prefilled: Prefilled, attempts: Attempts) -> AsyncIterator[Decoding]:
         """Has the module continue from the KV. Leaving the context early makes the worker abort the request.
 
         Raises:
-            RouterError: as for `prefill`; after that from the `Decoding`, when its answer breaks off.
+            RouterError: as for `prefill`; after that from the `Decoding`, when its answer breaks off, or from leaving
+                the context, when the worker has gone down.
         """
-        async with self._leg(
-            call,
-            self._placement.routes[call.model].decode,
-            choose=lambda tried: self._placement.decode(
-                call.model, call.session, prefilled.prompt_token_ids, tried, call.salt
-            ),
-            body=decode_body(call, prefilled),
-        ) as (placed, response):
-            yield Decoding(placed, response, prefilled.cached_tokens, self._timeout_s)
+        pool, ids = self._placement.routes[call.model].decode, prefilled.prompt_token_ids
+        placed = attempts.choose(
+            lambda failed: self._placement.decode(call.model, call.session, ids, failed, call.salt)
+        )
+        if placed is None:
+            raise _no_worker(pool)
+        try:
+            async with self._leg(call, pool, placed, decode_body(call, prefilled)) as response:
+                heard = partial(pool.heard, placed.worker)
+                yield Decoding(placed, response, prefilled.cached_tokens, self._timeout_s, heard)
+        except RouterError as error:
+            attempts.failed(error, placed.worker, prefilled.worker)
+            if error.code == KV_LOST:
+                self._placement.lost(pool, call.session, placed.worker)
+            raise
 
     @asynccontextmanager
     async def _leg(
-        self,
-        call: Call,
-        pool: Pool,
-        choose: Callable[[list[Worker]], Placed | None],
-        body: Mapping[str, Any],
-    ) -> AsyncIterator[tuple[Placed, aiohttp.ClientResponse]]:
-        """A worker of `pool` that answers the call with status 200, and its response, not yet read."""
-        tried: list[Worker] = []
-        while len(tried) < ATTEMPTS and (placed := choose(tried)):
-            worker = placed.worker
-            tried.append(worker)
-            with pool.lease(worker, placed.tokens), self._observe(worker, str(body["model"])) as leg:
-                try:
-                    response = await self._post(call, worker, body, leg.headers)
-                except _NOT_CONNECTED as error:
-                    pool.mark_down(worker, f"cannot connect ({type(error).__name__})")
-                    LOG.warning("request=%s worker=%s down reason=not_connected", call.request_id, worker.name)
-                    leg.failed("not_connected")
-                    continue
-                except aiohttp.ClientError as error:
-                    pool.mark_down(worker, f"lost the connection ({type(error).__name__})")
-                    raise worker_failed(worker.name, "the connection ended before it answered") from None
+        self, call: Call, pool: Pool, placed: Placed, body: Mapping[str, Any]
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The worker's response to the call, with status 200 and not yet read."""
+        worker = placed.worker
+        with pool.lease(worker, placed.tokens), self._observe(worker, str(body["model"])) as leg:
+            async with _while_up(pool, worker):
+                response = await self._post(call, pool, worker, body, leg.headers)
                 try:
                     if response.status != 200:
-                        raw = await _read(response, worker, self._timeout_s)
-                        raise worker_refused(worker.name, response.status, raw)
-                    yield placed, response
-                except RouterError as error:
-                    if error.code == KV_LOST:
-                        self._placement.lost(pool, call.session, worker)  # so that the retry meets another one
-                    raise
+                        raise worker_refused(
+                            worker.name, response.status, await _read(response, worker, self._timeout_s)
+                        )
+                    yield response
                 finally:
                     # A response that was read to its end has given its connection back already; any other must not be
                     # read further: closing it is what tells the worker to abort.
                     response.close()
-                return
-        raise _no_worker(pool)
+            pool.heard(worker)
 
     async def _post(
-        self, call: Call, worker: Worker, body: Mapping[str, Any], headers: Mapping[str, str]
+        self, call: Call, pool: Pool, worker: Worker, body: Mapping[str, Any], headers: Mapping[str, str]
     ) -> aiohttp.ClientResponse:
         try:
             async with asyncio.timeout(self._timeout_s):
                 headers = {**headers, "x-request-id": call.request_id}
                 return await self._http.post(f"{worker.url}/v1/{call.endpoint}", json=body, headers=headers)
-        except aiohttp.ConnectionTimeoutError:
-            raise
+        except _NOT_CONNECTED as error:
+            reason = f"cannot connect ({type(error).__name__})"
+            if pool.mark_down(worker, reason):
+                LOG.warning("request=%s worker=%s down reason=not_connected", call.request_id, worker.name)
+            raise not_connected(worker.name, reason) from None
+        except aiohttp.ClientError as error:
+            pool.mark_down(worker, f"lost the connection ({type(error).__name__})")
+            raise worker_failed(worker.name, "the connection ended before it answered") from None
         except TimeoutError:
             raise worker_timed_out(worker.name, self._timeout_s) from None
 
 
+@asynccontextmanager
+async def _while_up(pool: Pool, worker: Worker) -> AsyncIterator[None]:
+    """Ends what runs in it when the pool cuts the worker's calls.
+
+    Raises:
+        RouterError: it was ended (502).
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(None) as scope:
+            with pool.until_cut(worker, lambda: scope.reschedule(loop.time())):
+                yield
+    except TimeoutError:
+        if not scope.expired():
+            raise
+        raise worker_lost(worker.name, pool.reason(worker)) from None
+
+
 def _no_worker(pool: Pool) -> RouterError:
     return unavailable(f"no {pool.name} worker is up ({pool.why_down()})")
+
+
+def _json(raw: bytes, worker: Worker) -> Any:
+    try:
+        return json.loads(raw)
+    except ValueError:
+        raise worker_failed(worker.name, "sent an answer that is not JSON") from None
 
 
 async def _read(response: aiohttp.ClientResponse, worker: Worker, timeout_s: float) -> bytes:
