@@ -43,6 +43,22 @@ class PlacementConfig(Section):
     known_tokens: Count = 1_000_000  # prefixes remembered for each worker, up to 3 MB
 
 
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class HealthConfig(Section):
+    """When a worker counts as down, and how often it is asked for a token. docs/router.md explains them."""
+
+    poll_every_s: Seconds = 1.0
+    silent_after_s: Seconds = 6.0  # without an answer to /health or anything of a call's answer
+    token_every_s: Seconds = 15.0  # an idle worker is asked for one
+    token_timeout_s: Seconds = 10.0
+    stalled_after_s: Seconds = 20.0  # calls wait and its engine does nothing; above its longest step twice over
+    failures: Count = 5  # of calls in a row
+    first_backoff_s: Seconds = 1.0  # between requests for a token while it is down
+    longest_backoff_s: Seconds = 30.0
+
+
 class RetryConfig(Section):
     """What a call may try after a worker has failed it, over both legs.
 
@@ -74,6 +90,7 @@ class RouterConfig(Section):
     log_prompts: bool = False
     log_format: Literal["text", "json"] = "text"
     placement: PlacementConfig = PlacementConfig()
+    health: HealthConfig = HealthConfig()
     retry: RetryConfig = RetryConfig()
     tracing: TracingConfig = TracingConfig()
     limits: LimitsConfig = LimitsConfig()

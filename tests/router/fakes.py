@@ -65,7 +65,8 @@ def rendered(body: dict[str, Any]) -> str:
 class FakeWorker:
     """Serves the names in `model`, comma between them.
 
-    `behaviour` is changed by tests; `bodies` and `headers` are what it was sent, `aborted` what it gave up.
+    `behaviour` is changed by tests (who is "silent" does not even answer /health, who "hangs" does); `bodies` and
+    `headers` are what it was sent, `aborted` what it gave up.
     """
 
     model: str
@@ -75,6 +76,10 @@ class FakeWorker:
     aborted: int = 0
     params: dict[str, Any] = field(default_factory=dict)  # replaces parts of kv_transfer_params
     healthy: bool = True
+    running: int = 1  # what /metrics says of its engine
+    waiting: int = 0
+    busy: bool = False  # whether that changes
+    steps: int = 0
     refusals: list[str] = field(default_factory=list)  # the reasons for which a decode worker refuses the next calls
     cache: set[bytes] = field(default_factory=set)
 
@@ -84,6 +89,7 @@ class FakeWorker:
                 Route("/v1/chat/completions", self.complete, methods=["POST"]),
                 Route("/v1/completions", self.complete, methods=["POST"]),
                 Route("/health", self.health),
+                Route("/metrics", self.metrics),
             ]
         )
 
@@ -91,6 +97,17 @@ class FakeWorker:
         if self.behaviour == "silent":
             await asyncio.sleep(30)
         return Response(status_code=200 if self.healthy else 503)
+
+    async def metrics(self, request: Request) -> Response:
+        if self.behaviour == "silent":
+            await asyncio.sleep(30)
+        self.steps += self.busy
+        return Response(
+            f"process_cpu_seconds_total {time.monotonic()}\n"
+            f'vllm:num_requests_running{{engine="0"}} {self.running}\n'
+            f'vllm:num_requests_waiting{{engine="0"}} {self.waiting}\n'
+            f'vllm:iteration_tokens_total_count{{engine="0"}} {self.steps}\n'
+        )
 
     async def complete(self, request: Request) -> Response:
         body = await request.json()
@@ -100,13 +117,18 @@ class FakeWorker:
             status = int(self.behaviour)
             error = {"message": "no such thing", "type": "BadRequestError", "param": "messages", "code": status}
             return JSONResponse({"error": error}, status)
-        if self.behaviour == "silent":
+        if self.behaviour in ("silent", "hangs"):
             await self._wait_for_disconnect(request)
         if self.behaviour == "crash":
             raise ConnectionError
         if body["model"] not in self.model.split(","):
             return JSONResponse({"error": {"message": f"no model {body['model']}"}}, 404)
         chat = request.url.path == "/v1/chat/completions"
+        if not _is_understood(body):
+            return JSONResponse({"error": {"message": "what is that?"}}, 400)
+        if body.get("kv_transfer_params") is None:  # as a prefill worker serves what nobody will fetch
+            assert self.model == "base"
+            return JSONResponse({"usage": _usage(len(rendered(body)), int(self.behaviour != "no token"), 0)})
         if body["kv_transfer_params"].get("do_remote_decode"):
             return JSONResponse(self.prefill(body, chat))
         return self.decode(body, chat, request.headers["x-request-id"])
@@ -149,7 +171,8 @@ class FakeWorker:
         ids = params["prompt_token_ids"] if chat else body["prompt"]
         text = f"{body['model']} read {bytes(ids).decode()}"
         head = {"id": ("chatcmpl-" if chat else "cmpl-") + request_id, "created": 1, "model": body["model"]}
-        usage = _usage(len(ids), len(text.split()), len(ids) - 1)
+        words = len(text.split())
+        usage = _usage(len(ids), min(words, body.get("max_tokens", words)), len(ids) - 1)
         if self.refusals and not body.get("stream"):
             return JSONResponse(_refusal(self.refusals.pop(0)), 503)
         if body.get("stream"):
@@ -206,6 +229,14 @@ class FakeWorker:
                 self.aborted += 1
                 return
             await asyncio.sleep(0.01)
+
+
+def _is_understood(body: dict[str, Any]) -> bool:
+    """Whether there is a prompt in it, as vLLM checks before it does anything."""
+    try:
+        return len(rendered(body)) > 0
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return False
 
 
 def _refusal(reason: str) -> dict[str, Any]:

@@ -319,6 +319,59 @@ def test_what_no_other_try_would_mend_is_not_tried_again(cluster: Cluster, leg: 
     assert retries(cluster) == {}
 
 
+WATCHFUL = {"health": {"poll_every_s": 0.05, "silent_after_s": 0.3, "stalled_after_s": 0.4, "token_timeout_s": 0.3}}
+
+
+@pytest.mark.parametrize("behaviour", ["silent", "hangs"])
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("leg", ["prefill", "decode"])
+def test_a_worker_that_stops_is_found_down_and_replaced_long_before_the_timeout(
+    start_cluster: Callable[..., Cluster], leg: str, stream: bool, behaviour: str
+) -> None:
+    cluster = start_cluster(prefill=2, sql=2, router=WATCHFUL, timeout_s=60.0)
+    bad = cluster.prefill[0] if leg == "prefill" else cluster.decode["sql"][0]
+    bad.behaviour = behaviour
+    for _ in range(2):  # whichever of the two is asked first
+        response = cluster.http.post("/v1/chat/completions", json=CHAT | {"stream": stream}, timeout=10.0)
+        assert (response.status_code, "error" in response.text) == (200, False)
+    assert retries(cluster) == {(leg, "worker_lost"): 1.0}
+    wait_for(lambda: bad.aborted)
+    rows = [row for pool in cluster.http.get("/health").json()["pools"].values() for row in pool]
+    assert [row["name"] for row in rows if not row["up"]] == [
+        name for name, fake in cluster.workers.items() if fake is bad
+    ]
+    assert [row["faults"] for row in rows if not row["up"]] == [["health"] if behaviour == "silent" else ["token"]]
+
+
+def test_a_stream_whose_worker_stops_ends_with_an_error_event(start_cluster: Callable[..., Cluster]) -> None:
+    cluster = start_cluster(router=WATCHFUL, timeout_s=60.0)
+    cluster.decode["sql"][0].behaviour = "stalls"
+    error = json.loads(stream_lines(cluster)[-1].removeprefix("data: "))["error"]
+    assert (error["code"], error["type"]) == ("worker_lost", "server_error")
+    assert "sql-0" in error["message"]
+
+
+def test_a_worker_on_which_calls_fail_is_taken_out_until_it_makes_a_token(
+    start_cluster: Callable[..., Cluster], caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster = start_cluster(
+        prefill=2, router={"health": {"poll_every_s": 0.05, "failures": 2, "first_backoff_s": 0.05}}
+    )
+    bad = cluster.prefill[0]
+    bad.behaviour = "500"
+    for number in range(6):  # sessions of their own, so that both are chosen
+        headers = {"x-session-id": f"s{number}"}
+        assert cluster.http.post("/v1/chat/completions", json=CHAT, headers=headers).status_code == 200
+    metrics = cluster.http.get("/metrics").text
+    assert 'prefillshare_breaker_openings_total{worker="prefill-0"} 1.0' in metrics
+    assert 'prefillshare_worker_breaker_open{pool="prefill",role="prefill",worker="prefill-0"} 1.0' in metrics
+    assert retries(cluster) == {("prefill", "worker_failed"): 2.0}
+    wait_for(lambda: 'probes_total{outcome="failed",worker="prefill-0"}' in cluster.http.get("/metrics").text)
+    bad.behaviour = "ok"
+    wait_for(lambda: all(row["up"] for row in cluster.http.get("/health").json()["pools"]["prefill"]))
+    assert sum("breaker=open" in message for message in caplog.messages) == 1
+
+
 @pytest.mark.parametrize("behaviour", ["dies", "ends early", "fails later"])
 def test_nothing_is_tried_again_once_something_was_streamed(cluster: Cluster, behaviour: str) -> None:
     cluster.decode["sql"][0].behaviour = behaviour

@@ -424,9 +424,6 @@ def test_clients_at_once_stay_within_their_limits(keyed: Callable[..., Cluster])
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(body=st.dictionaries(FIELDS, JSON, max_size=6), path=st.sampled_from(["chat/completions", "completions"]))
 def test_no_body_makes_the_router_fail(cluster: Cluster, body: dict[str, Any], path: str) -> None:
-    """502 is a fake worker's failure, which takes a prompt for granted that vLLM would check."""
     raw = json.dumps({"model": "sql", "messages": [], **body}).encode()
     response = cluster.http.post(f"/v1/{path}", content=raw)
-    assert response.status_code in (200, 400, 404, 502), response.text
-    if response.status_code == 502:
-        assert "worker" in response.json()["error"]["message"]
+    assert response.status_code in (200, 400, 404), response.text

@@ -5,16 +5,28 @@ import aiohttp
 import pytest
 from starlette.types import ASGIApp
 
-from prefillshare.router import health
+from prefillshare.router.breaker import Breaker
+from prefillshare.router.errors import worker_failed
 from prefillshare.router.health import HealthMonitor
 from prefillshare.router.pool import Pool
-from tests.router.fakes import FakeWorker, Served, prefill_worker, wait_for
+from prefillshare.router.route import ModelRoute
+from prefillshare.router_config import HealthConfig
+from tests.router.fakes import FakeWorker, Served, decode_worker, prefill_worker, wait_for
+
+OFTEN = HealthConfig(poll_every_s=0.01)
 
 
 @pytest.fixture
 async def http() -> AsyncIterator[aiohttp.ClientSession]:
     async with aiohttp.ClientSession() as session:
         yield session
+
+
+def monitor_of(
+    http: aiohttp.ClientSession, pool: Pool, settings: HealthConfig = OFTEN, breaker: Breaker | None = None
+) -> HealthMonitor:
+    route = ModelRoute("base", pool, Pool("decode/sql", [decode_worker()]))
+    return HealthMonitor(http, {"sql": route}, settings, breaker or Breaker(5))
 
 
 async def test_a_worker_is_up_while_its_health_check_passes(
@@ -24,7 +36,7 @@ async def test_a_worker_is_up_while_its_health_check_passes(
     server = serve(fake.app())
     worker = prefill_worker(url=server.url)
     pool = Pool("prefill", [worker])
-    monitor = HealthMonitor(http, [pool])
+    monitor = monitor_of(http, pool)
     await monitor.check_all()
     assert pool.is_up(worker)
     fake.healthy = False
@@ -38,36 +50,40 @@ async def test_a_worker_is_up_while_its_health_check_passes(
     assert "cannot connect" in pool.why_down()
 
 
-async def test_a_worker_that_was_up_may_be_silent_for_a_while(
-    http: aiohttp.ClientSession, serve: Callable[[ASGIApp], Served], monkeypatch: pytest.MonkeyPatch
+async def test_it_keeps_watching_also_who_joins_later(
+    http: aiohttp.ClientSession, serve: Callable[[ASGIApp], Served]
 ) -> None:
-    monkeypatch.setattr(health, "TIMEOUT_S", 0.05)
-    fake = FakeWorker("base", behaviour="silent")
-    worker = prefill_worker(url=serve(fake.app()).url)
-    pool = Pool("prefill", [worker])
-    monitor = HealthMonitor(http, [pool])
-    await monitor.check_all()
-    assert not pool.is_up(worker)  # never seen up: no credit
-
-    monitor = HealthMonitor(http, [pool])
-    pool.mark_up(worker)
-    ups = []
-    for _ in range(3):
-        await monitor.check_all()
-        ups.append(pool.is_up(worker))
-    assert ups == [True, True, False]
-    assert "does not answer" in pool.why_down()
-
-
-async def test_it_keeps_watching(http: aiohttp.ClientSession, serve: Callable[[ASGIApp], Served]) -> None:
-    fake = FakeWorker("base", healthy=False)
-    worker = prefill_worker(url=serve(fake.app()).url)
-    pool = Pool("prefill", [worker])
-    watching = asyncio.create_task(HealthMonitor(http, [pool], interval_s=0.01).run())
+    fakes = [FakeWorker("base", healthy=False), FakeWorker("base", healthy=False)]
+    first, second = (prefill_worker(f"prefill-{n}", serve(fake.app()).url) for n, fake in enumerate(fakes))
+    pool = Pool("prefill", [first])
+    watching = asyncio.create_task(monitor_of(http, pool).run())
     try:
         for healthy in (True, False, True):
-            fake.healthy = healthy
-            await asyncio.to_thread(wait_for, lambda expected=healthy: pool.is_up(worker) == expected)
+            fakes[0].healthy = healthy
+            await asyncio.to_thread(wait_for, lambda expected=healthy: pool.is_up(first) == expected)
+        pool.add(second)
+        fakes[1].healthy = True
+        await asyncio.to_thread(wait_for, lambda: pool.is_up(second))
+        pool.remove(second)
+        fakes[0].healthy = False
+        await asyncio.to_thread(wait_for, lambda: not pool.is_up(first))
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+
+
+async def test_a_worker_whose_breaker_opens_is_asked_for_a_token_at_once(
+    http: aiohttp.ClientSession, serve: Callable[[ASGIApp], Served]
+) -> None:
+    worker = prefill_worker(url=serve(FakeWorker("base").app()).url)
+    pool, breaker = Pool("prefill", [worker]), Breaker(1)
+    monitor = monitor_of(http, pool, HealthConfig(poll_every_s=60.0), breaker)
+    watching = asyncio.create_task(monitor.run())
+    try:
+        await asyncio.to_thread(wait_for, lambda: pool.is_up(worker))
+        breaker.failed(pool, worker, worker_failed("prefill-0", "answered 500"))
+        assert not pool.is_up(worker)
+        await asyncio.to_thread(wait_for, lambda: pool.is_up(worker), 5.0)
     finally:
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)

@@ -68,7 +68,7 @@ def test_a_worker_is_up_when_every_fault_was_taken_back(pool: Pool) -> None:
 
 def test_calls_in_flight_are_cut_when_nobody_should_wait_any_longer(pool: Pool) -> None:
     cut: list[str] = []
-    with pool.until_cut(A, lambda: cut.append("first")), pool.until_cut(B, lambda: cut.append("other")):
+    with pool.waiting(A, lambda: cut.append("first")), pool.waiting(B, lambda: cut.append("other")):
         assert pool.cut(A) == 1
     assert pool.cut(A) == 0
     assert cut == ["first"]
@@ -77,13 +77,16 @@ def test_calls_in_flight_are_cut_when_nobody_should_wait_any_longer(pool: Pool) 
 def test_silence_counts_from_the_last_sign_of_life_or_the_first_call(pool: Pool) -> None:
     time.sleep(0.05)
     assert pool.silence_s(A) >= 0.05
-    with pool.lease(A):
+    with pool.lease(A), pool.waiting(A, lambda: None) as call:
+        assert pool.is_awaited(A)
         assert pool.silence_s(A) < 0.05
         time.sleep(0.05)
         with pool.lease(A):
             assert pool.silence_s(A) >= 0.05
         pool.heard(A)
         assert pool.silence_s(A) < 0.05
+        call.for_worker = False
+        assert not pool.is_awaited(A)
 
 
 def test_what_is_said_of_a_worker_that_was_removed_is_ignored(pool: Pool) -> None:

@@ -7,6 +7,7 @@ import pytest
 from starlette.types import ASGIApp
 
 from prefillshare.router.admission import Call
+from prefillshare.router.breaker import Breaker
 from prefillshare.router.errors import RouterError
 from prefillshare.router.placement.placement import Placement
 from prefillshare.router.pool import Pool, Worker
@@ -55,7 +56,7 @@ async def bench(serve: Callable[[ASGIApp], Served]) -> AsyncIterator[Bench]:
 
     def relay(placement: Placement, settings: RouterConfig) -> Relay:
         sessions.append(open_http(settings))
-        return Relay(sessions[-1], settings, placement)
+        return Relay(sessions[-1], settings, placement, Breaker(5))
 
     bench = Bench(serve, relay)
     yield bench

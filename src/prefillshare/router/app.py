@@ -16,6 +16,7 @@ from starlette.routing import Route
 
 from prefillshare.access import load_keys
 from prefillshare.router.accounting import Ledger
+from prefillshare.router.breaker import Breaker
 from prefillshare.router.endpoint import CompletionEndpoint, Services
 from prefillshare.router.errors import RouterError, internal, model_not_found
 from prefillshare.router.gate import Gate
@@ -77,12 +78,14 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         async with open_http(settings, worker_key) as http:
-            monitor = HealthMonitor(http, pools)
+            breaker = Breaker(settings.health.failures)
+            breaker.opened.append(metrics.breaker_opened)
+            monitor = HealthMonitor(http, routes, settings.health, breaker, metrics.probed)
             await monitor.check_all()
             watching = asyncio.create_task(monitor.run())
             tracing = open_tracing(settings.tracing, os.environ)
             observer = Observer(metrics, board, tracing)
-            relay = Relay(http, settings, placement, observer.leg)
+            relay = Relay(http, settings, placement, breaker, observer.leg)
             ledger = Ledger(block_size)
             app.state.services = Services(settings, relay, ledger, metrics, observer, models, max_body_bytes, tenants)
             with logging_as(settings.log_format):

@@ -1,59 +1,87 @@
-"""Keeps the pools' picture of which workers are up, by asking each for its `/health` every second."""
+"""Keeps the pools' picture of which workers are up.
+
+Three questions, from cheap to dear: does it answer `/health` (every second), has it sent anything of the answers that
+calls wait for, and does it make a token when asked for one. The last is asked of workers that are idle or under
+suspicion, never of busy ones: these show by their own work, or by their metrics, that they live.
+"""
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 
 import aiohttp
 
+from prefillshare.router.breaker import Breaker
 from prefillshare.router.pool import Pool, Worker
+from prefillshare.router.privacy import failure_text
+from prefillshare.router.probe import Outcome, Prober
+from prefillshare.router.route import ModelRoute, pools_of
+from prefillshare.router.watcher import Watcher
+from prefillshare.router_config import HealthConfig
 
 LOG = logging.getLogger("prefillshare.router")
 
-INTERVAL_S = 1.0
-TIMEOUT_S = 2.0
-# A refused connection or a bad status is certain. Silence is not: a busy worker on a shared core misses two seconds.
-SILENCES_ALLOWED = 2
-
 
 class HealthMonitor:
-    """Polls every worker of `pools`; `run` ends only by being cancelled."""
+    """Watches every worker of the routes' pools, also such as join later; `run` ends only by being cancelled."""
 
-    def __init__(self, http: aiohttp.ClientSession, pools: Sequence[Pool], interval_s: float = INTERVAL_S) -> None:
+    def __init__(
+        self,
+        http: aiohttp.ClientSession,
+        routes: Mapping[str, ModelRoute],
+        settings: HealthConfig,
+        breaker: Breaker,
+        probed: Callable[[Worker, Outcome], None] = lambda worker, outcome: None,
+    ) -> None:
+        """`probed` is told what came of each request for a token."""
         self._http = http
-        self._pools = pools
-        self._interval_s = interval_s
-        self._silences: dict[Worker, int] = {}
+        self._routes = routes
+        self._settings = settings
+        self._breaker = breaker
+        self._prober = Prober(http, routes, settings.token_timeout_s)
+        self._probed = probed
+        self._suspected: dict[str, asyncio.Event] = {}  # by the name of the worker
+        breaker.opened.append(self._suspect)
 
     async def run(self) -> None:
+        watching: dict[tuple[Pool, Worker], asyncio.Task[None]] = {}
         async with asyncio.TaskGroup() as tasks:
-            for pool in self._pools:
-                for worker in pool.workers:
-                    tasks.create_task(self._watch(pool, worker))
+            while True:
+                there = {(pool, worker) for pool in pools_of(self._routes.values()) for worker in pool.workers}
+                for gone in watching.keys() - there:
+                    watching.pop(gone).cancel()
+                for new in there - watching.keys():
+                    watching[new] = tasks.create_task(self._watch(*new))
+                await asyncio.sleep(self._settings.poll_every_s)
 
     async def check_all(self) -> None:
-        await asyncio.gather(*(self.check(pool, worker) for pool in self._pools for worker in pool.workers))
+        """Asks every worker for its `/health`, once."""
+        pools = pools_of(self._routes.values())
+        await asyncio.gather(*(self._watcher(pool, worker).poll() for pool in pools for worker in pool.workers))
 
-    async def check(self, pool: Pool, worker: Worker) -> None:
-        """Asks once and tells the pool."""
-        try:
-            async with self._http.get(worker.url + "/health", timeout=aiohttp.ClientTimeout(total=TIMEOUT_S)) as answer:
-                reason = "" if answer.status == 200 else f"its health check answered {answer.status}"
-        except TimeoutError:
-            silences = self._silences[worker] = self._silences.get(worker, 0) + 1
-            if silences <= SILENCES_ALLOWED and pool.is_up(worker):
-                return
-            reason = "its health check does not answer"
-        except (aiohttp.ClientError, OSError) as error:
-            reason = f"cannot connect ({type(error).__name__})"
-        else:
-            self._silences.pop(worker, None)
-        if not reason and pool.mark_up(worker):
-            LOG.info("worker=%s up", worker.name)
-        elif reason and pool.mark_down(worker, reason):
-            LOG.warning("worker=%s down reason=%r", worker.name, reason)
+    def _suspect(self, worker: Worker) -> None:
+        """Has it asked for a token at once: calls may have failed by what was in them."""
+        if event := self._suspected.get(worker.name):
+            event.set()
 
     async def _watch(self, pool: Pool, worker: Worker) -> None:
+        watcher = self._watcher(pool, worker)
+        suspected = self._suspected[worker.name] = asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._repeat(watcher.poll, asyncio.Event()))
+            tasks.create_task(self._repeat(watcher.want_tokens, suspected))
+
+    async def _repeat(self, step: Callable[[], Awaitable[None]], at_once: asyncio.Event) -> None:
         while True:
-            await self.check(pool, worker)
-            await asyncio.sleep(self._interval_s)
+            try:
+                await step()
+            except Exception as error:  # one worker's must not end the watch over all
+                LOG.error("the health check failed in the router: %s", failure_text(error, with_messages=False))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.poll_every_s):
+                    await at_once.wait()
+            at_once.clear()
+
+    def _watcher(self, pool: Pool, worker: Worker) -> Watcher:
+        return Watcher(pool, worker, self._http, self._settings, self._prober, self._breaker, self._probed)

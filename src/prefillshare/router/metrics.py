@@ -69,6 +69,16 @@ class Metrics:
             "Calls tried again, by the leg that had failed and why: an error's code, or how the KV was lost.",
             ["leg", "reason"],
         )
+        self._breakers = counter(
+            "prefillshare_breaker_openings",
+            "How often a worker was taken out of service because calls on it failed one after another.",
+            ["worker"],
+        )
+        self._probes = counter(
+            "prefillshare_probes",
+            "Requests for one token, made to see whether the worker makes any; by what came of them.",
+            ["worker", "outcome"],
+        )
         self._placements = counter(
             "prefillshare_placements",
             "Workers chosen, by the leg and the rule of `router.placement` that decided.",
@@ -120,6 +130,14 @@ class Metrics:
             (gauge("prefillshare_worker_up", "1 when the worker is up, else 0.", ["worker", "role", "pool"]), _is_up),
             (
                 gauge(
+                    "prefillshare_worker_breaker_open",
+                    "1 while the worker is out of service because calls on it failed one after another.",
+                    ["worker", "role", "pool"],
+                ),
+                _breaker_is_open,
+            ),
+            (
+                gauge(
                     "prefillshare_worker_in_flight_calls",
                     "Calls that the router has in flight on the worker.",
                     ["worker", "role", "pool"],
@@ -141,6 +159,7 @@ class Metrics:
                 for metric, value in by_worker:
                     metric.labels(worker.name, worker.role, pool.name).set_function(partial(value, pool, worker))
                 self._leg_seconds.labels(worker.role, worker.name)
+                self._breakers.labels(worker.name)
 
     def _begin_at_zero(self, model: str) -> None:
         """Of a counter that appears with its first increase, Prometheus cannot see that increase."""
@@ -180,6 +199,12 @@ class Metrics:
         else:
             self._leg_failures.labels(worker.role, worker.name, self._bounded(code)).inc()
 
+    def breaker_opened(self, worker: Worker) -> None:
+        self._breakers.labels(worker.name).inc()
+
+    def probed(self, worker: Worker, outcome: str) -> None:
+        self._probes.labels(worker.name, outcome).inc()
+
     def retried(self, leg: LegName, reason: str) -> None:
         self._retries.labels(leg, reason).inc()
 
@@ -205,6 +230,10 @@ class Metrics:
 
 def _count_up(pool: Pool) -> float:
     return len(pool.up())
+
+
+def _breaker_is_open(pool: Pool, worker: Worker) -> float:
+    return float("calls" in pool.faults(worker))
 
 
 def _is_up(pool: Pool, worker: Worker) -> float:

@@ -26,11 +26,19 @@ def _unchecked() -> dict[Fault, str]:
     return {"health": "not checked yet"}
 
 
+@dataclass(slots=True, eq=False)
+class Waiting:
+    """A call on a worker; `cut` ends it."""
+
+    cut: Callable[[], None]
+    for_worker: bool = True  # False while the client has yet to take what the worker has sent
+
+
 @dataclass(slots=True)
 class _State:
     faults: dict[Fault, str] = field(default_factory=_unchecked)  # with the reasons; up means none
     heard: float = field(default_factory=time.monotonic)  # when it last sent something of an answer
-    cuts: set[Callable[[], None]] = field(default_factory=set)  # each ends a call in flight
+    calls: set[Waiting] = field(default_factory=set)
     since: float = field(default_factory=time.time)  # when it went up or down, in seconds since 1970
     losses: int = 0  # how often it has gone down
     in_flight: int = 0  # calls
@@ -123,7 +131,7 @@ class Pool:
     def lease(self, worker: Worker, tokens: int = 0) -> Iterator[None]:
         """Counts a call of that many tokens in flight on `worker` for as long as the block runs."""
         state = self._states[worker.name]
-        if not state.in_flight:
+        if not self.is_awaited(worker):
             state.heard = time.monotonic()  # until now there was nothing to be heard
         state.in_flight += 1
         state.load += tokens
@@ -135,21 +143,27 @@ class Pool:
             state.load -= tokens
 
     @contextmanager
-    def until_cut(self, worker: Worker, cut: Callable[[], None]) -> Iterator[None]:
-        """Has `cut` called when a call, which the block is, must not wait for the worker any longer."""
-        cuts = self._states[worker.name].cuts
-        cuts.add(cut)
+    def waiting(self, worker: Worker, cut: Callable[[], None]) -> Iterator[Waiting]:
+        """Around a call in flight. `cut` is called when it must not wait for the worker any longer."""
+        calls = self._states[worker.name].calls
+        call = Waiting(cut)
+        calls.add(call)
         try:
-            yield
+            yield call
         finally:
-            cuts.discard(cut)
+            calls.discard(call)
+
+    def is_awaited(self, worker: Worker) -> bool:
+        """Whether a call waits for the worker, and not just for its client."""
+        return any(call.for_worker for call in self._states[worker.name].calls)
 
     def cut(self, worker: Worker) -> int:
         """Ends the calls in flight on `worker`, which is down and will not end them itself. Returns how many."""
-        cuts = list(self._states[worker.name].cuts)
-        for cut in cuts:
-            cut()
-        return len(cuts)
+        state = self._states.get(worker.name)
+        calls = list(state.calls) if state else []
+        for call in calls:
+            call.cut()
+        return len(calls)
 
     def heard(self, worker: Worker) -> None:
         """It has sent something of an answer, so it lives."""
@@ -157,12 +171,14 @@ class Pool:
             state.heard = time.monotonic()
 
     def silence_s(self, worker: Worker) -> float:
-        """For how long `worker` has sent nothing of any answer; from the first call on, if it had none before."""
+        """For how long `worker` has sent nothing of any answer; from the first call on, if none waited before."""
         return time.monotonic() - self._states[worker.name].heard
 
     def mark_up(self, worker: Worker, fault: Fault = "health") -> bool:
         """Takes the fault back. Returns whether the worker is up by that."""
-        state = self._states[worker.name]
+        state = self._states.get(worker.name)
+        if state is None:
+            return False
         was_down = bool(state.faults)
         state.faults.pop(fault, None)
         news = was_down and not state.faults

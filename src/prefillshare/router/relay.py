@@ -18,6 +18,7 @@ import aiohttp
 
 from prefillshare.router.admission import Call
 from prefillshare.router.answer import Usage, rewrite_answer, rewrite_stream
+from prefillshare.router.breaker import Breaker
 from prefillshare.router.errors import (
     KV_LOST,
     RouterError,
@@ -31,7 +32,7 @@ from prefillshare.router.errors import (
 from prefillshare.router.legs import Prefilled, decode_body, prefill_body, read_prefill
 from prefillshare.router.observer import Leg, unobserved
 from prefillshare.router.placement.placement import Placed, Placement
-from prefillshare.router.pool import Pool, Worker
+from prefillshare.router.pool import Pool, Waiting, Worker
 from prefillshare.router.retry import Attempts
 from prefillshare.router_config import RouterConfig
 
@@ -64,14 +65,16 @@ class Decoding:
         response: aiohttp.ClientResponse,
         cached_tokens: int,
         timeout_s: float,
+        waiting: Waiting,
         heard: Callable[[], None],
     ) -> None:
-        """`heard` is called whenever the worker has sent something of its answer."""
+        """`heard` is called whenever the worker has sent something of its answer; `waiting` is told of it, too."""
         self.worker = placed.worker
         self.placed_by = placed.rule
         self._response = response
         self._cached_tokens = cached_tokens
         self._timeout_s = timeout_s
+        self._waiting = waiting
         self._heard = heard
         self._usage = Usage()
 
@@ -91,6 +94,7 @@ class Decoding:
     async def _chunks(self) -> AsyncIterator[bytes]:
         content = self._response.content
         while True:
+            self._waiting.for_worker = True
             try:
                 async with asyncio.timeout(self._timeout_s):
                     chunk = await content.readany()
@@ -101,6 +105,7 @@ class Decoding:
             if not chunk:
                 return
             self._heard()
+            self._waiting.for_worker = False
             yield chunk
 
 
@@ -112,12 +117,14 @@ class Relay:
         http: aiohttp.ClientSession,
         settings: RouterConfig,
         placement: Placement,
+        breaker: Breaker,
         observe: Callable[[Worker, str], AbstractContextManager[Leg]] = unobserved,
     ) -> None:
         """`observe` is entered around every leg's work on a worker, with the name of the model that it serves."""
         self._http = http
         self._timeout_s = settings.request_timeout_s
         self._placement = placement
+        self._breaker = breaker
         self._observe = observe
 
     async def prefill(self, call: Call, attempts: Attempts) -> Prefilled:
@@ -139,7 +146,7 @@ class Relay:
             raise _no_worker(route.prefill)
         worker = placed.worker
         try:
-            async with self._leg(call, route.prefill, placed, body) as response:
+            async with self._leg(call, route.prefill, placed, body) as (response, _):
                 answer = _json(await _read(response, worker, self._timeout_s), worker)
                 return read_prefill(call, worker, answer, time.perf_counter() - started, placed.rule)
         except RouterError as error:
@@ -161,9 +168,9 @@ class Relay:
         if placed is None:
             raise _no_worker(pool)
         try:
-            async with self._leg(call, pool, placed, decode_body(call, prefilled)) as response:
+            async with self._leg(call, pool, placed, decode_body(call, prefilled)) as (response, waiting):
                 heard = partial(pool.heard, placed.worker)
-                yield Decoding(placed, response, prefilled.cached_tokens, self._timeout_s, heard)
+                yield Decoding(placed, response, prefilled.cached_tokens, self._timeout_s, waiting, heard)
         except RouterError as error:
             attempts.failed(error, placed.worker, prefilled.worker)
             if error.code == KV_LOST:
@@ -173,22 +180,26 @@ class Relay:
     @asynccontextmanager
     async def _leg(
         self, call: Call, pool: Pool, placed: Placed, body: Mapping[str, Any]
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
+    ) -> AsyncIterator[tuple[aiohttp.ClientResponse, Waiting]]:
         """The worker's response to the call, with status 200 and not yet read."""
         worker = placed.worker
         with pool.lease(worker, placed.tokens), self._observe(worker, str(body["model"])) as leg:
-            async with _while_up(pool, worker):
-                response = await self._post(call, pool, worker, body, leg.headers)
-                try:
-                    if response.status != 200:
-                        raise worker_refused(
-                            worker.name, response.status, await _read(response, worker, self._timeout_s)
-                        )
-                    yield response
-                finally:
-                    # A response that was read to its end has given its connection back already; any other must not be
-                    # read further: closing it is what tells the worker to abort.
-                    response.close()
+            try:
+                async with _while_up(pool, worker) as waiting:
+                    response = await self._post(call, pool, worker, body, leg.headers)
+                    try:
+                        if response.status != 200:
+                            refusal = await _read(response, worker, self._timeout_s)
+                            raise worker_refused(worker.name, response.status, refusal)
+                        yield response, waiting
+                    finally:
+                        # A response that was read to its end has given its connection back already; any other must
+                        # not be read further: closing it is what tells the worker to abort.
+                        response.close()
+            except RouterError as error:
+                self._breaker.failed(pool, worker, error)
+                raise
+            self._breaker.succeeded(worker)
             pool.heard(worker)
 
     async def _post(
@@ -211,7 +222,7 @@ class Relay:
 
 
 @asynccontextmanager
-async def _while_up(pool: Pool, worker: Worker) -> AsyncIterator[None]:
+async def _while_up(pool: Pool, worker: Worker) -> AsyncIterator[Waiting]:
     """Ends what runs in it when the pool cuts the worker's calls.
 
     Raises:
@@ -220,8 +231,8 @@ async def _while_up(pool: Pool, worker: Worker) -> AsyncIterator[None]:
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(None) as scope:
-            with pool.until_cut(worker, lambda: scope.reschedule(loop.time())):
-                yield
+            with pool.waiting(worker, lambda: scope.reschedule(loop.time())) as waiting:
+                yield waiting
     except TimeoutError:
         if not scope.expired():
             raise
