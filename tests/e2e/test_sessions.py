@@ -24,11 +24,12 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig, AutoTokenizer
 
+from experiments.random_sessions import SENTENCES, Session, make_session
+from experiments.references import Call, Reference
 from prefillshare.engine.worker import WorkerSpec
 from prefillshare.module import DecodeModule
 from tests.e2e.conftest import BLOCK_SIZE, SMALL_KV_BLOCKS, Workers
-from tests.e2e.replay import Call, KnownBlocks, Played, Player, Reference, metric
-from tests.e2e.sessions import SENTENCES, Session, make_session
+from tests.e2e.replay import KnownBlocks, Played, Player, metric
 from tests.e2e.support import complete, decode, prefill
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
