@@ -84,6 +84,7 @@ class RouterConfig(Section):
     port: Port = 8000
     request_timeout_s: Annotated[float, Field(gt=0)] = 600.0
     connect_timeout_s: Annotated[float, Field(gt=0)] = 5.0
+    drain_timeout_s: Annotated[float, Field(ge=0)] = 25.0  # after SIGTERM, for the calls in flight
     keys: tuple[KeyConfig, ...] = ()
     keys_file: RelativePath | None = None
     allow_anonymous: bool = False

@@ -1,3 +1,4 @@
+import asyncio
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from prefillshare.deployment import local
 from prefillshare.deployment.local import LocalDeployment, routes
 from prefillshare.engine.worker import ServedModel
 from prefillshare.errors import UserError
+from prefillshare.router.drain import Drain
 from prefillshare.router.route import pools_of
 from tests.deployment.fakes import (
     NAMES,
@@ -180,7 +182,36 @@ def test_a_signal_while_serving_stops_everything(serve: Serve, number: signal.Si
     assert serve.process.wait(20) == code
     assert processes_of(serve.deployment) == []
     assert serve.events().count("stopped") == 2
+    assert ("draining" in serve.events()) == (number == signal.SIGTERM)  # Ctrl-C is to be quick
     assert "Traceback" not in serve.output.read_text()
+
+
+async def test_draining_waits_for_calls_in_flight_but_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ports = free_ports(3)
+    deployment = make_deployment(tmp_path, ports=ports)
+    router = deployment.router.model_copy(update={"drain_timeout_s": 0.6})
+    given: dict[str, Drain] = {}
+
+    def create_app(*_: object, drain: Drain, **__: object) -> Starlette:
+        given["drain"] = drain
+        return Starlette()
+
+    with fake_workers(deployment, ports[1:]):
+        monkeypatch.setattr(local, "create_app", create_app)
+        async with LocalDeployment(deployment.model_copy(update={"router": router}), timing=QUICK) as running:
+            with given["drain"].call():
+                began = time.monotonic()
+                draining = asyncio.create_task(running.drain())
+                await asyncio.sleep(0.2)
+                assert not draining.done()
+                await draining
+                assert 0.6 <= time.monotonic() - began < 2
+                draining = asyncio.create_task(running.drain())
+                await asyncio.sleep(0.1)
+                running.kill()  # as a second signal does
+                await asyncio.wait_for(draining, 0.3)
 
 
 def test_a_signal_during_startup_stops_everything(serve: Serve) -> None:

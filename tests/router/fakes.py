@@ -80,6 +80,7 @@ class FakeWorker:
     waiting: int = 0
     busy: bool = False  # whether that changes
     steps: int = 0
+    pause: threading.Event | None = None  # streams wait for it after their first token
     refusals: list[str] = field(default_factory=list)  # the reasons for which a decode worker refuses the next calls
     cache: set[bytes] = field(default_factory=set)
 
@@ -214,6 +215,8 @@ class FakeWorker:
                     yield b"data: [DONE]\n\n"
                     return
                 await asyncio.sleep(30 if self.behaviour == "stalls" else 0)
+                if self.pause:
+                    await asyncio.to_thread(self.pause.wait)
         except asyncio.CancelledError:
             self.aborted += 1
             raise

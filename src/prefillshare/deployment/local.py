@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
@@ -23,6 +24,7 @@ from prefillshare.deployment.supervision import DEFAULT_TIMING, StartupFailed, T
 from prefillshare.engine.worker import WorkerSpec, plan_workers
 from prefillshare.errors import UserError
 from prefillshare.router.app import create_app
+from prefillshare.router.drain import Drain
 from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.route import ModelRoute
 from prefillshare.router.server import server_config
@@ -53,6 +55,7 @@ class LocalDeployment:
         self._tasks: list[asyncio.Task[None]] = []
         self._server: uvicorn.Server | None = None
         self._router: asyncio.Task[None] | None = None
+        self._drain = Drain()
         starting = asyncio.Semaphore(_STARTING_PER_CORE * len(os.sched_getaffinity(0)))
         environment = {**os.environ, **mark(deployment_name(deployment))}
         self.workers = [
@@ -100,8 +103,20 @@ class LocalDeployment:
         for task in done:
             task.result()
 
+    async def drain(self) -> None:
+        """Has the router take no more calls, and waits for those in flight, as long as `router.drain_timeout_s`.
+
+        Until `stop` it answers new calls and health checks with a 503, so that a load balancer sends them elsewhere.
+        """
+        self._drain.begin()
+        calls, limit_s = self._drain.in_flight, self.deployment.router.drain_timeout_s
+        self._report(Event("draining", "", f"taking no more calls; {calls} in flight", {"calls": calls}))
+        if not await self._drain.finished(limit_s):
+            LOG.warning("%d call(s) did not end within %g s", self._drain.in_flight, limit_s)
+
     def kill(self) -> None:
-        """Ends all workers at once; a stop under way then has nothing left to wait for."""
+        """Ends all workers at once; a drain or stop under way then has nothing left to wait for."""
+        self._drain.give_up()
         if self._server is not None:
             self._server.force_exit = True
         for worker in self.workers:
@@ -151,6 +166,7 @@ class LocalDeployment:
                     routes(self.deployment, specs),
                     block_size=self.deployment.workers.block_size,
                     worker_key=specs[0].worker_key,  # one for all workers of a deployment
+                    drain=self._drain,
                 ),
                 settings.limits,
                 log_config=None,
@@ -226,8 +242,8 @@ async def visibly(deployment: LocalDeployment, console: Console) -> AsyncIterato
 def run(deployment: Deployment) -> int:
     """Serves until SIGINT, SIGTERM or SIGHUP and returns the exit code; the CLI's `serve`.
 
-    The first signal stops cleanly, a second one kills the workers. For the code then see StopSignals; it is 1
-    when the deployment did not start or its router ended.
+    The first signal stops cleanly, SIGTERM once the calls in flight have ended; a second one kills the workers. For the
+    code then see StopSignals; it is 1 when the deployment did not start or its router ended.
 
     Raises:
         UserError: the router's port is taken.
@@ -241,7 +257,12 @@ async def _run(deployment: Deployment, console: Console) -> int:
     with show_events(console), StopSignals(on_first=partial(say_stopping, console), kill=running.kill) as signals:
         try:
             async with visibly(running, console):
-                await running.wait()
+                try:
+                    await running.wait()
+                except asyncio.CancelledError:
+                    if signals.received is signal.SIGTERM:
+                        await running.drain()
+                    raise
         except asyncio.CancelledError:
             if signals.exit_code is None:
                 raise

@@ -16,15 +16,15 @@ class StopSignals:
     def __init__(self, *, on_first: Callable[[signal.Signals], None], kill: Callable[[], None]) -> None:
         self._on_first = on_first
         self._kill = kill
-        self._received: signal.Signals | None = None
+        self.received: signal.Signals | None = None  # the first one
 
     @property
     def exit_code(self) -> int | None:
         """130 after SIGINT, as shells expect of an interrupted command; 0 after the signals by which a
         supervisor asks for a clean stop; None without any."""
-        if self._received is None:
+        if self.received is None:
             return None
-        return 130 if self._received is signal.SIGINT else 0
+        return 130 if self.received is signal.SIGINT else 0
 
     def __enter__(self) -> Self:
         task = asyncio.current_task()
@@ -45,9 +45,9 @@ class StopSignals:
             self._loop.remove_signal_handler(number)
 
     def _on_signal(self, number: signal.Signals) -> None:
-        if self._received is not None:
+        if self.received is not None:
             self._kill()
             return
-        self._received = number
+        self.received = number
         self._on_first(number)
         self._task.cancel()

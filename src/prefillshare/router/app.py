@@ -17,6 +17,7 @@ from starlette.routing import Route
 from prefillshare.access import load_keys
 from prefillshare.router.accounting import Ledger
 from prefillshare.router.breaker import Breaker
+from prefillshare.router.drain import Drain
 from prefillshare.router.endpoint import CompletionEndpoint, Services
 from prefillshare.router.errors import RouterError, internal, model_not_found
 from prefillshare.router.gate import Gate
@@ -44,6 +45,7 @@ def create_app(
     block_size: int,
     max_body_bytes: int = MAX_BODY_BYTES,
     worker_key: str | None = None,
+    drain: Drain | None = None,
 ) -> Starlette:
     """The router as an ASGI application.
 
@@ -53,6 +55,7 @@ def create_app(
         block_size: of the workers' KV caches, in tokens; for attributing reuse and placing the decode leg.
         max_body_bytes: longer request bodies are refused with a 413.
         worker_key: the secret that the workers ask for.
+        drain: has it take no more calls, when that has begun.
 
     Startup asks every worker for its health once, so that the first request finds the workers that are up. Startup
     succeeds whatever they say; `/health` tells.
@@ -74,6 +77,7 @@ def create_app(
     check_installed(settings.tracing, os.environ)
     models = tuple(routes)
     created = int(time.time())
+    draining = drain or Drain()
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -87,7 +91,9 @@ def create_app(
             observer = Observer(metrics, board, tracing)
             relay = Relay(http, settings, placement, breaker, observer.leg)
             ledger = Ledger(block_size)
-            app.state.services = Services(settings, relay, ledger, metrics, observer, models, max_body_bytes, tenants)
+            app.state.services = Services(
+                settings, relay, ledger, metrics, observer, models, max_body_bytes, tenants, draining
+            )
             with logging_as(settings.log_format):
                 yield
             await asyncio.to_thread(tracing.close)
@@ -111,8 +117,9 @@ def create_app(
 
     async def health(request: Request) -> Response:
         """200 when every model can be served. Who is no operator learns nothing else."""
-        ready = all(pool.ready() for pool in pools)
-        body: dict[str, object] = {"status": "ok" if ready else "unavailable"}
+        ready = all(pool.ready() for pool in pools) and not draining.begun
+        status = "ok" if ready else "draining" if draining.begun else "unavailable"
+        body: dict[str, object] = {"status": status}
         if not request.scope["user"].caller.operator:
             return JSONResponse(body, 200 if ready else 503)
         body |= {

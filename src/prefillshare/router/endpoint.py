@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from prefillshare.router.accounting import Attribution, Ledger
 from prefillshare.router.admission import Call, Endpoint, admit, read_body
 from prefillshare.router.disconnect import unless_disconnected
+from prefillshare.router.drain import Drain
 from prefillshare.router.errors import KV_LOST, NOT_CONNECTED, RouterError, internal
 from prefillshare.router.legs import Prefilled, asks_for_usage
 from prefillshare.router.limits import check_body
@@ -44,6 +45,7 @@ class Services:
     models: tuple[str, ...]
     max_body_bytes: int
     tenants: TenantMetrics
+    drain: Drain
 
 
 class _Exchange:
@@ -94,9 +96,12 @@ class CompletionEndpoint:
         exchange = _Exchange(send, scope["user"], self._endpoint)
         services.observer.started(self._endpoint, exchange.record.request_id, scope["headers"])
         try:
-            call = await self._admit(services, exchange, Request(scope, receive))
-            if call is not None:
-                await unless_disconnected(receive, self._serve(services, exchange, call))
+            with services.drain.call():
+                call = await self._admit(services, exchange, Request(scope, receive))
+                if call is not None:
+                    await unless_disconnected(receive, self._serve(services, exchange, call))
+        except RouterError as error:
+            await exchange.fail(error)
         except (ClientDisconnect, OSError):
             pass  # it left while it was sending or being sent to; the status says so
         finally:
