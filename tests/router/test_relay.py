@@ -210,6 +210,21 @@ async def test_a_stream_ends_when_its_worker_is_found_down(bench: Bench) -> None
     assert caught.value.code == "worker_lost"
 
 
+async def test_a_client_that_does_not_read_is_not_the_workers_silence(bench: Bench) -> None:
+    worker = bench.worker(FakeWorker("sql", behaviour="stalls"), "sql-0")
+    relay, tries = bench.relay([bench.worker(FakeWorker("base"), "prefill-0")], [worker]), attempts()
+    async with relay.decode(STREAM, await relay.prefill(STREAM, tries), tries) as decoding:
+        assert bench.pools[1].is_awaited(worker)
+        stream = aiter(decoding.stream())
+        await anext(stream)
+        assert not bench.pools[1].is_awaited(worker)
+        more = asyncio.create_task(anext(stream))
+        await asyncio.sleep(0.1)
+        assert bench.pools[1].is_awaited(worker)
+        more.cancel()
+        await asyncio.gather(more, return_exceptions=True)
+
+
 async def test_what_a_worker_sends_is_a_sign_of_life(bench: Bench) -> None:
     base, sql = bench.worker(FakeWorker("base"), "prefill-0"), bench.worker(FakeWorker("sql"), "sql-0")
     relay = bench.relay([base], [sql])
