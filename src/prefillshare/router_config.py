@@ -68,6 +68,7 @@ class RetryConfig(Section):
     max_retries: Annotated[int, Field(ge=0, le=10)] = 2
     first_pause_s: Annotated[float, Field(ge=0)] = 0.1
     longest_pause_s: Annotated[float, Field(ge=0)] = 2.0
+    hedge_after_s: Annotated[float, Field(gt=0)] | None = None  # leg 1 is then also asked of another prefill worker
 
 
 class TracingConfig(Section):

@@ -372,6 +372,25 @@ def test_a_worker_on_which_calls_fail_is_taken_out_until_it_makes_a_token(
     assert sum("breaker=open" in message for message in caplog.messages) == 1
 
 
+def test_a_prefill_that_takes_long_is_also_asked_of_another_worker_where_that_was_chosen(
+    start_cluster: Callable[..., Cluster],
+) -> None:
+    cluster = start_cluster(prefill=2, router={"retry": {"hedge_after_s": 0.1}})
+    slow = cluster.prefill[0]
+    slow.behaviour = "hangs"
+    served_by = []
+    for _ in range(3):
+        response = cluster.http.post("/v1/chat/completions", json=CHAT, headers={"x-session-id": "s"})
+        assert response.status_code == 200
+        served_by.append(response.headers["x-prefillshare-prefill-worker"])
+    assert served_by == ["prefill-1"] * 3  # which stays the session's home
+    assert len(slow.bodies) == 1
+    wait_for(lambda: slow.aborted)
+    assert retries(cluster) == {}
+    failed = 'prefillshare_leg_failures_total{code="hedged",leg="prefill",worker="prefill-0"} 1.0'
+    assert failed in cluster.http.get("/metrics").text
+
+
 @pytest.mark.parametrize("behaviour", ["dies", "ends early", "fails later"])
 def test_nothing_is_tried_again_once_something_was_streamed(cluster: Cluster, behaviour: str) -> None:
     cluster.decode["sql"][0].behaviour = behaviour

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 from prefillshare.router.errors import RouterError
+from prefillshare.router.hedge import HEDGED
 from prefillshare.router.log_format import log_call
 from prefillshare.router.metrics import Metrics
 from prefillshare.router.pool import Worker
@@ -55,8 +56,8 @@ class Observer:
             except RouterError as error:
                 leg.failed(error.code or error.type)
                 raise
-            except (asyncio.CancelledError, GeneratorExit, OSError):
-                leg.failed(CLIENT_LEFT)
+            except (asyncio.CancelledError, GeneratorExit, OSError) as error:
+                leg.failed(HEDGED if error.args == (HEDGED,) else CLIENT_LEFT)
                 raise
             except Exception:
                 leg.failed("internal_error")

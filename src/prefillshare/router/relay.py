@@ -9,7 +9,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager
 from functools import partial
 from typing import Any
@@ -29,11 +29,13 @@ from prefillshare.router.errors import (
     worker_refused,
     worker_timed_out,
 )
+from prefillshare.router.hedge import first_of
 from prefillshare.router.legs import Prefilled, decode_body, prefill_body, read_prefill
 from prefillshare.router.observer import Leg, unobserved
 from prefillshare.router.placement.placement import Placed, Placement
 from prefillshare.router.pool import Pool, Waiting, Worker
 from prefillshare.router.retry import Attempts
+from prefillshare.router.route import ModelRoute
 from prefillshare.router_config import RouterConfig
 
 LOG = logging.getLogger("prefillshare.router")
@@ -123,6 +125,7 @@ class Relay:
         """`observe` is entered around every leg's work on a worker, with the name of the model that it serves."""
         self._http = http
         self._timeout_s = settings.request_timeout_s
+        self._hedge_after_s = settings.retry.hedge_after_s
         self._placement = placement
         self._breaker = breaker
         self._observe = observe
@@ -139,11 +142,27 @@ class Relay:
         if not route.decode.ready():
             # Checked first: a prefill that nobody fetches holds its blocks on the prefill worker for 30 s.
             raise _no_worker(route.decode)
-        started = time.perf_counter()
         body = prefill_body(call, route.base, route.instructions)
         placed = attempts.choose(lambda failed: self._placement.prefill(call.model, call.session, body, failed))
         if placed is None:
             raise _no_worker(route.prefill)
+        if self._hedge_after_s is None:
+            return await self._prefill_on(placed, call, route, body, attempts)
+
+        def another() -> Coroutine[Any, Any, Prefilled] | None:
+            tried = {*attempts.failed_workers, placed.worker}
+            rival = self._placement.prefill(call.model, call.session, body, tried)
+            return rival and self._prefill_on(rival, call, route, body, attempts)
+
+        own = self._prefill_on(placed, call, route, body, attempts)
+        prefilled = await first_of(own, another, self._hedge_after_s)
+        self._placement.stay(route.prefill, call.session, prefilled.worker)
+        return prefilled
+
+    async def _prefill_on(
+        self, placed: Placed, call: Call, route: ModelRoute, body: Mapping[str, Any], attempts: Attempts
+    ) -> Prefilled:
+        started = time.perf_counter()
         worker = placed.worker
         try:
             async with self._leg(call, route.prefill, placed, body) as (response, _):

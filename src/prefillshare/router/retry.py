@@ -15,22 +15,22 @@ class Attempts:
 
     def __init__(self, settings: RetryConfig) -> None:
         self._settings = settings
-        self._failed: set[Worker] = set()
+        self.failed_workers: set[Worker] = set()
         self.retries = 0
         self.last_failed = "-"  # the worker's name
 
     def choose(self, place: Callable[[Collection[Worker]], Placed | None]) -> Placed | None:
         """A worker that has not failed this call; when all have, one of these, if it is up again."""
-        return place(self._failed) or (place(()) if self._failed else None)
+        return place(self.failed_workers) or (place(()) if self.failed_workers else None)
 
     def failed(self, error: RouterError, worker: Worker, prefilled_by: Worker | None = None) -> None:
         """`worker` had the leg that ended with the error; in a decode leg, `prefilled_by` holds the KV."""
         self.last_failed = worker.name
         if error.retry is None:
             return
-        self._failed.add(worker)
+        self.failed_workers.add(worker)
         if prefilled_by is not None and error.retry in PREFILLS_FAULT:
-            self._failed.add(prefilled_by)
+            self.failed_workers.add(prefilled_by)
 
     def again(self, error: RouterError) -> bool:
         """Whether the call may try again after this error; if so, that is one retry less."""

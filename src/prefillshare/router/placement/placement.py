@@ -84,6 +84,11 @@ class Placement:
         chosen = self._choose(self._decode, pool, self._decode_memory, session, chain, without)
         return chosen and Placed(chosen[0].worker, chosen[1], chain.tokens)
 
+    def stay(self, pool: Pool, session: SessionKey | None, worker: Worker) -> None:
+        """`worker` of `pool` has served the session's call, whatever was chosen after it."""
+        if session:
+            self._homes[pool.name].set(session, worker.name)
+
     def lost(self, pool: Pool, session: SessionKey | None, worker: Worker) -> None:
         """`worker` of `pool` could not get, or keep, the session's KV: no reason is left to send it there."""
         if session:
