@@ -25,6 +25,7 @@ from rich.progress import Progress
 from transformers import AutoTokenizer
 
 from examples.demo.prepare_base import prepare_base
+from experiments.chaos.plan import make_plan
 from experiments.chaos.report import START, summary, table
 from experiments.chaos.run import CLIENTS, Found, Log, torment
 from experiments.chaos.systems import BLOCK_SIZE, make_modules, plan_deployment
@@ -126,6 +127,7 @@ async def _torment(
                 local,
                 scripts,
                 reference,
+                plan=make_plan(options.seed, options.minutes * 60, len(local.workers)),
                 seed=options.seed,
                 duration_s=options.minutes * 60,
                 log=Log(SCRATCH / f"run-{options.seed}.jsonl"),

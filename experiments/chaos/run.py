@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from experiments.chaos.calls import Outcome, make_call
 from experiments.chaos.havoc import Havoc
-from experiments.chaos.plan import make_plan
+from experiments.chaos.plan import Strike
 from experiments.references import Call, Reference
 from prefillshare.deployment.events import Event
 from prefillshare.deployment.local import LocalDeployment
@@ -68,6 +68,7 @@ async def torment(
     scripts: Sequence[Sequence[Call]],
     reference: Reference,
     *,
+    plan: Sequence[Strike],
     seed: int,
     duration_s: float,
     log: Log,
@@ -75,7 +76,7 @@ async def torment(
 ) -> Found:
     """Plays the scripts, again and again, for so long on the running deployment, while its workers are struck.
 
-    `step` is called after every call.
+    `seed` is for what clients choose; `step` is called after every call.
     """
     found = Found()
     local.listeners.append(log.event)
@@ -84,7 +85,6 @@ async def torment(
         found.strikes.append(strike)
         log(strike)
 
-    plan = make_plan(seed, duration_s, len(local.workers))
     timeout = aiohttp.ClientTimeout(total=None)
     async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as http:
         clients = _Clients(http, local.url, scripts, reference, found, log, step)

@@ -25,7 +25,6 @@ from prefillshare.router.errors import (
     not_connected,
     unavailable,
     worker_failed,
-    worker_lost,
     worker_refused,
     worker_timed_out,
 )
@@ -36,6 +35,7 @@ from prefillshare.router.placement.placement import Placed, Placement
 from prefillshare.router.pool import Pool, Waiting, Worker
 from prefillshare.router.retry import Attempts
 from prefillshare.router.route import ModelRoute
+from prefillshare.router.waiting import while_up
 from prefillshare.router_config import RouterConfig
 
 LOG = logging.getLogger("prefillshare.router")
@@ -204,7 +204,7 @@ class Relay:
         worker = placed.worker
         with pool.lease(worker, placed.tokens), self._observe(worker, str(body["model"])) as leg:
             try:
-                async with _while_up(pool, worker) as waiting:
+                async with while_up(pool, worker) as waiting:
                     response = await self._post(call, pool, worker, body, leg.headers)
                     try:
                         if response.status != 200:
@@ -230,32 +230,19 @@ class Relay:
                 return await self._http.post(f"{worker.url}/v1/{call.endpoint}", json=body, headers=headers)
         except _NOT_CONNECTED as error:
             reason = f"cannot connect ({type(error).__name__})"
-            if pool.mark_down(worker, reason):
-                LOG.warning("request=%s worker=%s down reason=not_connected", call.request_id, worker.name)
+            _mark_down(pool, worker, reason)
             raise not_connected(worker.name, reason) from None
         except aiohttp.ClientError as error:
-            pool.mark_down(worker, f"lost the connection ({type(error).__name__})")
+            _mark_down(pool, worker, f"lost the connection ({type(error).__name__})")
             raise worker_failed(worker.name, "the connection ended before it answered") from None
         except TimeoutError:
             raise worker_timed_out(worker.name, self._timeout_s) from None
 
 
-@asynccontextmanager
-async def _while_up(pool: Pool, worker: Worker) -> AsyncIterator[Waiting]:
-    """Ends what runs in it when the pool cuts the worker's calls.
-
-    Raises:
-        RouterError: it was ended (502).
-    """
-    loop = asyncio.get_running_loop()
-    try:
-        async with asyncio.timeout(None) as scope:
-            with pool.waiting(worker, lambda: scope.reschedule(loop.time())) as waiting:
-                yield waiting
-    except TimeoutError:
-        if not scope.expired():
-            raise
-        raise worker_lost(worker.name, pool.reason(worker)) from None
+def _mark_down(pool: Pool, worker: Worker, reason: str) -> None:
+    """Until its next health check, which is a second away."""
+    if pool.mark_down(worker, reason):
+        LOG.warning("worker=%s down reason=%r", worker.name, reason)
 
 
 def _no_worker(pool: Pool) -> RouterError:
