@@ -23,7 +23,7 @@ from prefillshare.engine.worker import WorkerSpec, worker_command, worker_enviro
 from prefillshare.errors import UserError
 from prefillshare.identity import compute_identity
 from prefillshare.module import BaseReference, Manifest, save_manifest
-from prefillshare.router_config import RouterConfig
+from prefillshare.router_config import HealthConfig, RouterConfig
 
 BASE, MODULE = "base", "module"  # the names under which they are served
 MAX_MODEL_LEN = 2560
@@ -56,7 +56,8 @@ def plan(base: Path, module: Path, log_dir: Path, first_port: int) -> Deployment
             max_model_len=MAX_MODEL_LEN,
             max_num_seqs=MAX_NUM_SEQS,
         ),
-        router=RouterConfig(port=first_port),
+        # The router would ask workers for a token that are called past it, and so seem idle.
+        router=RouterConfig(port=first_port, health=HealthConfig(token_every_s=86400.0)),
         log_dir=log_dir,
     )
 
