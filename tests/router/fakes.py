@@ -80,7 +80,7 @@ class FakeWorker:
     waiting: int = 0
     busy: bool = False  # whether that changes
     steps: int = 0
-    pause: threading.Event | None = None  # streams wait for it after their first token
+    pause: threading.Event | None = None  # prefills wait for it, and streams after their first token
     refusals: list[str] = field(default_factory=list)  # the reasons for which a decode worker refuses the next calls
     cache: set[bytes] = field(default_factory=set)
 
@@ -131,6 +131,8 @@ class FakeWorker:
             assert self.model == "base"
             return JSONResponse({"usage": _usage(len(rendered(body)), int(self.behaviour != "no token"), 0)})
         if body["kv_transfer_params"].get("do_remote_decode"):
+            if self.pause:
+                await asyncio.to_thread(self.pause.wait)
             return JSONResponse(self.prefill(body, chat))
         return self.decode(body, chat, request.headers["x-request-id"])
 

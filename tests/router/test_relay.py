@@ -1,5 +1,6 @@
 import asyncio
 import socket
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -160,6 +161,20 @@ async def test_kv_that_could_not_be_read_is_sought_at_another_prefill_worker(
     error = await failure(relay, tries)
     assert (error.code, error.retry) == ("kv_lost", reason)
     assert (await relay.prefill(CALL, tries)).worker.name == second
+
+
+async def test_a_session_stays_where_it_was_served_whoever_was_asked_besides(bench: Bench) -> None:
+    slow, slower = FakeWorker("base", pause=threading.Event()), FakeWorker("base", behaviour="hangs")
+    workers = [bench.worker(slow, "prefill-0"), bench.worker(slower, "prefill-1")]
+    settings = SETTINGS.model_copy(update={"retry": RetryConfig(hedge_after_s=0.05)})
+    relay = bench.relay(workers, [decode_worker()], settings)
+    serving = asyncio.create_task(relay.prefill(CALL, attempts()))
+    await asyncio.to_thread(wait_for, lambda: slower.bodies)
+    assert slow.pause
+    slow.pause.set()
+    assert (await serving).worker.name == "prefill-0"
+    assert (await relay.prefill(CALL, attempts())).placed_by == "session"
+    assert len(slower.bodies) == 1
 
 
 async def test_without_a_decode_worker_nothing_is_prefilled(bench: Bench, dead: str) -> None:
