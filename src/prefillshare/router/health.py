@@ -51,6 +51,7 @@ class HealthMonitor:
                 there = {(pool, worker) for pool in pools_of(self._routes.values()) for worker in pool.workers}
                 for gone in watching.keys() - there:
                     watching.pop(gone).cancel()
+                    self._suspected.pop(gone[1].name, None)
                 for new in there - watching.keys():
                     watching[new] = tasks.create_task(self._watch(*new))
                 await asyncio.sleep(self._settings.poll_every_s)

@@ -59,7 +59,7 @@ class Watcher:
             async with self._get("/health") as answer:
                 reason = "" if answer.status == 200 else f"its health check answered {answer.status}"
         except TimeoutError:
-            if self._is_up() and self._is_heard():
+            if "health" not in self._pool.faults(self._worker) and self._is_heard():
                 return
             reason = "its health check does not answer"
         except (aiohttp.ClientError, OSError) as error:
