@@ -47,7 +47,7 @@ def test_pools_know_their_modules_and_their_base(site: Site) -> None:
 def test_a_module_comes_with_its_pool_and_goes_with_it(site: Site) -> None:
     fleet = site.fleet
     chat = Pool("decode/chat", [decode_worker("chat-0")])
-    fleet.add_pool(chat)
+    fleet.add_pool(chat, fleet.bases["base"])
     fleet.add_module("chat", site.route(chat))
     assert fleet.models == ("sql", "json", "chat")
     fleet.remove_module("chat")

@@ -198,10 +198,11 @@ def routes(deployment: Deployment, specs: list[WorkerSpec]) -> dict[str, ModelRo
         shared = pool(f"decode/{hosted.name}", hosted.modules[0].name)
         decode |= {module.name: shared for module in hosted.modules}
     instructions = {model.name: model.instructions for spec in specs for model in spec.models}
+    identities = {name: spec.base_identity for spec in specs for name in spec.served_names}
     found: dict[str, ModelRoute] = {}
     for module in deployment.modules:
         base, name = deployment.base_of(module).served_name, module.name
-        found[name] = ModelRoute(base, prefill[base], decode[name], instructions[name])
+        found[name] = ModelRoute(base, prefill[base], decode[name], instructions[name], identities[base])
     return found
 
 

@@ -227,6 +227,7 @@ def worker_command(spec: WorkerSpec) -> list[str]:
     command += ["--enable-prompt-tokens-details"]
     command += ["--enable-prefix-caching"]  # on a decode worker, the connector keeps own KV out of it
     command += ["--middleware", "prefillshare.engine.refusals.RefusalMiddleware"]
+    command += ["--middleware", "prefillshare.engine.announcement.AnnouncementMiddleware"]
     command += ["--middleware", "prefillshare.engine.worker_key.WorkerKeyMiddleware"]  # the last one is outermost
     if spec.adapters:
         command += ["--enable-lora", "--max-loras", str(len(spec.adapters))]  # calls of all adapters form one batch

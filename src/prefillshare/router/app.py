@@ -17,6 +17,7 @@ from starlette.routing import Route
 
 from prefillshare.access import load_keys
 from prefillshare.router.accounting import Ledger
+from prefillshare.router.admin.api import Admin, admin_routes
 from prefillshare.router.breaker import Breaker
 from prefillshare.router.endpoint import CompletionEndpoint, Services
 from prefillshare.router.errors import RouterError, internal, model_not_found
@@ -93,6 +94,7 @@ def create_app(
             relay = Relay(http, settings, placement, breaker, observer.leg)
             ledger = Ledger(block_size)
             fleet.listeners.append(partial(_forget_who_left, placement, ledger, breaker))
+            app.state.admin = Admin(fleet, http, metrics, block_size)
             app.state.services = Services(settings, relay, ledger, metrics, observer, fleet, max_body_bytes, tenants)
             with logging_as(settings.log_format):
                 yield
@@ -142,6 +144,7 @@ def create_app(
             Route("/v1/models/{model:path}", get_model),
             Route("/health", health),
             Route("/metrics", prometheus),
+            *admin_routes(settings),
             *status_routes(board, check=_check_operator),
         ],
         exception_handlers={

@@ -45,6 +45,9 @@ class Fleet:
         self.routes = Routes(routes)
         self.pools: list[Pool] = pools_of(routes.values())
         self.bases = {route.base: Base(route.base, route.prefill, route.identity) for route in routes.values()}
+        self._base_of = {
+            pool: self.bases[route.base] for route in routes.values() for pool in (route.prefill, route.decode)
+        }
         self.listeners: list[Listener] = []
         self._withdrawn: set[str] = set()
         self._calls: Counter[str] = Counter()  # by model, from admission to the end of the answer
@@ -61,8 +64,7 @@ class Fleet:
 
     def base_of(self, pool: Pool) -> Base:
         """The base whose KV the pool's workers write, or decode on."""
-        prefill = next((route.prefill for route in self.routes.values() if route.decode is pool), pool)
-        return next(base for base in self.bases.values() if base.prefill is prefill)
+        return self._base_of[pool]
 
     def workers(self) -> Iterator[tuple[Pool, Worker]]:
         return ((pool, worker) for pool in self.pools for worker in pool.workers)
@@ -108,7 +110,9 @@ class Fleet:
         pool.remove(worker)
         self._tell("left", worker)
 
-    def add_pool(self, pool: Pool) -> None:
+    def add_pool(self, pool: Pool, base: Base) -> None:
+        """A decode pool, for modules of the base."""
+        self._base_of[pool] = base
         self.pools.append(pool)
         for worker in pool.workers:
             self._tell("joined", worker)
@@ -118,6 +122,7 @@ class Fleet:
         for worker in pool.workers:
             self.remove_worker(pool, worker)
         self.pools.remove(pool)
+        del self._base_of[pool]
 
     def add_module(self, name: str, route: ModelRoute) -> None:
         """Its pools must be there."""
