@@ -1,4 +1,4 @@
-"""What a worker says of itself, from a state like that of vLLM's API server; tests/e2e/test_admin.py has the real one."""
+"""What a worker says of itself, from a state like that of vLLM's API server."""
 
 from pathlib import Path
 from types import SimpleNamespace

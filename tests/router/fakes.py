@@ -27,10 +27,10 @@ BLOCK_SIZE = 16
 
 
 class Served:
-    """An ASGI app behind uvicorn on a free loopback port, in a thread of its own."""
+    """An ASGI app behind uvicorn on a loopback port, by default a free one, in a thread of its own."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._socket = socket.create_server(("127.0.0.1", 0))
+    def __init__(self, app: ASGIApp, port: int = 0) -> None:
+        self._socket = socket.create_server(("127.0.0.1", port))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         config = uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=0)
         self._server = uvicorn.Server(config)

@@ -5,7 +5,7 @@ import os
 import secrets
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -117,6 +117,17 @@ def plan_workers(deployment: Deployment) -> list[WorkerSpec]:
         )
         for place, part in enumerate(parts)
     ]
+
+
+def on_other_ports(spec: WorkerSpec, port: int | None, side_channel_port: int | None) -> WorkerSpec:
+    """One more worker like `spec` beside it. Raises UserError when only one of its ports differs."""
+    if (port is None) != (side_channel_port is None):
+        raise UserError(
+            f"worker: beside {spec.name} another one needs both ports of its own: --port and --side-channel-port"
+        )
+    if port is None or side_channel_port is None:
+        return spec
+    return replace(spec, port=port, side_channel_port=side_channel_port)
 
 
 def require_adapter(config: ModuleConfig, module: DecodeModule) -> None:

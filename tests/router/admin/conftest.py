@@ -25,7 +25,7 @@ KEYS = [
 class Site:
     """A running router and the fake workers behind it. `admin` speaks as an operator, `ann` and `joe` as tenants."""
 
-    def __init__(self, cluster: Cluster, serve: Callable[[ASGIApp], Served]) -> None:
+    def __init__(self, cluster: Cluster, serve: Callable[..., Served]) -> None:
         self.cluster = cluster
         self._serve = serve
         self.threads = ThreadPoolExecutor(8)
@@ -50,6 +50,11 @@ class Site:
         fake = self.cluster.workers[name] = FakeWorker(serves, announces=announces)
         self.cluster.servers[name] = self._serve(fake.app())
         return {"name": name, "url": self.cluster.servers[name].url}
+
+    def serve_at(self, url: str, name: str) -> None:
+        """The fake of that name once more, at an address that it had before."""
+        app = self.cluster.workers[name].app()
+        self.cluster.servers[name] = self._serve(app, port=int(url.rpartition(":")[2]))
 
     def worker(self, name: str) -> dict[str, Any]:
         row: dict[str, Any] = self.admin("GET", f"/workers/{name}").json()
