@@ -10,7 +10,7 @@ from typing import Any, Literal, TextIO
 LOG = logging.getLogger("prefillshare.deployment")
 FILE_NAME = "events.jsonl"
 
-EventKind = Literal["started", "ready", "died", "restarting", "stopped", "leftovers", "serving"]
+EventKind = Literal["started", "ready", "died", "restarting", "stopped", "leftovers", "serving", "removed", "added"]
 _WARNINGS: frozenset[EventKind] = frozenset({"died", "restarting", "leftovers"})
 
 

@@ -23,6 +23,7 @@ from prefillshare.deployment.supervision import DEFAULT_TIMING, StartupFailed, T
 from prefillshare.engine.worker import WorkerSpec, plan_workers
 from prefillshare.errors import UserError
 from prefillshare.router.app import create_app
+from prefillshare.router.fleet import Change
 from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.route import ModelRoute
 from prefillshare.router.server import server_config
@@ -151,6 +152,7 @@ class LocalDeployment:
                     routes(self.deployment, specs),
                     block_size=self.deployment.workers.block_size,
                     worker_key=specs[0].worker_key,  # one for all workers of a deployment
+                    listeners=[self._follow],
                 ),
                 settings.limits,
                 log_config=None,
@@ -163,6 +165,12 @@ class LocalDeployment:
             await asyncio.sleep(0.02)
             if self._router.done():
                 self._router.result()
+
+    def _follow(self, change: Change, worker: Worker) -> None:
+        """What an operator does through the router's admin API to a worker that was started here."""
+        for process in self.workers:
+            if process.url == worker.url:
+                process.let_go() if change == "left" else process.take_back()
 
     async def stop(self) -> None:
         """What leaving does, for when it should happen earlier. May be called again."""
