@@ -16,7 +16,7 @@ def test_a_module_is_added_listed_and_removed(site: Site, run: Run) -> None:
     assert all(text in shown for text in ("chat", "decode/chat", "1 of 1", "in_place"))
     listed = json.loads(run("modules", "list", "--json").out)
     assert [module["name"] for module in listed["modules"]] == ["sql", "json", "xml", "chat"]
-    removed = run("modules", "remove", "chat")
+    removed = run("modules", "remove", "chat", "--wait")
     assert (removed.code, removed.out) == (0, "chat is removed, and with it chat-0\n")
     assert run("modules", "remove", "json", "--wait").out == "json is removed\n"
 

@@ -148,12 +148,24 @@ def test_force_removes_at_once_and_leaves_the_calls_under_way_alone(site: Site) 
 
 def test_a_removed_worker_leaves_no_trace_and_may_come_back(site: Site) -> None:
     served_by(site)
-    assert site.admin("DELETE", "/workers/sql-0").status_code == 200
+    assert site.admin("DELETE", "/workers/sql-0?wait_s=5").status_code == 200
     for path in ("/metrics", "/status.json", "/health"):
         wait_for(lambda path=path: '"sql-0"' not in site.get(path).text)
     again = {"name": "sql-0", "url": site.cluster.servers["sql-0"].url}
     assert add(site, "decode/sql", again).status_code == 201
     assert "sql-0" in served_by(site)
+
+
+def test_nothing_is_known_of_the_cache_of_a_worker_that_comes_back(site: Site) -> None:
+    def call() -> tuple[str, str]:
+        headers = site.ask(prompt="a context " * 100).headers
+        return headers["x-prefillshare-prefill-worker"], headers["x-prefillshare-placement"].partition(";")[0]
+
+    first, _ = call()
+    assert call() == (first, "prefill=conversation")
+    site.admin("DELETE", f"/workers/{first}?wait_s=5")
+    add(site, "prefill", {"name": first, "url": site.cluster.servers[first].url})
+    assert call()[1] != "prefill=conversation"
 
 
 def test_only_the_sessions_of_a_removed_worker_move(start_site: Callable[..., Site]) -> None:
@@ -166,7 +178,7 @@ def test_only_the_sessions_of_a_removed_worker_move(start_site: Callable[..., Si
     before = {number: home(number) for number in range(8)}
     assert set(before.values()) == {"prefill-0", "prefill-1"}
     add(site, "prefill", site.start("prefill-2", PREFILL))
-    assert site.admin("DELETE", "/workers/prefill-0").status_code == 200
+    assert site.admin("DELETE", "/workers/prefill-0?wait_s=5").status_code == 200
     after = {number: home(number) for number in before}
     assert all(after[number] == "prefill-1" for number, was in before.items() if was == "prefill-1")
     assert {after[number] for number, was in before.items() if was == "prefill-0"} <= {"prefill-1", "prefill-2"}
