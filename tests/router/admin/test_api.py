@@ -1,9 +1,18 @@
+import json
 import logging
+from typing import Any
+from urllib.parse import quote
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.router.admin.conftest import Site
 from tests.router.fakes import announcement, wait_for
+from tests.router.test_limits import JSON
+
+NAMES = st.sampled_from(["name", "url", "pool", "base", "workers", "instructions"])
+VALUES = st.sampled_from(["sql-9", "http://127.0.0.1:1", "prefill", "decode/sql", "base", "http://[", [], [{}], None])
 
 
 def test_workers_are_listed_with_what_an_operator_decides_by(site: Site) -> None:
@@ -107,3 +116,20 @@ def test_every_change_is_logged_with_who_asked_for_it(site: Site, caplog: pytest
 
 def test_answers_are_not_kept_by_anybody_on_the_way(site: Site) -> None:
     assert site.admin("GET", "/workers").headers["cache-control"] == "no-store"
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(body=st.dictionaries(NAMES, VALUES | JSON, max_size=6), path=st.sampled_from(["/workers", "/modules"]))
+def test_no_body_makes_the_router_fail(site: Site, body: dict[str, Any], path: str) -> None:
+    answer = site.admin("POST", path, content=json.dumps(body).encode(), headers={"content-type": "application/json"})
+    assert answer.status_code in (400, 404, 409, 502), answer.text
+    assert answer.json()["error"]["code"] != "worker_failed"
+    assert len(site.admin("GET", "/workers").json()["workers"]) == 5
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=st.text(max_size=40), query=st.text(max_size=40))
+def test_no_name_and_no_query_do_either(site: Site, name: str, query: str) -> None:
+    for method, path in (("GET", ""), ("DELETE", ""), ("POST", "/drain"), ("POST", "/resume")):
+        answer = site.admin(method, f"/workers/x{quote(name, safe='')}{path}?{quote(query, safe='=&%')}")
+        assert answer.status_code in (400, 404, 405), answer.text

@@ -80,6 +80,14 @@ def test_a_worker_that_drains_gets_no_new_calls_and_ends_those_it_has(site: Site
     assert "sql-0" in served_by(site)
 
 
+def test_a_worker_that_is_restarted_while_it_drains_still_drains(site: Site) -> None:
+    site.admin("POST", "/workers/sql-0/drain")
+    for healthy, state in ((False, "down"), (True, "draining")):
+        site.cluster.workers["sql-0"].healthy = healthy
+        wait_for(lambda state=state: site.worker("sql-0")["state"] == state)
+    assert "sql-0" not in served_by(site, 4)
+
+
 def test_draining_waits_as_long_as_it_is_told(site: Site) -> None:
     fake = site.cluster.workers["sql-0"]
     fake.behaviour = site.cluster.workers["sql-1"].behaviour = "held"
