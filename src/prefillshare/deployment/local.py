@@ -210,7 +210,7 @@ def routes(deployment: Deployment, specs: list[WorkerSpec]) -> dict[str, ModelRo
     found: dict[str, ModelRoute] = {}
     for module in deployment.modules:
         base, name = deployment.base_of(module).served_name, module.name
-        found[name] = ModelRoute(base, prefill[base], decode[name], instructions[name], identities[base])
+        found[name] = ModelRoute(base, prefill[base], decode[name], instructions[name], identity=identities[base])
     return found
 
 

@@ -119,7 +119,8 @@ def create_app(
 
     async def health(request: Request) -> Response:
         """200 when every model can be served. Who is no operator learns nothing else."""
-        ready = all(route.prefill.ready() and route.decode.ready() for route in fleet.routes.values())
+        routes = [fleet.routes[model] for model in fleet.models]
+        ready = all(route.prefill.ready() and route.decode.ready() for route in routes)
         body: dict[str, object] = {"status": "ok" if ready else "unavailable"}
         if not request.scope["user"].caller.operator:
             return JSONResponse(body, 200 if ready else 503)

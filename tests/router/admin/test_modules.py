@@ -95,11 +95,16 @@ def test_workers_with_different_manifests_are_not_one_module(site: Site) -> None
 
 
 def test_a_module_whose_workers_are_not_healthy_is_not_served(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prefillshare.router.admin.modules.FIRST_HEALTH_S", 0.2)
+    monkeypatch.setattr("prefillshare.router.admin.modules.FIRST_HEALTH_S", 1.5)
     worker = site.start("chat-0", announcement("decode", "chat"))
     site.cluster.workers["chat-0"].healthy = False
-    answer = add(site, "chat", worker)
+    adding = site.threads.submit(add, site, "chat", worker)
+    wait_for(lambda: len(site.admin("GET", "/pools").json()["pools"]) == 4)
+    assert "chat" not in site.models()  # nor is the router unhealthy, as a load balancer sees it
+    assert site.cluster.http.get("/health").status_code == 200
+    answer = adding.result()
     assert error(answer) == (409, "worker_unhealthy", "workers")
+    assert "chat-0: its health check answered 503" in answer.json()["error"]["message"]
     assert site.models() == ["sql", "json", "xml"]
     assert len(site.admin("GET", "/pools").json()["pools"]) == 3
 

@@ -34,9 +34,11 @@ class ModuleChanges:
         async with self._adding:
             base = self._base_for(new)
             pool = next((pool for pool in self._fleet.pools if pool.name == new.pool_name), None)
-            route = await (self._in_new_pool(new, base) if pool is None else self._in_pool(new, base, pool))
+            if pool is None:
+                await self._in_new_pool(new, base)
+            else:
+                await self._in_pool(new, base, pool)
             self._metrics.begin_at_zero(new.name)
-            self._fleet.add_module(new.name, route)
 
     async def remove(self, name: str, options: Options) -> list[Worker]:
         """The workers that have left with the module: those of its pool, unless another module is served there.
@@ -73,7 +75,7 @@ class ModuleChanges:
             raise bad_request(message, "base", "invalid_field")
         return base
 
-    async def _in_new_pool(self, new: NewModule, base: Base) -> ModelRoute:
+    async def _in_new_pool(self, new: NewModule, base: Base) -> None:
         if not new.workers:
             message = f"`workers`: there is no pool {new.pool_name!r} yet; name at least one worker that decodes it."
             raise bad_request(message, "workers", "invalid_field")
@@ -82,19 +84,22 @@ class ModuleChanges:
             workers.append(distinct_worker(self._fleet, member, "decode", workers))
         instructions = await self._check(new, base, workers)
         pool = Pool(new.pool_name, workers)
+        self._fleet.withdraw(new.name)  # known to health checks, and not to clients before they have passed
         self._fleet.add_pool(pool, base)
-        healthy = False
+        self._fleet.add_module(
+            new.name, ModelRoute(base.name, base.prefill, pool, instructions, identity=base.identity)
+        )
         try:
-            healthy = await until(lambda: bool(pool.ready()), FIRST_HEALTH_S)
-        finally:
-            if not healthy:
-                self._fleet.remove_pool(pool)
-        if not healthy:
-            message = f"None of the workers is healthy ({pool.why_down()})."
-            raise RouterError(409, message, param="workers", code="worker_unhealthy")
-        return ModelRoute(base.name, base.prefill, pool, instructions, base.identity)
+            if not await until(lambda: bool(pool.ready()), FIRST_HEALTH_S):
+                message = f"None of the workers is healthy ({pool.why_down() or 'they were removed'})."
+                raise RouterError(409, message, param="workers", code="worker_unhealthy")
+        except BaseException:
+            if new.name in self._fleet.routes:
+                self._fleet.remove_module(new.name)
+            raise
+        self._fleet.offer(new.name)
 
-    async def _in_pool(self, new: NewModule, base: Base, pool: Pool) -> ModelRoute:
+    async def _in_pool(self, new: NewModule, base: Base, pool: Pool) -> None:
         if all(route.decode is not pool or route.base != base.name for route in self._fleet.routes.values()):
             message = f"`pool`: {pool.name!r} is no decode pool of the base {base.name!r}."
             raise bad_request(message, "pool", "invalid_field")
@@ -104,7 +109,9 @@ class ModuleChanges:
             )
             raise bad_request(message, "workers", "invalid_field")
         instructions = await self._check(new, base, list(pool.workers))
-        return ModelRoute(base.name, base.prefill, pool, instructions, base.identity)
+        self._fleet.add_module(
+            new.name, ModelRoute(base.name, base.prefill, pool, instructions, identity=base.identity)
+        )
 
     async def _check(self, new: NewModule, base: Base, workers: list[Worker]) -> Placement:
         """Where all the workers' manifests have the instructions."""
