@@ -12,12 +12,13 @@ PATH = "/prefillshare/worker"  # needs the worker key, as all but a worker's hea
 
 
 class AnnouncedModel(BaseModel):
-    """A name that the worker serves; `instructions` as in the module's manifest."""
+    """A name that the worker serves; `instructions` as in the module's manifest, `digest` of its weights and config."""
 
     model_config = ConfigDict(frozen=True)
 
     name: str
     instructions: Placement = "in_place"
+    digest: str = ""  # none for a base, which has its identity
 
 
 class Announcement(BaseModel):

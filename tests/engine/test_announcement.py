@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 from prefillshare.announcement import PATH, Announcement
 from prefillshare.engine.announcement import AnnouncementMiddleware, announce, fingerprint
 from prefillshare.module import load_module, save_manifest
+from tests.conftest import write_safetensors
 from tests.engine.test_checkpoint import write_module
 
 
@@ -48,6 +49,26 @@ def test_a_decode_worker_announces_its_module_as_the_manifest_has_it(checkpoint:
     said = announce(state("kv_consumer", served_model_name=["sql"], model=str(module)))
     assert said.role == "decode"
     assert [(model.name, model.instructions) for model in said.models] == [("sql", "behind_context")]
+
+
+def test_a_module_is_told_from_another_one_of_its_name_by_its_weights(checkpoint: Path, tmp_path: Path) -> None:
+    def digest(folder: str, *, weights: bytes = b"1", config: str = "{}") -> str:
+        module = write_module(tmp_path / folder, checkpoint, "full")
+        write_safetensors(module / "model.safetensors", {"a": weights})
+        (module / "config.json").write_text(config)
+        (model,) = announce(state("kv_consumer", served_model_name=["sql"], model=str(module))).models
+        return model.digest
+
+    assert digest("one") == digest("copy")
+    assert len({digest("first"), digest("trained on", weights=b"2"), digest("larger", config='{"layers": 2}')}) == 3
+
+
+def test_files_that_change_later_are_not_what_the_worker_decodes_with(checkpoint: Path, tmp_path: Path) -> None:
+    module = write_module(tmp_path / "sql", checkpoint, "full")
+    worker = state("kv_consumer", served_model_name=["sql"], model=str(module))
+    before = announce(worker)
+    write_safetensors(module / "model.safetensors", {"a": b"2"})
+    assert announce(worker) == before
 
 
 def test_under_adapters_the_checkpoint_is_no_module(checkpoint: Path, tmp_path: Path) -> None:

@@ -4,11 +4,13 @@
 (`checkpoint.py`). The rest is what vLLM runs with, whatever command line or environment it came from.
 """
 
+import asyncio
 import hashlib
 import hmac
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -16,7 +18,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from prefillshare.announcement import PATH, AnnouncedModel, Announcement
 from prefillshare.engine.handoff import KEY_VARIABLE
 from prefillshare.engine.version import installed_vllm
-from prefillshare.module import load_module
+from prefillshare.module import load_module, module_digest
+
+_digests: dict[Path, str] = {}
+_digesting = Lock()
 
 
 class AnnouncementMiddleware:
@@ -29,7 +34,8 @@ class AnnouncementMiddleware:
         if scope["type"] != "http" or scope["path"] != PATH or scope["method"] != "GET":
             await self._app(scope, receive, send)
             return
-        body = announce(scope["app"].state).model_dump_json().encode()
+        announced = await asyncio.to_thread(announce, scope["app"].state)  # the first time it reads the modules whole
+        body = announced.model_dump_json().encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
@@ -72,4 +78,16 @@ def _modules(args: Any) -> Iterator[AnnouncedModel]:
         (name, args.model) for name in args.served_model_name
     ]
     for name, path in named:
-        yield AnnouncedModel(name=name, instructions=load_module(Path(path)).manifest.instructions)
+        module = load_module(Path(path))
+        yield AnnouncedModel(name=name, instructions=module.manifest.instructions, digest=_digest_of(module.path))
+
+
+def _digest_of(path: Path) -> str:
+    """Taken when the worker is first asked and kept: what is on disk later is not what it decodes with.
+
+    Files that were changed between its start and then go unnoticed.
+    """
+    with _digesting:
+        if path not in _digests:
+            _digests[path] = module_digest(load_module(path))
+        return _digests[path]

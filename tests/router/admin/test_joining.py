@@ -72,6 +72,14 @@ def test_workers_that_exchange_kv_must_agree(fields: dict[str, Any], why: str) -
     assert "b2" not in found
 
 
+def test_two_versions_of_a_module_are_not_served_by_turns() -> None:
+    def version(digest: str) -> Announcement:
+        return said(models=[{"name": "sql", "digest": digest}, {"name": digest}])
+
+    assert "'sql' has other weights than that of sql-0" in verdict(version("b"), peers={"sql-0": version("a")})
+    assert verdict(version("a"), peers={"sql-0": version("a"), "prefill-0": said("prefill", "base")}) == ""
+
+
 @pytest.fixture
 async def http() -> AsyncIterator[aiohttp.ClientSession]:
     async with aiohttp.ClientSession(headers={"authorization": "Bearer worker-key"}) as session:

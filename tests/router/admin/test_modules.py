@@ -92,6 +92,7 @@ def test_workers_with_different_manifests_are_not_one_module(site: Site) -> None
         site, "chat", site.start("chat-0", behind("chat")), site.start("chat-1", announcement("decode", "chat"))
     )
     assert error(answer) == (409, "worker_mismatch", "workers")
+    assert "chat-0 and chat-1" in answer.json()["error"]["message"]
 
 
 def test_a_module_whose_workers_are_not_healthy_is_not_served(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

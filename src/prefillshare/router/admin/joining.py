@@ -12,7 +12,7 @@ from typing import Literal
 import aiohttp
 from pydantic import ValidationError
 
-from prefillshare.announcement import PATH, Announcement
+from prefillshare.announcement import PATH, AnnouncedModel, Announcement
 from prefillshare.instructions import Placement
 from prefillshare.router.errors import RouterError
 from prefillshare.router.fleet import Base, Fleet
@@ -52,14 +52,14 @@ class Joining:
             models = {name: route.instructions for name, route in self._fleet.modules_of(pool).items()}
         await self._check(worker, base, models)
 
-    async def check_for_module(self, worker: Worker, base: Base, module: str, said: Placement | None) -> Placement:
-        """Where the worker's manifest of the module has the instructions, which must be as `said` if that is given.
+    async def check_for_module(self, worker: Worker, base: Base, module: str, said: Placement | None) -> AnnouncedModel:
+        """The module as the worker has it; its instructions must be as `said` if that is given.
 
         Raises:
             RouterError: the worker is no decode worker of the base that serves the module.
         """
         announced = await self._check(worker, base, {module: said})
-        return next(model.instructions for model in announced.models if model.name == module)
+        return next(model for model in announced.models if model.name == module)
 
     async def _check(self, worker: Worker, base: Base, models: Mapping[str, Placement | None]) -> Announcement:
         said = await ask(self._http, worker)
@@ -83,7 +83,11 @@ async def ask(http: aiohttp.ClientSession, worker: Worker) -> Announcement:
     timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
     try:
         async with http.get(worker.url + PATH, timeout=timeout, allow_redirects=False) as answer:
-            status, raw = answer.status, await answer.content.read(MAX_BYTES)
+            status, raw = answer.status, bytearray()
+            async for chunk in answer.content.iter_any():
+                raw += chunk
+                if len(raw) > MAX_BYTES:
+                    break
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         raise _unreachable(worker, type(error).__name__) from None
     if status in (401, 403):
@@ -92,7 +96,7 @@ async def ask(http: aiohttp.ClientSession, worker: Worker) -> Announcement:
         why = f"{worker.url}{PATH} answers {status}: it is no worker of PrefillShare, or of an older version"
         raise mismatch(worker, why)
     try:
-        return Announcement.model_validate_json(raw)
+        return Announcement.model_validate_json(bytes(raw))
     except ValidationError:
         raise mismatch(worker, f"{worker.url}{PATH} answers something else than what a worker says of itself") from None
 
@@ -131,6 +135,7 @@ def judge(worker: Worker, said: Announcement, expected: Expected, peers: Mapping
     _judge_models(worker, said, expected)
     for name, peer in peers.items():
         _judge_beside(worker, said, name, peer)
+        _judge_weights(worker, said, name, peer, expected.models)
 
 
 def mismatch(worker: Worker, why: str) -> RouterError:
@@ -157,6 +162,17 @@ def _judge_beside(worker: Worker, said: Announcement, name: str, peer: Announcem
             raise mismatch(worker, f"it has {title} {_text(own)}, {name} has {_text(other)}; they must be the same")
     if said.handoff_key != peer.handoff_key:
         raise mismatch(worker, f"it was started with another PREFILLSHARE_HANDOFF_KEY than {name}; give it the same")
+
+
+def _judge_weights(worker: Worker, said: Announcement, name: str, peer: Announcement, models: Iterable[str]) -> None:
+    """Two versions of a module in one pool would answer by turns."""
+    own, others = ({model.name: model.digest for model in each.models} for each in (said, peer))
+    for model in models:
+        if model in others and own[model] != others[model]:
+            raise mismatch(
+                worker,
+                f"its module {model!r} has other weights than that of {name}; serve another version under another name",
+            )
 
 
 def _text(value: object) -> str:

@@ -114,13 +114,12 @@ class ModuleChanges:
         )
 
     async def _check(self, new: NewModule, base: Base, workers: list[Worker]) -> Placement:
-        """Where all the workers' manifests have the instructions."""
+        """Where the workers' manifests have the instructions; all must have the same module."""
         found = {
             await self._joining.check_for_module(worker, base, new.name, new.instructions): worker.name
             for worker in workers
         }
         if len(found) > 1:
-            said = ", ".join(f"{worker}: {placement}" for placement, worker in found.items())
-            message = f"The workers have different manifests of {new.name!r}, by their instructions ({said})."
+            message = f"Workers have different modules called {new.name!r}: {' and '.join(found.values())}."
             raise RouterError(409, message, param="workers", code="worker_mismatch")
-        return next(iter(found))
+        return next(iter(found)).instructions
