@@ -64,7 +64,7 @@ class Joining:
     async def _check(self, worker: Worker, base: Base, models: Mapping[str, Placement | None]) -> Announcement:
         said = await ask(self._http, worker)
         pools = [base.prefill, *(route.decode for route in self._fleet.modules_of(base.prefill).values())]
-        peers = {peer for pool in pools for peer in pool.up()} - {worker}
+        peers = dict.fromkeys(peer for pool in pools for peer in pool.up() if peer != worker)
         judge(
             worker,
             said,
