@@ -23,7 +23,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 def test_help_teaches_every_command() -> None:
     shown = run("--help").stdout
-    for command in ("train", "evaluate", "check", "serve", "worker", "keys"):
+    for command in ("train", "evaluate", "check", "serve", "worker", "keys", "workers", "modules"):
         assert command in shown
 
 
@@ -61,6 +61,19 @@ def test_a_worker_on_its_own_needs_the_secrets_of_the_others(checkpoint: Path, t
     drawn = re.findall(r"PREFILLSHARE_HANDOFF_KEY=(\w+)", together)
     assert len(drawn) == 2
     assert len(set(drawn)) == 1
+
+
+def test_one_more_worker_like_a_planned_one_has_ports_of_its_own(checkpoint: Path, tmp_path: Path) -> None:
+    write_module(tmp_path / "sql", checkpoint, "full")
+    file = tmp_path / "deployment.yaml"
+    file.write_text(f"base: {{path: {checkpoint}}}\nmodules: [{{name: sql, path: ./sql}}]\n")
+    secrets = {"PREFILLSHARE_HANDOFF_KEY": "of handoffs", "VLLM_API_KEY": "of workers"}
+    shown = run("worker", str(file), "prefill-0", "--print", "--port", "8200", "--side-channel-port", "5700", **secrets)
+    assert "--port 8200" in shown.stdout
+    assert "VLLM_NIXL_SIDE_CHANNEL_PORT=5700" in shown.stdout
+    for arguments in (["prefill-0", "--port", "8200"], ["--port", "8200", "--side-channel-port", "5700"]):
+        refused = run("worker", str(file), *arguments, "--print", **secrets)
+        assert (refused.returncode, "--side-channel-port" in refused.stderr) == (2, True)
 
 
 def test_the_command_line_starts_without_the_heavy_libraries() -> None:

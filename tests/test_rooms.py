@@ -9,10 +9,11 @@ import pytest
 import prefillshare
 
 SOURCE = Path(prefillshare.__file__).parent
-ROOMS = ("training", "evaluation", "engine", "router", "deployment")
+ROOMS = ("admin", "training", "evaluation", "engine", "router", "deployment")
 
 UPPER = {"prefillshare.evaluation", "prefillshare.deployment"}
 FORBIDDEN = {
+    "admin": {f"prefillshare.{room}" for room in ROOMS if room != "admin"} | {"vllm", "torch"},
     "training": {*UPPER, "prefillshare.engine", "prefillshare.router", "vllm"},
     "evaluation": {"prefillshare.engine", "prefillshare.router", "prefillshare.deployment", "vllm"},
     "engine": {*UPPER, "prefillshare.training", "prefillshare.router"},

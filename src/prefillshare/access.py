@@ -39,7 +39,7 @@ class KeyConfig(BaseModel):
     tokens_per_minute: PerMinute | None = None  # of prompts
     max_concurrent: PerMinute | None = None
     share_cache: bool = False  # with all other tenants that say so
-    operator: bool = False  # may read /metrics, /status.json and all of /health
+    operator: bool = False  # may read /metrics, /status.json and all of /health, and change workers and modules
 
     @model_validator(mode="after")
     def _has_one_source(self) -> Self:

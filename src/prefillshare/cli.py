@@ -14,8 +14,9 @@ import typer
 from rich.console import Console
 
 from prefillshare import __version__
+from prefillshare.admin import modules, workers
 from prefillshare.config import load_deployment
-from prefillshare.errors import UserError
+from prefillshare.errors import Refused, UserError
 
 app = typer.Typer(
     name="prefillshare",
@@ -28,6 +29,8 @@ app = typer.Typer(
 
 keys_app = typer.Typer(name="keys", help="API keys of the router.", no_args_is_help=True)
 app.add_typer(keys_app)
+app.add_typer(workers.app)
+app.add_typer(modules.app)
 
 DeploymentFile = Annotated[
     Path,
@@ -170,12 +173,19 @@ def worker(
         typer.Option("--print", help="Print the command and environment, to run under another supervisor."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --print: as JSON.")] = False,
+    port: Annotated[int | None, typer.Option(min=1024, max=65535, help="Listen here instead.")] = None,
+    side_channel_port: Annotated[
+        int | None, typer.Option(min=1024, max=65535, help="Tell decode workers here how to read its memory.")
+    ] = None,
 ) -> None:
     """Show how a worker is started, or run one in the foreground.
 
     Example: `prefillshare worker deployment.yaml decode-sql-0 --print`
+
+    With ports of its own it is one more worker like the one that is named, for `prefillshare workers add`.
     """
     from prefillshare.engine.worker import (
+        on_other_ports,
         plan_workers,
         require_shared_secrets,
         worker_command,
@@ -189,6 +199,9 @@ def worker(
         specs = [spec for spec in specs if spec.name == name]
         if not specs:
             raise UserError(f"worker: no worker is called {name!r}; the deployment has {known}")
+        specs = [on_other_ports(spec, port, side_channel_port) for spec in specs]
+    elif port or side_channel_port:
+        raise UserError("worker: --port and --side-channel-port are for one worker; name it")
     if show or as_json:
         if as_json:
             rows = [
@@ -222,12 +235,12 @@ def new_key(
 
 
 def main() -> None:
-    """Entry point: a UserError becomes a message on stderr and exit code 2."""
+    """Entry point: a UserError becomes a message on stderr and exit code 2, a Refused one and exit code 1."""
     try:
         app()
-    except UserError as error:
+    except (UserError, Refused) as error:
         Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(2)
+        sys.exit(2 if isinstance(error, UserError) else 1)
 
 
 if __name__ == "__main__":

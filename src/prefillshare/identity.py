@@ -74,6 +74,17 @@ def compute_identity(checkpoint: Path) -> BaseIdentity:
     return identity
 
 
+def digest_checkpoint(weights: list[Path], config: Path) -> str:
+    """Of what a checkpoint or adapter computes with: its weights, tensor by tensor, and its config.
+
+    Reads all of them: seconds for a large one.
+
+    Raises:
+        UserError: a file is unreadable.
+    """
+    return _digest_text(_digest_weights(weights) + _digest_json(_read_json(config), leave_out=_NOT_ARCHITECTURE))
+
+
 def require_same_base(*, module: str, expected: BaseIdentity, found: BaseIdentity, found_at: Path) -> None:
     """Raises BaseMismatch, naming both identities and the parts that differ, unless the two are equal."""
     if expected.digest == found.digest:

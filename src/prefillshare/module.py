@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from prefillshare.errors import UserError
-from prefillshare.identity import BaseIdentity, compute_identity, require_same_base
+from prefillshare.identity import BaseIdentity, compute_identity, digest_checkpoint, require_same_base
 from prefillshare.instructions import Placement
 
 MANIFEST_NAME = "prefillshare.json"
@@ -107,6 +107,13 @@ def load_module(folder: Path) -> DecodeModule:
         if not any(folder.glob(pattern)):
             raise UserError(f"module: {folder} is a {manifest.kind} module without {pattern}; copy it again")
     return DecodeModule(folder, manifest)
+
+
+def module_digest(module: DecodeModule) -> str:
+    """What tells two modules of one name apart: a digest of weights and config, which are read whole."""
+    kind = module.manifest.kind
+    weights = sorted(module.path.glob(_WEIGHTS_GLOB[kind]))
+    return digest_checkpoint(weights, module.path / _CONFIG_NAME[kind])
 
 
 def verify_module(module: DecodeModule, base: Path) -> BaseIdentity:

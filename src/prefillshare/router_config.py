@@ -89,6 +89,7 @@ class RouterConfig(Section):
     keys: tuple[KeyConfig, ...] = ()
     keys_file: RelativePath | None = None
     allow_anonymous: bool = False
+    admin: bool | None = None  # the admin API; None: for operators' keys, and off where there are no keys
     log_prompts: bool = False
     log_format: Literal["text", "json"] = "text"
     placement: PlacementConfig = PlacementConfig()
@@ -110,5 +111,10 @@ class RouterConfig(Section):
             raise ValueError(
                 f"host {self.host} can be reached from other machines, and there are no keys: make one with "
                 "`prefillshare keys new`, or say allow_anonymous: true, or use host 127.0.0.1"
+            )
+        if self.admin and not self.keyed and not is_loopback(self.host):
+            raise ValueError(
+                f"admin: true without keys would let everybody who reaches {self.host} add and remove workers: make an "
+                "operator's key with `prefillshare keys new`, or leave it out, or use host 127.0.0.1"
             )
         return self

@@ -100,6 +100,7 @@ async def test_the_router_gets_the_key_of_the_workers(tmp_path: Path, monkeypatc
         monkeypatch.setattr(local, "create_app", create_app)
         async with LocalDeployment(deployment, timing=QUICK) as running:
             assert given["worker_key"] == running.workers[0].spec.worker_key == "of workers"
+            assert given["listeners"] == [running._follow]  # how it hears of workers that leave the router
 
 
 async def test_a_taken_router_port_is_refused_before_any_worker_starts(tmp_path: Path) -> None:
@@ -132,6 +133,7 @@ def test_the_router_gets_the_workers_by_role_and_module(tmp_path: Path) -> None:
     specs[1] = replace(specs[1], models=(ServedModel("sql", instructions="behind_context"),))
     ((name, route),) = routes(deployment, specs).items()
     assert (name, route.base, route.instructions) == ("sql", "base", "behind_context")
+    assert route.identity == "sha256:0"
     assert (route.prefill.name, route.decode.name) == ("prefill", "decode/sql")
     assert [worker.url for worker in route.prefill.workers] == ["http://127.0.0.1:8100"]
     assert [worker.name for worker in route.decode.workers] == ["decode-sql-0"]

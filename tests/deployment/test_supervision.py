@@ -10,6 +10,7 @@ from prefillshare.deployment.events import Event
 from prefillshare.deployment.local import LocalDeployment
 from prefillshare.deployment.processes import members
 from prefillshare.deployment.supervision import StartupFailed, WorkerProcess
+from prefillshare.router.pool import Worker
 from tests.deployment.fakes import QUICK, fake_workers, free_ports, make_deployment, processes_of
 
 
@@ -127,3 +128,51 @@ async def test_a_worker_deaf_to_sigterm_is_killed_after_the_grace(tmp_path: Path
             pass
     assert processes_of(run.deployment) == []
     assert run.kinds("decode-sql-0")[-1] == "stopped"
+
+
+async def test_a_worker_that_was_removed_from_the_router_is_not_started_again(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    with run.patches:
+        async with run.local:
+            worker = Worker("any name", "decode", run.decode.url)
+            run.local._follow("left", worker)
+            assert run.decode.state == "ready"  # it runs on
+            waiting = asyncio.create_task(run.local.wait())
+            assert run.decode.pid is not None
+            os.kill(run.decode.pid, signal.SIGKILL)
+            await run.until(lambda: run.decode.state == "stopped")
+            run.local._follow("joined", worker)  # another process at its address
+            await asyncio.sleep(0.3)
+            assert run.decode.state == "stopped"
+            assert not waiting.done()  # the deployment goes on
+            waiting.cancel()
+    assert run.kinds("decode-sql-0") == ["started", "ready", "removed", "stopped"]
+    assert processes_of(run.deployment) == []
+
+
+async def test_a_worker_that_was_removed_while_it_was_down_stays_down(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    with run.patches:
+        async with run.local:
+            (run.control / "decode-sql-0.crash").touch()
+            assert run.decode.pid is not None
+            os.kill(run.decode.pid, signal.SIGKILL)
+            await run.until(lambda: run.decode.restarts == 2)
+            run.local._follow("left", Worker("decode-sql-0", "decode", run.decode.url))
+            await run.until(lambda: run.decode.state == "stopped")
+    kinds = run.kinds("decode-sql-0")
+    assert kinds[kinds.index("removed") :] == ["removed", "stopped"]
+
+
+async def test_a_worker_that_is_added_again_before_it_ended_is_looked_after_again(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    with run.patches:
+        async with run.local:
+            for change in ("left", "joined"):
+                run.local._follow(change, Worker("decode-sql-0", "decode", run.decode.url))
+            assert run.decode.pid is not None
+            os.kill(run.decode.pid, signal.SIGKILL)
+            await run.until(lambda: run.kinds("decode-sql-0").count("ready") == 2)
+    kinds = run.kinds("decode-sql-0")
+    assert kinds[:5] == ["started", "ready", "removed", "added", "died"]
+    assert run.kinds("prefill-0") == ["started", "ready", "stopped"]

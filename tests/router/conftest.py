@@ -44,8 +44,8 @@ class Cluster:
 def serve() -> Iterator[Callable[[ASGIApp], Served]]:
     running: list[Served] = []
 
-    def start(app: ASGIApp) -> Served:
-        running.append(Served(app))
+    def start(app: ASGIApp, port: int = 0) -> Served:
+        running.append(Served(app, port))
         return running[-1]
 
     yield start

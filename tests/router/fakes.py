@@ -20,16 +20,17 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from prefillshare.announcement import PATH
 from prefillshare.router.pool import Worker
 
 BLOCK_SIZE = 16
 
 
 class Served:
-    """An ASGI app behind uvicorn on a free loopback port, in a thread of its own."""
+    """An ASGI app behind uvicorn on a loopback port, by default a free one, in a thread of its own."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._socket = socket.create_server(("127.0.0.1", 0))
+    def __init__(self, app: ASGIApp, port: int = 0) -> None:
+        self._socket = socket.create_server(("127.0.0.1", port))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         config = uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=0)
         self._server = uvicorn.Server(config)
@@ -83,6 +84,7 @@ class FakeWorker:
     pause: threading.Event | None = None  # prefills wait for it, and streams after their first token
     refusals: list[str] = field(default_factory=list)  # the reasons for which a decode worker refuses the next calls
     cache: set[bytes] = field(default_factory=set)
+    announces: dict[str, Any] | None = None  # what it says of itself; None: as a worker that cannot say
 
     def app(self) -> Starlette:
         return Starlette(
@@ -91,6 +93,7 @@ class FakeWorker:
                 Route("/v1/completions", self.complete, methods=["POST"]),
                 Route("/health", self.health),
                 Route("/metrics", self.metrics),
+                Route(PATH, self.announce),
             ]
         )
 
@@ -110,6 +113,9 @@ class FakeWorker:
             f'vllm:iteration_tokens_total_count{{engine="0"}} {self.steps}\n'
         )
 
+    async def announce(self, request: Request) -> Response:
+        return JSONResponse(self.announces, 200 if self.announces else 404)
+
     async def complete(self, request: Request) -> Response:
         body = await request.json()
         self.bodies.append(body)
@@ -118,6 +124,10 @@ class FakeWorker:
             status = int(self.behaviour)
             error = {"message": "no such thing", "type": "BadRequestError", "param": "messages", "code": status}
             return JSONResponse({"error": error}, status)
+        for _ in range(4000):  # until the test lets it go
+            if self.behaviour != "held":
+                break
+            await asyncio.sleep(0.005)
         if self.behaviour in ("silent", "hangs"):
             await self._wait_for_disconnect(request)
         if self.behaviour == "crash":
@@ -242,6 +252,20 @@ def _is_understood(body: dict[str, Any]) -> bool:
         return len(rendered(body)) > 0
     except (KeyError, TypeError, ValueError, AttributeError):
         return False
+
+
+def announcement(role: str, *models: str, **fields: Any) -> dict[str, Any]:
+    """What a worker says of itself that serves these models."""
+    return {
+        "role": role,
+        "base_identity": "sha256:base",
+        "models": [{"name": name, "instructions": "in_place"} for name in models],
+        "block_size": BLOCK_SIZE,
+        "max_model_len": 4096,
+        "vllm": "0.32.0",
+        "kv": {"dtype": "torch.bfloat16"},
+        "handoff_key": "a1",
+    } | fields
 
 
 def _refusal(reason: str) -> dict[str, Any]:

@@ -4,8 +4,12 @@ import pytest
 from starlette.types import ASGIApp
 
 from prefillshare.errors import UserError
-from prefillshare.router.app import create_app
-from prefillshare.router.pool import Pool
+from prefillshare.router.accounting import Ledger
+from prefillshare.router.app import _forget_who_left, create_app
+from prefillshare.router.breaker import Breaker
+from prefillshare.router.errors import worker_failed
+from prefillshare.router.placement.placement import Placement
+from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.route import ModelRoute
 from prefillshare.router_config import PlacementConfig, RouterConfig
 from tests.router.conftest import Cluster
@@ -82,3 +86,20 @@ def test_other_paths_and_methods_answer_in_openais_shape(cluster: Cluster, metho
     response = cluster.http.request(method, path)
     assert response.status_code == status
     assert path in response.json()["error"]["message"]
+
+
+def test_nothing_that_was_held_against_a_worker_outlives_it() -> None:
+    """Its calls that failed in a row are not those of a worker of its name that joins later."""
+    worker = prefill_worker("prefill-0")
+    pool, breaker = Pool("prefill", [worker]), Breaker(2)
+    opened: list[Worker] = []
+    breaker.opened.append(opened.append)
+    placement, ledger = Placement({}), Ledger(16)
+    for _ in range(2):
+        breaker.failed(pool, worker, worker_failed("prefill-0", "answered 500"))
+        _forget_who_left(placement, ledger, breaker, "left", worker)
+    assert opened == []
+    for _ in range(2):
+        breaker.failed(pool, worker, worker_failed("prefill-0", "answered 500"))
+        _forget_who_left(placement, ledger, breaker, "joined", worker)
+    assert opened == [worker]

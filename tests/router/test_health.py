@@ -87,3 +87,21 @@ async def test_a_worker_whose_breaker_opens_is_asked_for_a_token_at_once(
     finally:
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
+
+
+async def test_a_worker_that_left_may_join_again(
+    http: aiohttp.ClientSession, serve: Callable[[ASGIApp], Served]
+) -> None:
+    worker = prefill_worker(url=serve(FakeWorker("base").app()).url)
+    pool = Pool("prefill", [])
+    watching = asyncio.create_task(monitor_of(http, pool, HealthConfig(poll_every_s=0.02)).run())
+    try:
+        for pause_s in (0.1, 0.0, 0.1):
+            pool.add(worker)
+            await asyncio.to_thread(wait_for, lambda: pool.is_up(worker))
+            pool.remove(worker)
+            await asyncio.sleep(pause_s)
+        assert not watching.done()
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)

@@ -5,6 +5,7 @@ import pytest
 from prefillshare.router.errors import RouterError, worker_failed
 from prefillshare.router.metrics import Metrics
 from prefillshare.router.observer import Observer
+from prefillshare.router.pool import Pool
 from prefillshare.router.status.board import Board
 from prefillshare.router.tracing import Tracing
 from tests.router.fakes import prefill_worker
@@ -12,7 +13,7 @@ from tests.router.fakes import prefill_worker
 
 def failures(error: BaseException | None) -> list[str]:
     """The lines that count a leg in which `error` is raised."""
-    metrics = Metrics([])
+    metrics = Metrics([Pool("prefill", [prefill_worker()])])
     observer = Observer(metrics, Board({}), Tracing())
     try:
         with observer.leg(prefill_worker(), "base"):
@@ -25,6 +26,7 @@ def failures(error: BaseException | None) -> list[str]:
         line
         for line in lines
         if line.startswith(("prefillshare_leg_failures_total{", "prefillshare_leg_duration_seconds_count{"))
+        and not line.endswith(" 0.0")
     ]
 
 

@@ -141,3 +141,12 @@ def test_room_is_what_the_limit_leaves(pool: Pool) -> None:
     with pool.lease(A, 60):
         assert pool.has_room(A, 40)
         assert not pool.has_room(A, 41)
+
+
+def test_who_has_left_may_still_be_asked_about(pool: Pool) -> None:
+    with pool.lease(A, 10):
+        pool.remove(A)
+        assert not pool.mark_down(A, "lost the connection")
+        assert (pool.is_up(A), pool.load(A), pool.reason(A)) == (False, 0, "removed")
+    assert pool.workers == (B,)
+    assert [row["name"] for row in pool.report()] == ["b"]

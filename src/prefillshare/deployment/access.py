@@ -20,14 +20,17 @@ def check_access(deployment: Deployment) -> Iterator[Finding]:
     known = {module.name for module in deployment.modules}
     for key in keys:
         if unknown := sorted(set(key.config.models or ()) - known):
-            there_is = f"no module is called that; there is {', '.join(sorted(known))}"
-            yield Finding("router.keys", "problem", f"{key.config.name!r} may call {', '.join(unknown)}: {there_is}")
+            there_is = f"no module is called that until one is added; there is {', '.join(sorted(known))}"
+            yield Finding("router.keys", "warning", f"{key.config.name!r} may call {', '.join(unknown)}: {there_is}")
     if keys:
         tenants = sorted({key.config.name for key in keys})
         yield Finding("router.keys", "ok", f"{len(keys)} key(s) of {', '.join(tenants)}")
     elif router.allow_anonymous and not is_loopback(router.host):
         detail = f"everybody who reaches {router.host}:{router.port} may call all models (allow_anonymous)"
         yield Finding("router.allow_anonymous", "warning", detail)
+    if router.admin and not keys:
+        detail = "everybody who is on this machine may add and remove workers and modules; web pages may not"
+        yield Finding("router.admin", "warning", detail)
     if router.log_prompts:
         yield Finding("router.log_prompts", "warning", "prompts are written to the log")
     if any(argument.partition("=")[0] == "--api-key" for argument in deployment.workers.engine_args):

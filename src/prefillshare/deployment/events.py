@@ -10,7 +10,9 @@ from typing import Any, Literal, TextIO
 LOG = logging.getLogger("prefillshare.deployment")
 FILE_NAME = "events.jsonl"
 
-EventKind = Literal["started", "ready", "died", "restarting", "stopped", "leftovers", "serving", "draining"]
+EventKind = Literal[
+    "started", "ready", "died", "restarting", "stopped", "leftovers", "serving", "draining", "removed", "added"
+]
 _WARNINGS: frozenset[EventKind] = frozenset({"died", "restarting", "leftovers"})
 
 

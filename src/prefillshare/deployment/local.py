@@ -25,6 +25,7 @@ from prefillshare.engine.worker import WorkerSpec, plan_workers
 from prefillshare.errors import UserError
 from prefillshare.router.app import create_app
 from prefillshare.router.drain import Drain
+from prefillshare.router.fleet import Change
 from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.route import ModelRoute
 from prefillshare.router.server import server_config
@@ -167,6 +168,7 @@ class LocalDeployment:
                     block_size=self.deployment.workers.block_size,
                     worker_key=specs[0].worker_key,  # one for all workers of a deployment
                     drain=self._drain,
+                    listeners=[self._follow],
                 ),
                 settings.limits,
                 log_config=None,
@@ -179,6 +181,12 @@ class LocalDeployment:
             await asyncio.sleep(0.02)
             if self._router.done():
                 self._router.result()
+
+    def _follow(self, change: Change, worker: Worker) -> None:
+        """What an operator does through the router's admin API to a worker that was started here."""
+        for process in self.workers:
+            if process.url == worker.url:
+                process.let_go() if change == "left" else process.take_back()
 
     async def stop(self) -> None:
         """What leaving does, for when it should happen earlier. May be called again."""
@@ -214,10 +222,11 @@ def routes(deployment: Deployment, specs: list[WorkerSpec]) -> dict[str, ModelRo
         shared = pool(f"decode/{hosted.name}", hosted.modules[0].name)
         decode |= {module.name: shared for module in hosted.modules}
     instructions = {model.name: model.instructions for spec in specs for model in spec.models}
+    identities = {name: spec.base_identity for spec in specs for name in spec.served_names}
     found: dict[str, ModelRoute] = {}
     for module in deployment.modules:
         base, name = deployment.base_of(module).served_name, module.name
-        found[name] = ModelRoute(base, prefill[base], decode[name], instructions[name])
+        found[name] = ModelRoute(base, prefill[base], decode[name], instructions[name], identity=identities[base])
     return found
 
 

@@ -68,6 +68,7 @@ class WorkerProcess:
         self._report = report
         self._process: Process | None = None
         self._healthy_since = 0.0
+        self._let_go = False
 
     @property
     def pid(self) -> int | None:
@@ -84,8 +85,10 @@ class WorkerProcess:
             StartupFailed: it never became healthy. Later deaths are not raised: it is started again, for ever.
         """
         deaths = 0
-        while True:
+        while not self._let_go:
             reason = await self._run_once()
+            if self._let_go:
+                break
             self._say("died", f"died: {reason}", reason=reason)
             if not self.ready.is_set():
                 self._enter("failed")
@@ -93,6 +96,20 @@ class WorkerProcess:
             was_healthy_s = time.monotonic() - self._healthy_since
             deaths = 1 if was_healthy_s > self._timing.forget_deaths_after else deaths + 1
             await self._back_off(deaths)
+        self._enter("stopped")
+        self._say("stopped", "ended after it was removed; it is not started again")
+        await asyncio.Event().wait()  # the deployment goes on without it
+
+    def let_go(self) -> None:
+        """The router has it no more: it runs until somebody ends it, and is not started again then."""
+        self._let_go = True
+        self._say("removed", "removed from the router; when it ends, it is not started again", pid=self.pid)
+
+    def take_back(self) -> None:
+        """The router has it again. One that has ended meanwhile stays so: what answers there is somebody else's."""
+        if self._let_go and self._process is not None:
+            self._let_go = False
+            self._say("added", "added to the router again", pid=self.pid)
 
     def kill(self) -> None:
         """Ends all of its processes at once; for a stop that takes too long."""

@@ -5,7 +5,7 @@ import os
 import secrets
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -119,6 +119,17 @@ def plan_workers(deployment: Deployment) -> list[WorkerSpec]:
     ]
 
 
+def on_other_ports(spec: WorkerSpec, port: int | None, side_channel_port: int | None) -> WorkerSpec:
+    """One more worker like `spec` beside it. Raises UserError when only one of its ports differs."""
+    if (port is None) != (side_channel_port is None):
+        raise UserError(
+            f"worker: beside {spec.name} another one needs both ports of its own: --port and --side-channel-port"
+        )
+    if port is None or side_channel_port is None:
+        return spec
+    return replace(spec, port=port, side_channel_port=side_channel_port)
+
+
 def require_adapter(config: ModuleConfig, module: DecodeModule) -> None:
     """Raises UserError for a module that names a pool but is a whole checkpoint, which shares no worker."""
     if config.pool is not None and module.kind != "lora":
@@ -227,6 +238,7 @@ def worker_command(spec: WorkerSpec) -> list[str]:
     command += ["--enable-prompt-tokens-details"]
     command += ["--enable-prefix-caching"]  # on a decode worker, the connector keeps own KV out of it
     command += ["--middleware", "prefillshare.engine.refusals.RefusalMiddleware"]
+    command += ["--middleware", "prefillshare.engine.announcement.AnnouncementMiddleware"]
     command += ["--middleware", "prefillshare.engine.worker_key.WorkerKeyMiddleware"]  # the last one is outermost
     if spec.adapters:
         command += ["--enable-lora", "--max-loras", str(len(spec.adapters))]  # calls of all adapters form one batch

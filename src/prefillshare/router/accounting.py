@@ -61,6 +61,10 @@ class Ledger:
         from_others = sum(tokens for payer, tokens in paid_by.items() if payer != model)
         return Attribution(prompt, prompt - cached_tokens, cached_tokens, from_others, paid_by)
 
+    def forget(self, worker: str) -> None:
+        """The worker has left. One of that name that joins later begins with an empty cache."""
+        self._payers.pop(worker, None)
+
 
 def block_hashes(token_ids: Sequence[int], block_size: int, salt: str | None = None) -> Iterator[bytes]:
     """One hash for each whole block, over the block's tokens and the hash before it; the salt is before the first."""

@@ -4,8 +4,9 @@ import asyncio
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -16,18 +17,21 @@ from starlette.routing import Route
 
 from prefillshare.access import load_keys
 from prefillshare.router.accounting import Ledger
+from prefillshare.router.admin.api import Admin, admin_routes
 from prefillshare.router.breaker import Breaker
 from prefillshare.router.drain import Drain
 from prefillshare.router.endpoint import CompletionEndpoint, Services
 from prefillshare.router.errors import RouterError, internal, model_not_found
+from prefillshare.router.fleet import Change, Fleet, Listener
 from prefillshare.router.gate import Gate
 from prefillshare.router.health import HealthMonitor
 from prefillshare.router.log_format import logging_as
 from prefillshare.router.metrics import Metrics
 from prefillshare.router.observer import Observer
 from prefillshare.router.placement.placement import Placement
+from prefillshare.router.pool import Worker
 from prefillshare.router.relay import Relay, open_http
-from prefillshare.router.route import ModelRoute, pools_of
+from prefillshare.router.route import ModelRoute
 from prefillshare.router.status.board import Board
 from prefillshare.router.status.page import status_routes
 from prefillshare.router.tenant_metrics import TenantMetrics
@@ -46,16 +50,18 @@ def create_app(
     max_body_bytes: int = MAX_BODY_BYTES,
     worker_key: str | None = None,
     drain: Drain | None = None,
+    listeners: Sequence[Listener] = (),
 ) -> Starlette:
     """The router as an ASGI application.
 
     Args:
         settings: keys, limits, timeouts and placement; host, port and connections are the server's business.
-        routes: the decode modules by their names, which are the models that clients ask for.
+        routes: the decode modules by their names, which are the models that clients ask for; those at the start.
         block_size: of the workers' KV caches, in tokens; for attributing reuse and placing the decode leg.
         max_body_bytes: longer request bodies are refused with a 413.
         worker_key: the secret that the workers ask for.
         drain: has it take no more calls, when that has begun.
+        listeners: are told of each worker that joins or leaves while the router runs.
 
     Startup asks every worker for its health once, so that the first request finds the workers that are up. Startup
     succeeds whatever they say; `/health` tells.
@@ -67,15 +73,15 @@ def create_app(
         UserError: a key is missing or cannot be read, `settings.placement` names a rule that does not exist or gives it
             what it does not take, or traces are asked for and OpenTelemetry is not installed.
     """
-    pools = pools_of(routes.values())
-    placement = Placement(routes, settings.placement, block_size=block_size)
-    metrics = Metrics(pools, routes)
+    fleet = Fleet(routes)
+    fleet.listeners += listeners
+    placement = Placement(fleet.routes, settings.placement, block_size=block_size)
+    metrics = Metrics(fleet.pools, fleet.models)
     keys = load_keys(settings.keys, settings.keys_file, os.environ)
     keyring = make_keyring(keys, os.environ.get(SECRET_VARIABLE) or secrets.token_hex(32)) if keys else None
     tenants = TenantMetrics(metrics.registry, sorted({key.config.name for key in keys}))
-    board = Board(routes)
+    board = Board(fleet.routes, pools=fleet.pools)
     check_installed(settings.tracing, os.environ)
-    models = tuple(routes)
     created = int(time.time())
     draining = drain or Drain()
 
@@ -84,15 +90,17 @@ def create_app(
         async with open_http(settings, worker_key) as http:
             breaker = Breaker(settings.health.failures)
             breaker.opened.append(metrics.breaker_opened)
-            monitor = HealthMonitor(http, routes, settings.health, breaker, metrics.probed)
+            monitor = HealthMonitor(http, fleet.routes, settings.health, breaker, metrics.probed)
             await monitor.check_all()
             watching = asyncio.create_task(monitor.run())
             tracing = open_tracing(settings.tracing, os.environ)
             observer = Observer(metrics, board, tracing)
             relay = Relay(http, settings, placement, breaker, observer.leg)
             ledger = Ledger(block_size)
+            fleet.listeners.append(partial(_forget_who_left, placement, ledger, breaker))
+            app.state.admin = Admin(fleet, http, metrics, block_size)
             app.state.services = Services(
-                settings, relay, ledger, metrics, observer, models, max_body_bytes, tenants, draining
+                settings, relay, ledger, metrics, observer, fleet, max_body_bytes, tenants, draining
             )
             with logging_as(settings.log_format):
                 yield
@@ -104,7 +112,7 @@ def create_app(
         return {"id": model, "object": "model", "created": created, "owned_by": "prefillshare"}
 
     def callable_by(request: Request) -> tuple[str, ...]:
-        return request.scope["user"].caller.may_call(models)
+        return request.scope["user"].caller.may_call(fleet.models)
 
     async def list_models(request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [card(model) for model in callable_by(request)]})
@@ -117,15 +125,17 @@ def create_app(
 
     async def health(request: Request) -> Response:
         """200 when every model can be served. Who is no operator learns nothing else."""
-        ready = all(pool.ready() for pool in pools) and not draining.begun
+        routes = [fleet.routes[model] for model in fleet.models]
+        ready = all(route.prefill.ready() and route.decode.ready() for route in routes) and not draining.begun
         status = "ok" if ready else "draining" if draining.begun else "unavailable"
         body: dict[str, object] = {"status": status}
         if not request.scope["user"].caller.operator:
             return JSONResponse(body, 200 if ready else 503)
         body |= {
-            "pools": {pool.name: pool.report() for pool in pools},
+            "pools": {pool.name: pool.report() for pool in fleet.pools},
             "models": {
-                model: {"prefill": route.prefill.name, "decode": route.decode.name} for model, route in routes.items()
+                model: {"prefill": route.prefill.name, "decode": route.decode.name}
+                for model, route in fleet.routes.items()
             },
         }
         return JSONResponse(body, 200 if ready else 503)
@@ -142,6 +152,7 @@ def create_app(
             Route("/v1/models/{model:path}", get_model),
             Route("/health", health),
             Route("/metrics", prometheus),
+            *admin_routes(settings),
             *status_routes(board, check=_check_operator),
         ],
         exception_handlers={
@@ -152,6 +163,13 @@ def create_app(
         middleware=[Middleware(Gate, settings=settings, keyring=keyring, metrics=tenants)],
         lifespan=lifespan,
     )
+
+
+def _forget_who_left(placement: Placement, ledger: Ledger, breaker: Breaker, change: Change, worker: Worker) -> None:
+    if change == "left":
+        breaker.succeeded(worker)
+        placement.forget(worker)
+        ledger.forget(worker.name)
 
 
 def _check_operator(request: Request) -> None:

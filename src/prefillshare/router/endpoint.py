@@ -16,6 +16,7 @@ from prefillshare.router.admission import Call, Endpoint, admit, read_body
 from prefillshare.router.disconnect import unless_disconnected
 from prefillshare.router.drain import Drain
 from prefillshare.router.errors import KV_LOST, NOT_CONNECTED, RouterError, internal
+from prefillshare.router.fleet import Fleet
 from prefillshare.router.legs import Prefilled, asks_for_usage
 from prefillshare.router.limits import check_body
 from prefillshare.router.metrics import LegName, Metrics
@@ -42,7 +43,7 @@ class Services:
     ledger: Ledger
     metrics: Metrics
     observer: Observer
-    models: tuple[str, ...]
+    fleet: Fleet
     max_body_bytes: int
     tenants: TenantMetrics
     drain: Drain
@@ -99,12 +100,14 @@ class CompletionEndpoint:
             with services.drain.call():
                 call = await self._admit(services, exchange, Request(scope, receive))
                 if call is not None:
-                    await unless_disconnected(receive, self._serve(services, exchange, call))
+                    with services.fleet.serving(call.model):
+                        await unless_disconnected(receive, self._serve(services, exchange, call))
         except RouterError as error:
             await exchange.fail(error)
         except (ClientDisconnect, OSError):
             pass  # it left while it was sending or being sent to; the status says so
         finally:
+            services.fleet.pulled(exchange.record.request_id)
             exchange.record.seconds = exchange.seconds()
             services.observer.finished(exchange.record)
             services.tenants.finished(exchange.visit.caller.name, exchange.record.status)
@@ -118,7 +121,7 @@ class CompletionEndpoint:
                 raw,
                 endpoint=self._endpoint,
                 headers=request.headers,
-                known_models=exchange.visit.caller.may_call(services.models),
+                known_models=exchange.visit.caller.may_call(services.fleet.models),
                 request_id=exchange.record.request_id,
             )
             check_body(call.body, services.settings.limits)
@@ -205,6 +208,7 @@ class CompletionEndpoint:
 
     def _account(self, services: Services, exchange: _Exchange, call: Call, prefilled: Prefilled) -> None:
         worker = exchange.record.prefill_worker = prefilled.worker.name
+        services.fleet.handed_over(exchange.record.request_id, prefilled.worker)
         ids = prefilled.prompt_token_ids
         tokens = services.ledger.record(worker, call.model, ids, prefilled.cached_tokens, call.salt)
         exchange.visit.charge(tokens.prompt)
@@ -222,6 +226,7 @@ class CompletionEndpoint:
                 if not exchange.streaming:
                     await exchange.start(200, "text/event-stream; charset=utf-8", {"cache-control": "no-cache"})
                     exchange.streaming = True
+                    services.fleet.pulled(exchange.record.request_id)
                     seconds = exchange.record.first_token_seconds = exchange.seconds()
                     services.metrics.first_token(exchange.record.model, seconds)
                 await exchange.body(events, more=True)

@@ -1,10 +1,10 @@
 """Prometheus metrics of one router. Names start with `prefillshare_`; docs/observability.md lists them all.
 
-Every label has a bounded set of values: served models, configured workers and pools, HTTP statuses, and error codes, of
-which no more than `MAX_CODES` are told apart.
+Every label has a bounded set of values: served models, HTTP statuses, workers and pools (`worker_metrics`), and error
+codes, of which no more than `MAX_CODES` are told apart.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Literal
 
@@ -14,24 +14,28 @@ from prefillshare import __version__
 from prefillshare.router.accounting import Attribution
 from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.record import CallRecord
+from prefillshare.router.worker_metrics import SECONDS, WorkerMetrics
 
-SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5)
 LegName = Literal["prefill", "decode"]
 MAX_CODES = 64  # workers have codes of their own; the rest are counted as "other"
 
 
 class Metrics:
-    """`model` is always a served model or "unknown", so that clients cannot create series."""
+    """`model` is always a served model or "unknown", so that clients cannot create series.
+
+    What has been counted for a model stays when it is no longer served.
+    """
 
     def __init__(self, pools: Sequence[Pool], models: Iterable[str] = ()) -> None:
+        """`pools` is looked at anew for every answer; models that are served later are begun by `begin_at_zero`."""
         self.registry = CollectorRegistry()  # others count in it, too
         self._codes: set[str] = set()
         self._count_calls()
         self._time_calls()
-        self._watch_workers(pools)
+        self._workers = WorkerMetrics(self.registry, pools)
         for model in models:
-            self._begin_at_zero(model)
+            self.begin_at_zero(model)
         Info("prefillshare_build", "The router's version.", registry=self.registry).info({"version": __version__})
         ProcessCollector(registry=self.registry)
 
@@ -69,16 +73,6 @@ class Metrics:
             "Calls tried again, by the leg that had failed and why: an error's code, or how the KV was lost.",
             ["leg", "reason"],
         )
-        self._breakers = counter(
-            "prefillshare_breaker_openings",
-            "How often a worker was taken out of service because calls on it failed one after another.",
-            ["worker"],
-        )
-        self._probes = counter(
-            "prefillshare_probes",
-            "Requests for one token, made to see whether the worker makes any; by what came of them.",
-            ["worker", "outcome"],
-        )
         self._placements = counter(
             "prefillshare_placements",
             "Workers chosen, by the leg and the rule of `router.placement` that decided.",
@@ -110,58 +104,8 @@ class Metrics:
             ["model"],
             buckets=TOKEN_SECONDS,
         )
-        self._leg_seconds = histogram(
-            "prefillshare_leg_duration_seconds",
-            "Duration of legs that succeeded; a streamed decode leg lasts as long as its stream.",
-            ["leg", "worker"],
-            buckets=SECONDS,
-        )
-        self._leg_failures = Counter(
-            "prefillshare_leg_failures",
-            "Legs that failed on a worker, by the error's code; one that goes on to another worker is counted, too.",
-            ["leg", "worker", "code"],
-            registry=self.registry,
-        )
 
-    def _watch_workers(self, pools: Sequence[Pool]) -> None:
-        gauge = partial(Gauge, registry=self.registry)
-        healthy = gauge("prefillshare_workers_healthy", "Workers that are up.", ["pool"])
-        by_worker: Sequence[tuple[Gauge, Callable[[Pool, Worker], float]]] = (
-            (gauge("prefillshare_worker_up", "1 when the worker is up, else 0.", ["worker", "role", "pool"]), _is_up),
-            (
-                gauge(
-                    "prefillshare_worker_breaker_open",
-                    "1 while the worker is out of service because calls on it failed one after another.",
-                    ["worker", "role", "pool"],
-                ),
-                _breaker_is_open,
-            ),
-            (
-                gauge(
-                    "prefillshare_worker_in_flight_calls",
-                    "Calls that the router has in flight on the worker.",
-                    ["worker", "role", "pool"],
-                ),
-                Pool.in_flight,
-            ),
-            (
-                gauge(
-                    "prefillshare_worker_last_change_timestamp_seconds",
-                    "When the worker last went up or down, in seconds since 1970.",
-                    ["worker", "role", "pool"],
-                ),
-                Pool.since,
-            ),
-        )
-        for pool in pools:
-            healthy.labels(pool.name).set_function(partial(_count_up, pool))
-            for worker in pool.workers:
-                for metric, value in by_worker:
-                    metric.labels(worker.name, worker.role, pool.name).set_function(partial(value, pool, worker))
-                self._leg_seconds.labels(worker.role, worker.name)
-                self._breakers.labels(worker.name)
-
-    def _begin_at_zero(self, model: str) -> None:
+    def begin_at_zero(self, model: str) -> None:
         """Of a counter that appears with its first increase, Prometheus cannot see that increase."""
         for counter in (*self._tokens.values(), self._kv_lost, self._sent_bytes):
             counter.labels(model)
@@ -194,16 +138,13 @@ class Metrics:
 
     def leg(self, worker: Worker, seconds: float, code: str | None) -> None:
         """`code` is that of the error on which the leg failed, or None."""
-        if code is None:
-            self._leg_seconds.labels(worker.role, worker.name).observe(seconds)
-        else:
-            self._leg_failures.labels(worker.role, worker.name, self._bounded(code)).inc()
+        self._workers.leg(worker, seconds, code and self._bounded(code))
 
     def breaker_opened(self, worker: Worker) -> None:
-        self._breakers.labels(worker.name).inc()
+        self._workers.breaker_opened(worker)
 
     def probed(self, worker: Worker, outcome: str) -> None:
-        self._probes.labels(worker.name, outcome).inc()
+        self._workers.probed(worker, outcome)
 
     def retried(self, leg: LegName, reason: str) -> None:
         self._retries.labels(leg, reason).inc()
@@ -219,6 +160,7 @@ class Metrics:
 
     def render(self) -> bytes:
         """The exposition text for `/metrics`."""
+        self._workers.follow()
         return generate_latest(self.registry)
 
     def _bounded(self, code: str) -> str:
@@ -226,15 +168,3 @@ class Metrics:
             return "other"
         self._codes.add(code)
         return code
-
-
-def _count_up(pool: Pool) -> float:
-    return len(pool.up())
-
-
-def _breaker_is_open(pool: Pool, worker: Worker) -> float:
-    return float("calls" in pool.faults(worker))
-
-
-def _is_up(pool: Pool, worker: Worker) -> float:
-    return float(pool.is_up(worker))

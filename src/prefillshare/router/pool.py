@@ -48,13 +48,20 @@ class _State:
     limit: int | None = None  # tokens
 
 
+class _States(dict[str, _State]):
+    """By the workers' names. Who has left is still asked about while calls on it go on; nothing is kept of it."""
+
+    def __missing__(self, name: str) -> _State:
+        return _State({"health": "removed"})
+
+
 class Pool:
     """Workers that can replace each other. Worker names are unique within it."""
 
     def __init__(self, name: str, workers: Sequence[Worker]) -> None:
         self.name = name
         self._workers: dict[str, Worker] = {}
-        self._states: dict[str, _State] = {}
+        self._states = _States()
         self._turns = count(1)
         for worker in workers:
             self.add(worker)

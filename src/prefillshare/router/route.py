@@ -19,6 +19,7 @@ class ModelRoute:
     prefill: Pool
     decode: Pool
     instructions: Placement = "in_place"  # where the module's prompts carry the instructions of the role
+    identity: str = ""  # the base's; without it no worker can join while the router runs
 
 
 def pools_of(routes: Iterable[ModelRoute]) -> list[Pool]:

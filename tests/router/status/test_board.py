@@ -41,12 +41,14 @@ def test_workers_are_shown_with_their_load_and_since_when() -> None:
     pool = desk.pools[0]
     pool.mark_up(pool.workers[0])
     pool.mark_down(pool.workers[1], "cannot connect")
+    pool.drain(pool.workers[0])
     with pool.lease(pool.workers[0]):
         workers = desk.show()["workers"]
     assert [worker["name"] for worker in workers] == ["prefill-0", "prefill-1", "sql-0", "json-0"]
     up, down = workers[:2]
     assert (up["up"], up["in_flight"], up["role"], up["pool"], up["reason"]) == (True, 1, "prefill", "prefill", "")
     assert (down["up"], down["reason"]) == (False, "cannot connect")
+    assert (up["draining"], down["draining"]) == (True, False)
     assert up["since"] == pool.since(pool.workers[0])
 
 

@@ -1,9 +1,8 @@
 """Chooses the workers of a call, and remembers what later choices go by: homes and known prefixes."""
 
-from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from prefillshare.router.placement.chunks import CHUNK_TOKENS, Chain, chain_of_request, chain_of_tokens
 from prefillshare.router.placement.known import KnownPrefixes
@@ -53,7 +52,8 @@ class Placement:
         settings = settings or PlacementConfig()
         self._block_size = block_size
         self._prefill, self._decode = policies(settings)
-        self._homes: dict[str, Affinity] = defaultdict(partial(Affinity, settings.sessions))  # by the name of the pool
+        self._max_sessions = settings.sessions
+        self._homes: WeakKeyDictionary[Pool, Affinity] = WeakKeyDictionary()  # a pool that goes takes its homes along
         self._prefill_memory = _Memory(settings.known_tokens // CHUNK_TOKENS)
         self._decode_memory = _Memory(settings.known_tokens // block_size)
 
@@ -92,8 +92,22 @@ class Placement:
     def lost(self, pool: Pool, session: SessionKey | None, worker: Worker) -> None:
         """`worker` of `pool` could not get, or keep, the session's KV: no reason is left to send it there."""
         if session:
-            self._homes[pool.name].forget(session)
+            self._homes_in(pool).forget(session)
         self._decode_memory.forget(worker)
+
+    def forget(self, worker: Worker) -> None:
+        """The worker has left: nothing is known of one of its name that joins later.
+
+        Homes stay. A session that is called meanwhile moves, one that is not comes back to that name, as after a
+        restart, and the other workers keep theirs.
+        """
+        self._prefill_memory.forget(worker)
+        self._decode_memory.forget(worker)
+
+    def _homes_in(self, pool: Pool) -> Affinity:
+        if pool not in self._homes:
+            self._homes[pool] = Affinity(self._max_sessions)
+        return self._homes[pool]
 
     def _choose(
         self,
@@ -104,7 +118,7 @@ class Placement:
         chain: Chain,
         without: Collection[Worker],
     ) -> tuple[Candidate, str] | None:
-        homes = self._homes[pool.name]
+        homes = self._homes_in(pool)
         home = homes.get(session) if session else None
         candidates = []
         for worker in pool.least_recent():

@@ -40,10 +40,15 @@ class _Seen:
 class Board:
     """Shows nothing that a client has sent: names are those of the deployment file."""
 
-    def __init__(self, routes: Mapping[str, ModelRoute], clock: Callable[[], float] = time.time) -> None:
-        """`clock` gives seconds since 1970."""
+    def __init__(
+        self,
+        routes: Mapping[str, ModelRoute],
+        clock: Callable[[], float] = time.time,
+        pools: Sequence[Pool] | None = None,
+    ) -> None:
+        """`clock` gives seconds since 1970. Routes and pools may change; without `pools` they are the routes'."""
         self._routes = routes
-        self._pools = pools_of(routes.values())
+        self._pools = pools_of(routes.values()) if pools is None else pools
         self._clock = clock
         self._started = clock()
         self._calls: deque[_Seen] = deque(maxlen=MAX_CALLS)
@@ -150,6 +155,7 @@ def _workers(pool: Pool) -> list[dict[str, Any]]:
             "role": worker.role,
             "pool": pool.name,
             "up": pool.is_up(worker),
+            "draining": pool.is_draining(worker),
             "since": pool.since(worker),
             "in_flight": pool.in_flight(worker),
             "reason": pool.reason(worker),

@@ -118,7 +118,8 @@ function showWorkers(status) {
     columnHead("number", "in flight"), columnHead("number", "since"),
   ];
   fillTable("workers", heads, status.workers.map((worker) => {
-    const state = element("td", "", element("span", worker.up ? "up" : "down", worker.up ? "● up" : "○ down"));
+    const [kind, said] = !worker.up ? ["down", "○ down"] : worker.draining ? ["draining", "◐ draining"] : ["up", "● up"];
+    const state = element("td", "", element("span", kind, said));
     if (worker.reason) state.append(element("span", "why", worker.reason));
     const name = rowHead("", worker.name);
     name.append(element("span", "why narrow", worker.pool));

@@ -1,0 +1,125 @@
+"""Decode modules join and leave. A change that is refused has changed nothing."""
+
+import asyncio
+
+from prefillshare.instructions import Placement
+from prefillshare.router.admin.bodies import NewModule, Options
+from prefillshare.router.admin.joining import Joining
+from prefillshare.router.admin.waiting import busy, until
+from prefillshare.router.admin.workers import FIRST_HEALTH_S, distinct_worker
+from prefillshare.router.errors import RouterError, bad_request
+from prefillshare.router.fleet import Base, Fleet
+from prefillshare.router.metrics import Metrics
+from prefillshare.router.pool import Pool, Worker
+from prefillshare.router.route import ModelRoute
+
+
+class ModuleChanges:
+    """`adding` is held while something joins, since that is checked against all that are there."""
+
+    def __init__(self, fleet: Fleet, joining: Joining, metrics: Metrics, adding: asyncio.Lock) -> None:
+        self._fleet = fleet
+        self._joining = joining
+        self._metrics = metrics
+        self._adding = adding
+
+    async def add(self, new: NewModule) -> None:
+        """Serves the module from a new pool, of workers that have been checked and one of which is up; or from a pool
+        whose workers host it already.
+
+        Raises:
+            RouterError: the name is taken (409), there is no such base, or the pool and `workers` do not fit (400), a
+                worker does not answer (502) or is not what it must be (409).
+        """
+        async with self._adding:
+            base = self._base_for(new)
+            pool = next((pool for pool in self._fleet.pools if pool.name == new.pool_name), None)
+            if pool is None:
+                await self._in_new_pool(new, base)
+            else:
+                await self._in_pool(new, base, pool)
+            self._metrics.begin_at_zero(new.name)
+
+    async def remove(self, name: str, options: Options) -> list[Worker]:
+        """The workers that have left with the module: those of its pool, unless another module is served there.
+
+        New calls find no such model from the beginning on; those under way are waited for, up to `wait_s`.
+
+        Raises:
+            RouterError: there is no such module (404), or calls are under way without `force` (409).
+        """
+        if name not in self._fleet.routes:
+            raise RouterError(404, f"No module is called {name[:128]!r}.", param="name", code="module_not_found")
+        self._fleet.withdraw(name)
+        leaves = False
+        try:
+            done = await until(lambda: self._fleet.calls(name) == 0, options.wait_s)
+            leaves = done or options.force
+        finally:
+            if not leaves:
+                self._fleet.offer(name)
+        if not leaves:
+            raise busy(f"Module {name}", self._fleet.calls(name))
+        pool = self._fleet.routes[name].decode
+        workers = list(pool.workers)
+        self._fleet.remove_module(name)
+        return [] if pool in self._fleet.pools else workers
+
+    def _base_for(self, new: NewModule) -> Base:
+        if new.name in self._fleet.routes or new.name in self._fleet.bases:
+            message = f"A model is called {new.name!r} already."
+            raise RouterError(409, message, param="name", code="module_exists")
+        if (base := self._fleet.bases.get(new.base)) is None:
+            known = ", ".join(self._fleet.bases)
+            message = f"`base`: there is no base {new.base!r}; there is {known}. Bases come with the deployment file."
+            raise bad_request(message, "base", "invalid_field")
+        return base
+
+    async def _in_new_pool(self, new: NewModule, base: Base) -> None:
+        if not new.workers:
+            message = f"`workers`: there is no pool {new.pool_name!r} yet; name at least one worker that decodes it."
+            raise bad_request(message, "workers", "invalid_field")
+        workers: list[Worker] = []
+        for member in new.workers:
+            workers.append(distinct_worker(self._fleet, member, "decode", workers))
+        instructions = await self._check(new, base, workers)
+        pool = Pool(new.pool_name, workers)
+        self._fleet.withdraw(new.name)  # known to health checks, and not to clients before they have passed
+        self._fleet.add_pool(pool, base)
+        self._fleet.add_module(
+            new.name, ModelRoute(base.name, base.prefill, pool, instructions, identity=base.identity)
+        )
+        try:
+            if not await until(lambda: bool(pool.ready()), FIRST_HEALTH_S):
+                message = f"None of the workers is healthy ({pool.why_down() or 'they were removed'})."
+                raise RouterError(409, message, param="workers", code="worker_unhealthy")
+        except BaseException:
+            if new.name in self._fleet.routes:
+                self._fleet.remove_module(new.name)
+            raise
+        self._fleet.offer(new.name)
+
+    async def _in_pool(self, new: NewModule, base: Base, pool: Pool) -> None:
+        if all(route.decode is not pool or route.base != base.name for route in self._fleet.routes.values()):
+            message = f"`pool`: {pool.name!r} is no decode pool of the base {base.name!r}."
+            raise bad_request(message, "pool", "invalid_field")
+        if new.workers or not pool.workers:
+            message = f"`workers`: the pool {pool.name!r} has {len(pool.workers)} worker(s); " + (
+                "leave them out here, or name a new pool." if new.workers else "add one that hosts the module first."
+            )
+            raise bad_request(message, "workers", "invalid_field")
+        instructions = await self._check(new, base, list(pool.workers))
+        self._fleet.add_module(
+            new.name, ModelRoute(base.name, base.prefill, pool, instructions, identity=base.identity)
+        )
+
+    async def _check(self, new: NewModule, base: Base, workers: list[Worker]) -> Placement:
+        """Where the workers' manifests have the instructions; all must have the same module."""
+        found = {
+            await self._joining.check_for_module(worker, base, new.name, new.instructions): worker.name
+            for worker in workers
+        }
+        if len(found) > 1:
+            message = f"Workers have different modules called {new.name!r}: {' and '.join(found.values())}."
+            raise RouterError(409, message, param="workers", code="worker_mismatch")
+        return next(iter(found)).instructions

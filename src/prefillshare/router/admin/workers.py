@@ -1,0 +1,109 @@
+"""Workers join, drain and leave. A change that is refused has changed nothing."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Literal
+
+from prefillshare.router.admin.bodies import Member, NewWorker, Options
+from prefillshare.router.admin.joining import Joining
+from prefillshare.router.admin.waiting import busy, until
+from prefillshare.router.errors import RouterError
+from prefillshare.router.fleet import Fleet
+from prefillshare.router.pool import Pool, Worker
+
+FIRST_HEALTH_S = 5.0  # how long a worker that joins is given for its first health check; they come every second
+
+
+class WorkerChanges:
+    """`adding` is held while something joins, since that is checked against all that are there."""
+
+    def __init__(self, fleet: Fleet, joining: Joining, adding: asyncio.Lock) -> None:
+        self._fleet = fleet
+        self._joining = joining
+        self._adding = adding
+
+    def find(self, name: str) -> tuple[Pool, Worker]:
+        """Raises RouterError (404)."""
+        for pool, worker in self._fleet.workers():
+            if worker.name == name:
+                return pool, worker
+        raise RouterError(404, f"No worker is called {name[:128]!r}.", param="name", code="worker_not_found")
+
+    async def add(self, new: NewWorker) -> tuple[Pool, Worker]:
+        """The worker gets calls from its first healthy answer on, which this waits for a little.
+
+        Raises:
+            RouterError: there is no such pool (404), the name or address is taken (409), the worker does not answer
+                (502), or it is not what the pool needs (409).
+        """
+        async with self._adding:
+            pool = next((pool for pool in self._fleet.pools if pool.name == new.pool), None)
+            if pool is None:
+                known = ", ".join(pool.name for pool in self._fleet.pools)
+                message = f"There is no pool {new.pool!r}; there is {known}."
+                raise RouterError(404, message, param="pool", code="pool_not_found")
+            role: Literal["prefill", "decode"] = "prefill" if pool is self._fleet.base_of(pool).prefill else "decode"
+            worker = distinct_worker(self._fleet, new, role)
+            await self._joining.check_for_pool(worker, pool)
+            if pool not in self._fleet.pools:  # its module has gone meanwhile
+                raise RouterError(404, f"There is no pool {new.pool!r} any more.", param="pool", code="pool_not_found")
+            self._fleet.add_worker(pool, worker)
+        await until(lambda: pool.is_up(worker), FIRST_HEALTH_S)
+        return pool, worker
+
+    async def drain(self, name: str, options: Options) -> tuple[Pool, Worker]:
+        """Gives the worker no more calls, and waits up to `wait_s` until nothing is under way on it."""
+        pool, worker = self.find(name)
+        self._check_not_the_last(pool, worker, options)
+        pool.drain(worker)
+        await until(lambda: self._fleet.is_idle(pool, worker), options.wait_s)
+        return pool, worker
+
+    def resume(self, name: str) -> tuple[Pool, Worker]:
+        pool, worker = self.find(name)
+        pool.resume(worker)
+        return pool, worker
+
+    async def remove(self, name: str, options: Options) -> None:
+        """Waits, without giving it new calls, until nothing is under way on it; `force` then removes it all the same.
+
+        Raises:
+            RouterError: 409, calls are under way, or it is the last one that is ready.
+        """
+        pool, worker = self.find(name)
+        self._check_not_the_last(pool, worker, options)
+        was_draining = pool.is_draining(worker)
+        pool.drain(worker)
+        leaves = False
+        try:
+            idle = await until(lambda: self._fleet.is_idle(pool, worker), options.wait_s)
+            leaves = idle or options.force
+        finally:
+            if not (leaves or was_draining):
+                pool.resume(worker)
+        if not leaves:
+            raise busy(f"Worker {name}", pool.in_flight(worker) + self._fleet.handoffs(worker))
+        self.find(name)  # somebody else may have removed it
+        self._fleet.remove_worker(pool, worker)
+
+    def _check_not_the_last(self, pool: Pool, worker: Worker, options: Options) -> None:
+        if not options.force and pool.ready() == [worker]:
+            message = (
+                f"Worker {worker.name} is the last one that is ready in the pool {pool.name!r}: without it the pool's "
+                "models answer 503. Add another one first, or do it all the same with ?force=true."
+            )
+            raise RouterError(409, message, code="last_worker")
+
+
+def distinct_worker(
+    fleet: Fleet, new: Member, role: Literal["prefill", "decode"], others: Sequence[Worker] = ()
+) -> Worker:
+    """Raises RouterError (409) if a worker of the fleet, or one of `others`, has its name or its address."""
+    for worker in [*(worker for _, worker in fleet.workers()), *others]:
+        if worker.name == new.name:
+            message = f"A worker is called {new.name!r} already, at {worker.url}."
+            raise RouterError(409, message, param="name", code="worker_exists")
+        if worker.url == new.url:
+            message = f"The worker {worker.name!r} is at {new.url} already."
+            raise RouterError(409, message, param="url", code="worker_exists")
+    return Worker(new.name, role, new.url)

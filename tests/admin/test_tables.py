@@ -1,0 +1,54 @@
+import io
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from prefillshare.admin.tables import duration, modules_table, under_way, workers_table
+
+WORKER: dict[str, Any] = {
+    "name": "sql-0",
+    "pool": "decode/sql",
+    "state": "up",
+    "reason": "",
+    "since": 1000.0,
+    "in_flight": 3,
+    "handoffs": 0,
+    "load": 500,
+    "limit": None,
+    "url": "http://127.0.0.1:8100",
+}
+
+
+def text(table: Table) -> str:
+    console = Console(file=io.StringIO(), width=200)
+    console.print(table)
+    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+def test_a_worker_is_one_row() -> None:
+    down = WORKER | {"state": "down", "reason": "[bold]cannot connect", "limit": 900}
+    shown = text(workers_table([down], now=1090.0))
+    for part in ("sql-0", "decode/sql", "down ([bold]cannot connect)", "1 min", "500 / 900", "http://127.0.0.1:8100"):
+        assert part in shown
+
+
+def test_a_state_of_a_later_router_is_shown_as_it_is() -> None:
+    assert "resting" in text(workers_table([WORKER | {"state": "resting"}]))
+
+
+def test_a_module_is_shown_with_the_workers_that_can_serve_it() -> None:
+    module = {"name": "sql", "base": "base", "pool": "decode/sql", "calls": 2, "instructions": "in_place"}
+    pool = {"name": "decode/sql", "ready": 1, "workers": ["sql-0", "sql-1"]}
+    shown = text(modules_table([module | {"served": False}], [pool]))
+    assert "1 of 2" in shown
+    assert "sql (leaving)" in shown
+
+
+def test_what_is_waited_for_is_said() -> None:
+    assert under_way(WORKER) == "sql-0: 3 call(s) under way"
+    assert under_way(WORKER | {"handoffs": 2}).endswith("KV of 2 to be fetched")
+
+
+def test_durations_are_short() -> None:
+    assert [duration(seconds) for seconds in (-1, 59, 60, 3600, 90_000)] == ["0 s", "59 s", "1 min", "1 h", "1 d"]
