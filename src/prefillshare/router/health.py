@@ -74,13 +74,16 @@ class HealthMonitor:
             tasks.create_task(self._repeat(watcher.want_tokens, suspected))
 
     async def _repeat(self, step: Callable[[], Awaitable[None]], at_once: asyncio.Event) -> None:
+        loop = asyncio.get_running_loop()
         while True:
+            started = loop.time()
             try:
                 await step()
             except Exception as error:  # one worker's must not end the watch over all
                 LOG.error("the health check failed in the router: %s", failure_text(error, with_messages=False))
             with suppress(TimeoutError):
-                async with asyncio.timeout(self._settings.poll_every_s):
+                # From start to start: a worker that does not answer is asked again as soon as that is clear.
+                async with asyncio.timeout_at(started + self._settings.poll_every_s):
                     await at_once.wait()
             at_once.clear()
 
