@@ -144,7 +144,7 @@ def create_app(
         _check_operator(request)
         return Response(metrics.render(), media_type="text/plain; version=0.0.4")
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/v1/chat/completions", CompletionEndpoint("chat/completions"), methods=["POST"]),
             Route("/v1/completions", CompletionEndpoint("completions"), methods=["POST"]),
@@ -163,6 +163,9 @@ def create_app(
         middleware=[Middleware(Gate, settings=settings, keyring=keyring, metrics=tenants)],
         lifespan=lifespan,
     )
+    # A redirect would name the host that the client has sent, and have its body sent twice.
+    app.router.redirect_slashes = False
+    return app
 
 
 def _forget_who_left(placement: Placement, ledger: Ledger, breaker: Breaker, change: Change, worker: Worker) -> None:

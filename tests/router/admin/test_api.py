@@ -4,7 +4,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.router.admin.conftest import Site
@@ -129,6 +129,7 @@ def test_no_body_makes_the_router_fail(site: Site, body: dict[str, Any], path: s
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.text(max_size=40), query=st.text(max_size=40))
+@example(name="/", query="")
 def test_no_name_and_no_query_do_either(site: Site, name: str, query: str) -> None:
     for method, path in (("GET", ""), ("DELETE", ""), ("POST", "/drain"), ("POST", "/resume")):
         answer = site.admin(method, f"/workers/x{quote(name, safe='')}{path}?{quote(query, safe='=&%')}")

@@ -87,7 +87,7 @@ class Placement:
     def stay(self, pool: Pool, session: SessionKey | None, worker: Worker) -> None:
         """`worker` of `pool` has served the session's call, whatever was chosen after it."""
         if session:
-            self._homes[pool.name].set(session, worker.name)
+            self._homes_in(pool).set(session, worker.name)
 
     def lost(self, pool: Pool, session: SessionKey | None, worker: Worker) -> None:
         """`worker` of `pool` could not get, or keep, the session's KV: no reason is left to send it there."""
