@@ -141,3 +141,23 @@ def test_room_is_what_the_limit_leaves(pool: Pool) -> None:
     with pool.lease(A, 60):
         assert pool.has_room(A, 40)
         assert not pool.has_room(A, 41)
+
+
+def test_what_is_reserved_takes_room_like_a_call_in_flight(pool: Pool) -> None:
+    pool.set_limit(A, 100, calls=2)
+    release = pool.reserve(A, 60)
+    assert pool.load(A) == 60
+    assert pool.has_room(A, 40)
+    assert not pool.has_room(A, 41)
+    with pool.lease(A, 10):
+        assert not pool.has_room(A, 1)  # two calls
+    release()
+    assert pool.load(A) == 0
+    assert pool.has_room(A, 101)
+
+
+def test_one_call_at_a_time_finds_room_on_an_idle_worker(pool: Pool) -> None:
+    pool.set_limit(A, None, calls=1)
+    assert pool.has_room(A, 5)
+    with pool.lease(A, 5):
+        assert not pool.has_room(A, 5)

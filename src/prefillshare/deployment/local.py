@@ -151,6 +151,7 @@ class LocalDeployment:
                     routes(self.deployment, specs),
                     block_size=self.deployment.workers.block_size,
                     worker_key=specs[0].worker_key,  # one for all workers of a deployment
+                    max_num_seqs=self.deployment.workers.max_num_seqs,
                 ),
                 settings.limits,
                 log_config=None,

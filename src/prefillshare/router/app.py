@@ -19,6 +19,9 @@ from prefillshare.router.accounting import Ledger
 from prefillshare.router.breaker import Breaker
 from prefillshare.router.endpoint import CompletionEndpoint, Services
 from prefillshare.router.errors import RouterError, internal, model_not_found
+from prefillshare.router.flow.capacity import Capacities, keep_asking
+from prefillshare.router.flow.control import FlowControl
+from prefillshare.router.flow.metrics import FlowMetrics
 from prefillshare.router.gate import Gate
 from prefillshare.router.health import HealthMonitor
 from prefillshare.router.log_format import logging_as
@@ -44,6 +47,7 @@ def create_app(
     block_size: int,
     max_body_bytes: int = MAX_BODY_BYTES,
     worker_key: str | None = None,
+    max_num_seqs: int | None = None,
 ) -> Starlette:
     """The router as an ASGI application.
 
@@ -53,6 +57,7 @@ def create_app(
         block_size: of the workers' KV caches, in tokens; for attributing reuse and placing the decode leg.
         max_body_bytes: longer request bodies are refused with a 413.
         worker_key: the secret that the workers ask for.
+        max_num_seqs: how many calls a worker runs at a time, where that is known; more would queue inside it.
 
     Startup asks every worker for its health once, so that the first request finds the workers that are up. Startup
     succeeds whatever they say; `/health` tells.
@@ -70,6 +75,7 @@ def create_app(
     keys = load_keys(settings.keys, settings.keys_file, os.environ)
     keyring = make_keyring(keys, os.environ.get(SECRET_VARIABLE) or secrets.token_hex(32)) if keys else None
     tenants = TenantMetrics(metrics.registry, sorted({key.config.name for key in keys}))
+    flow_metrics = FlowMetrics(metrics.registry, pools)
     board = Board(routes)
     check_installed(settings.tracing, os.environ)
     models = tuple(routes)
@@ -83,16 +89,24 @@ def create_app(
             monitor = HealthMonitor(http, routes, settings.health, breaker, metrics.probed)
             await monitor.check_all()
             watching = asyncio.create_task(monitor.run())
+            capacities = Capacities(http, pools, settings.flow, max_num_seqs)
+            flow = FlowControl(settings.flow, routes, placement, capacities, flow_metrics)
+            flow_metrics.watch(flow.waiting)
+            await capacities.ask()
+            asking = asyncio.create_task(keep_asking(capacities, flow.freed))
             tracing = open_tracing(settings.tracing, os.environ)
             observer = Observer(metrics, board, tracing)
             relay = Relay(http, settings, placement, breaker, observer.leg)
             ledger = Ledger(block_size)
-            app.state.services = Services(settings, relay, ledger, metrics, observer, models, max_body_bytes, tenants)
+            app.state.services = Services(
+                settings, relay, ledger, metrics, observer, models, max_body_bytes, tenants, flow
+            )
             with logging_as(settings.log_format):
                 yield
             await asyncio.to_thread(tracing.close)
-            watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
+            for task in (watching, asking):
+                task.cancel()
+            await asyncio.gather(watching, asking, return_exceptions=True)
 
     def card(model: str) -> dict[str, object]:
         return {"id": model, "object": "model", "created": created, "owned_by": "prefillshare"}
