@@ -92,6 +92,7 @@ def create_app(
             capacities = Capacities(http, pools, settings.flow, max_num_seqs)
             flow = FlowControl(settings.flow, routes, placement, capacities, flow_metrics)
             flow_metrics.watch(flow.waiting)
+            board.waiting = flow.waiting
             await capacities.ask()
             asking = asyncio.create_task(keep_asking(capacities, flow.freed))
             tracing = open_tracing(settings.tracing, os.environ)
