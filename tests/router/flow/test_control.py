@@ -371,13 +371,14 @@ async def test_who_leaves_the_queue_gives_way_at_once() -> None:
 
 async def test_who_is_let_in_and_leaves_at_the_same_moment_keeps_nothing() -> None:
     bench = Bench()
-    first, second, third = (bench.call(name) for name in ("first", "second", "third"))
-    await settle()
-    bench.running.pop("first").set()
-    first.add_done_callback(lambda _: second.cancel())
+    body = {"model": "sql", "prompt": [1] * 90, "max_tokens": 10}
+    async with bench.flow.ticket(Call("first", "completions", "sql", body, False, None), ""):
+        second, third = bench.call("second"), bench.call("third")
+        await settle()
+    second.cancel()  # it has its ticket and has not run since
     await settle()
     assert second.cancelled()
-    assert "third" in bench.log
+    assert bench.log == ["third"]
     await bench.end("third")
     await third
     assert bench.held() == 0
