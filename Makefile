@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements/cpu-py311.txt
 
-.PHONY: help setup demo test lint unit e2e exactness figures training-cost handoff-cost accuracy clean
+.PHONY: help setup demo test lint unit e2e exactness figures training-cost handoff-cost overload accuracy clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets
@@ -46,6 +46,9 @@ training-cost: setup  ## The table of docs/training.md: a step against TRL's SFT
 
 handoff-cost: setup  ## The tables of docs/handoff.md: decode speed, a session's second turn (under 10 minutes)
 	$(BIN)/python -m experiments.handoff_cost
+
+overload: setup  ## The table of docs/overload.md: five times the load that workers can serve (about 10 minutes)
+	$(BIN)/python -m experiments.overload
 
 accuracy: setup  ## The table of docs/accuracy.md (hours on a small CPU; resumes where it stopped)
 	$(BIN)/python -m experiments.accuracy run
