@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements/cpu-py311.txt
 
-.PHONY: help setup demo test lint unit e2e exactness figures training-cost handoff-cost chaos accuracy clean
+.PHONY: help setup demo test lint unit e2e exactness figures training-cost handoff-cost chaos overload accuracy clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets
@@ -49,6 +49,9 @@ handoff-cost: setup  ## The tables of docs/handoff.md: decode speed, a session's
 
 chaos: setup  ## Kill and stop workers at random while sessions run (25 minutes); the table of docs/chaos.md
 	$(BIN)/python -m experiments.chaos
+
+overload: setup  ## The table of docs/overload.md: five times the load that workers can serve (about 10 minutes)
+	$(BIN)/python -m experiments.overload
 
 accuracy: setup  ## The table of docs/accuracy.md (hours on a small CPU; resumes where it stopped)
 	$(BIN)/python -m experiments.accuracy run

@@ -71,6 +71,22 @@ class RetryConfig(Section):
     hedge_after_s: Annotated[float, Field(gt=0)] | None = None  # leg 1 is then also asked of another prefill worker
 
 
+class FlowConfig(Section):
+    """How much may be on a worker at a time, and which calls wait for room. docs/flow.md explains them."""
+
+    kv_share: Annotated[float, Field(gt=0, le=1)] = 0.9  # of a worker's KV cache that calls may fill
+    decode_tokens: Count | None = None  # on a decode worker, prompts and answers; None: by kv_share
+    decode_calls: Count | None = None  # on a decode worker; None: workers.max_num_seqs
+    prefill_tokens: Count = 4096  # that a prefill worker has to compute
+    output_tokens: Count = 512  # counted for an answer whose length the client does not bound
+    queue_share: Annotated[float, Field(ge=0)] = 0.5  # tokens that may wait for a pool, over those in flight there
+    queue_calls: Count = 1000  # that may wait for a pool
+    key_tokens: Count | None = None  # of these, of one API key
+    key_calls: Count | None = None
+    max_wait_s: Annotated[float, Field(gt=0)] = 30.0
+    weights: Mapping[str, Annotated[float, Field(gt=0)]] = {}  # shares of keys, by name; 1 where nothing is said
+
+
 class TracingConfig(Section):
     """Where the router sends its OpenTelemetry spans. Without an endpoint here or in the environment: nowhere."""
 
@@ -95,6 +111,7 @@ class RouterConfig(Section):
     placement: PlacementConfig = PlacementConfig()
     health: HealthConfig = HealthConfig()
     retry: RetryConfig = RetryConfig()
+    flow: FlowConfig = FlowConfig()
     tracing: TracingConfig = TracingConfig()
     limits: LimitsConfig = LimitsConfig()
 

@@ -160,3 +160,10 @@ async def test_a_longer_body_is_refused(headers: dict[str, str]) -> None:
     with pytest.raises(RouterError) as caught:
         await read_body(request_of([b"12345", b"67890", b"1"], headers), max_bytes=10)
     assert caught.value.status == 413
+
+
+def test_a_call_knows_how_long_its_client_waits() -> None:
+    assert admit_body(CHAT).patience_s is None
+    assert admit_body(CHAT, headers={"x-request-timeout-s": "2"}).patience_s == 2.0
+    with pytest.raises(RouterError):
+        admit_body(CHAT, headers={"x-request-timeout-s": "soon"})

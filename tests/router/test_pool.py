@@ -150,3 +150,23 @@ def test_who_has_left_may_still_be_asked_about(pool: Pool) -> None:
         assert (pool.is_up(A), pool.load(A), pool.reason(A)) == (False, 0, "removed")
     assert pool.workers == (B,)
     assert [row["name"] for row in pool.report()] == ["b"]
+
+
+def test_what_is_reserved_takes_room_like_a_call_in_flight(pool: Pool) -> None:
+    pool.set_limit(A, 100, calls=2)
+    release = pool.reserve(A, 60)
+    assert pool.load(A) == 60
+    assert pool.has_room(A, 40)
+    assert not pool.has_room(A, 41)
+    with pool.lease(A, 10):
+        assert not pool.has_room(A, 1)  # two calls
+    release()
+    assert pool.load(A) == 0
+    assert pool.has_room(A, 101)
+
+
+def test_one_call_at_a_time_finds_room_on_an_idle_worker(pool: Pool) -> None:
+    pool.set_limit(A, None, calls=1)
+    assert pool.has_room(A, 5)
+    with pool.lease(A, 5):
+        assert not pool.has_room(A, 5)

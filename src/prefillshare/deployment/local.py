@@ -169,6 +169,7 @@ class LocalDeployment:
                     worker_key=specs[0].worker_key,  # one for all workers of a deployment
                     drain=self._drain,
                     listeners=[self._follow],
+                    max_num_seqs=self.deployment.workers.max_num_seqs,
                 ),
                 settings.limits,
                 log_config=None,

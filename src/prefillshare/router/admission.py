@@ -9,6 +9,8 @@ from typing import Any, Literal, NamedTuple, NoReturn
 from starlette.requests import Request
 
 from prefillshare.router.errors import RouterError, bad_request, model_not_found
+from prefillshare.router.flow.deadline import patience_s
+from prefillshare.router.flow.ticket import UNLIMITED, Ticket
 from prefillshare.router.sessions import SessionKey, session_key
 
 Endpoint = Literal["chat/completions", "completions"]
@@ -25,6 +27,8 @@ class Call:
     stream: bool
     session: SessionKey | None
     salt: str | None = None  # of the prefix caches; the router's, never the client's
+    patience_s: float | None = None  # how long the client waits for its answer, where it says so
+    ticket: Ticket = UNLIMITED
 
 
 class _Refusal(NamedTuple):
@@ -115,6 +119,7 @@ def admit(
         body=body,
         stream=bool(stream),
         session=session_key(headers, body),
+        patience_s=patience_s(headers),
     )
 
 

@@ -23,6 +23,9 @@ from prefillshare.router.drain import Drain
 from prefillshare.router.endpoint import CompletionEndpoint, Services
 from prefillshare.router.errors import RouterError, internal, model_not_found
 from prefillshare.router.fleet import Change, Fleet, Listener
+from prefillshare.router.flow.capacity import Capacities, keep_asking
+from prefillshare.router.flow.control import FlowControl
+from prefillshare.router.flow.metrics import FlowMetrics
 from prefillshare.router.gate import Gate
 from prefillshare.router.health import HealthMonitor
 from prefillshare.router.log_format import logging_as
@@ -51,6 +54,7 @@ def create_app(
     worker_key: str | None = None,
     drain: Drain | None = None,
     listeners: Sequence[Listener] = (),
+    max_num_seqs: int | None = None,
 ) -> Starlette:
     """The router as an ASGI application.
 
@@ -62,6 +66,7 @@ def create_app(
         worker_key: the secret that the workers ask for.
         drain: has it take no more calls, when that has begun.
         listeners: are told of each worker that joins or leaves while the router runs.
+        max_num_seqs: how many calls a worker runs at a time, where that is known; more would queue inside it.
 
     Startup asks every worker for its health once, so that the first request finds the workers that are up. Startup
     succeeds whatever they say; `/health` tells.
@@ -80,6 +85,7 @@ def create_app(
     keys = load_keys(settings.keys, settings.keys_file, os.environ)
     keyring = make_keyring(keys, os.environ.get(SECRET_VARIABLE) or secrets.token_hex(32)) if keys else None
     tenants = TenantMetrics(metrics.registry, sorted({key.config.name for key in keys}))
+    flow_metrics = FlowMetrics(metrics.registry, fleet.pools)
     board = Board(fleet.routes, pools=fleet.pools)
     check_installed(settings.tracing, os.environ)
     created = int(time.time())
@@ -93,6 +99,12 @@ def create_app(
             monitor = HealthMonitor(http, fleet.routes, settings.health, breaker, metrics.probed)
             await monitor.check_all()
             watching = asyncio.create_task(monitor.run())
+            capacities = Capacities(http, fleet.pools, settings.flow, max_num_seqs)
+            flow = FlowControl(settings.flow, fleet.routes, placement, capacities, flow_metrics)
+            flow_metrics.watch(flow.waiting)
+            board.waiting = flow.waiting
+            await capacities.ask()
+            asking = asyncio.create_task(keep_asking(capacities, flow.freed))
             tracing = open_tracing(settings.tracing, os.environ)
             observer = Observer(metrics, board, tracing)
             relay = Relay(http, settings, placement, breaker, observer.leg)
@@ -100,13 +112,14 @@ def create_app(
             fleet.listeners.append(partial(_forget_who_left, placement, ledger, breaker))
             app.state.admin = Admin(fleet, http, metrics, block_size)
             app.state.services = Services(
-                settings, relay, ledger, metrics, observer, fleet, max_body_bytes, tenants, draining
+                settings, relay, ledger, metrics, observer, fleet, max_body_bytes, tenants, draining, flow
             )
             with logging_as(settings.log_format):
                 yield
             await asyncio.to_thread(tracing.close)
-            watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
+            for task in (watching, asking):
+                task.cancel()
+            await asyncio.gather(watching, asking, return_exceptions=True)
 
     def card(model: str) -> dict[str, object]:
         return {"id": model, "object": "model", "created": created, "owned_by": "prefillshare"}

@@ -6,7 +6,7 @@ import logging
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
@@ -17,6 +17,8 @@ from prefillshare.router.disconnect import unless_disconnected
 from prefillshare.router.drain import Drain
 from prefillshare.router.errors import KV_LOST, NOT_CONNECTED, RouterError, internal
 from prefillshare.router.fleet import Fleet
+from prefillshare.router.flow.control import FlowControl
+from prefillshare.router.flow.ticket import Ticket
 from prefillshare.router.legs import Prefilled, asks_for_usage
 from prefillshare.router.limits import check_body
 from prefillshare.router.metrics import LegName, Metrics
@@ -47,6 +49,7 @@ class Services:
     max_body_bytes: int
     tenants: TenantMetrics
     drain: Drain
+    flow: FlowControl
 
 
 class _Exchange:
@@ -140,7 +143,9 @@ class CompletionEndpoint:
 
     async def _serve(self, services: Services, exchange: _Exchange, call: Call) -> None:
         try:
-            await self._until_served(services, exchange, call)
+            async with services.flow.ticket(call, exchange.visit.caller.name) as ticket:
+                exchange.headers["x-prefillshare-queue-ms"] = f"{ticket.waited_s * 1000:.1f}"
+                await self._until_served(services, exchange, replace(call, ticket=ticket))
             exchange.record.status = 200
         except RouterError as error:
             await exchange.fail(error)
@@ -184,6 +189,7 @@ class CompletionEndpoint:
 
     async def _prefill(self, services: Services, exchange: _Exchange, call: Call, attempts: Attempts) -> Prefilled:
         prefilled = await services.relay.prefill(call, attempts)
+        call.ticket.prefilled()
         self._account(services, exchange, call, prefilled)
         return prefilled
 
@@ -196,11 +202,12 @@ class CompletionEndpoint:
             exchange.headers["x-prefillshare-placement"] = f"prefill={prefilled.placed_by}; decode={decoding.placed_by}"
             services.metrics.placed("decode", decoding.placed_by)
             if call.stream:
-                await self._stream(services, exchange, decoding, show_usage=asks_for_usage(call))
+                await self._stream(services, exchange, call.ticket, decoding, show_usage=asks_for_usage(call))
             else:
                 answer = await decoding.answer()
             exchange.record.output_tokens = decoding.output_tokens
         # The worker has done its part: what happens to it from here on does not end the call.
+        call.ticket.close()
         if call.stream:
             await exchange.body(b"")
         else:
@@ -217,7 +224,9 @@ class CompletionEndpoint:
         exchange.record.tokens, exchange.record.prefill_seconds = tokens, prefilled.seconds
         exchange.headers |= _headers(prefilled, tokens)
 
-    async def _stream(self, services: Services, exchange: _Exchange, decoding: Decoding, *, show_usage: bool) -> None:
+    async def _stream(
+        self, services: Services, exchange: _Exchange, ticket: Ticket, decoding: Decoding, *, show_usage: bool
+    ) -> None:
         """Sends the headers with the first events, so that a worker that fails before them still is an HTTP error."""
         limit = services.settings.request_timeout_s
         async for events in decoding.stream(show_usage=show_usage):
@@ -227,6 +236,7 @@ class CompletionEndpoint:
                     await exchange.start(200, "text/event-stream; charset=utf-8", {"cache-control": "no-cache"})
                     exchange.streaming = True
                     services.fleet.pulled(exchange.record.request_id)
+                    ticket.pulled()
                     seconds = exchange.record.first_token_seconds = exchange.seconds()
                     services.metrics.first_token(exchange.record.model, seconds)
                 await exchange.body(events, more=True)

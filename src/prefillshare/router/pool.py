@@ -45,7 +45,9 @@ class _State:
     load: int = 0  # their tokens
     turn: int = 0  # when it was last chosen, as a count
     draining: bool = False
+    reserved: int = 0  # calls whose tokens are counted before their leg begins
     limit: int | None = None  # tokens
+    most_calls: int | None = None
 
 
 class _States(dict[str, _State]):
@@ -114,20 +116,36 @@ class Pool:
         """The workers that are ready, the one not leased for longest first."""
         return sorted(self.ready(), key=lambda worker: self._states[worker.name].turn)
 
-    def set_limit(self, worker: Worker, tokens: int | None) -> None:
-        """How many tokens may be in flight on `worker`; None for any number."""
-        self._states[worker.name].limit = tokens
+    def set_limit(self, worker: Worker, tokens: int | None, calls: int | None = None) -> None:
+        """How many tokens and calls may be in flight on `worker`; None for any number."""
+        state = self._states[worker.name]
+        state.limit, state.most_calls = tokens, calls
 
     def limit(self, worker: Worker) -> int | None:
         return self._states[worker.name].limit
 
     def has_room(self, worker: Worker, tokens: int) -> bool:
-        """Whether a call of that many tokens stays within the limit. An idle worker has room for any."""
+        """Whether a call of that many tokens stays within the limits. An idle worker has room for any."""
         state = self._states[worker.name]
-        return state.limit is None or state.in_flight == 0 or state.load + tokens <= state.limit
+        calls = state.in_flight + state.reserved
+        if calls and state.most_calls is not None and calls >= state.most_calls:
+            return False
+        return state.limit is None or calls == 0 or state.load + tokens <= state.limit
+
+    def reserve(self, worker: Worker, tokens: int) -> Callable[[], None]:
+        """Counts a call of that many tokens on `worker` before its leg begins, until what is returned is called."""
+        state = self._states[worker.name]
+        state.reserved += 1
+        state.load += tokens
+
+        def release() -> None:
+            state.reserved -= 1
+            state.load -= tokens
+
+        return release
 
     def load(self, worker: Worker) -> int:
-        """Tokens of the calls in flight on `worker`, as they were given to `lease`."""
+        """Tokens of the calls in flight on `worker`, as they were given to `lease`, and of those reserved there."""
         return self._states[worker.name].load
 
     def losses(self, worker: Worker) -> int:

@@ -143,7 +143,11 @@ class Relay:
             # Checked first: a prefill that nobody fetches holds its blocks on the prefill worker for 30 s.
             raise _no_worker(route.decode)
         body = prefill_body(call, route.base, route.instructions)
-        placed = attempts.choose(lambda failed: self._placement.prefill(call.model, call.session, body, failed))
+        placed = attempts.choose(
+            lambda failed: call.ticket.prefill(
+                lambda has_room: self._placement.prefill(call.model, call.session, body, failed, has_room)
+            )
+        )
         if placed is None:
             raise _no_worker(route.prefill)
         if self._hedge_after_s is None:
@@ -182,7 +186,9 @@ class Relay:
         """
         pool, ids = self._placement.routes[call.model].decode, prefilled.prompt_token_ids
         placed = attempts.choose(
-            lambda failed: self._placement.decode(call.model, call.session, ids, failed, call.salt)
+            lambda failed: call.ticket.decode(
+                lambda has_room: self._placement.decode(call.model, call.session, ids, failed, call.salt, has_room)
+            )
         )
         if placed is None:
             raise _no_worker(pool)

@@ -3,6 +3,7 @@ from typing import Any
 import pytest
 
 from prefillshare.errors import UserError
+from prefillshare.router.placement.chunks import chain_of_request
 from prefillshare.router.placement.known import COMMON
 from prefillshare.router.placement.placement import Placement
 from prefillshare.router.pool import Pool, Worker
@@ -222,3 +223,40 @@ def test_where_another_tenant_has_its_blocks_does_not_decide() -> None:
     assert other is not None
     assert other.worker != first  # whose turn it was
     assert other.rule != "prefix"
+
+
+def test_a_session_whose_home_is_full_moves_to_a_worker_with_room(placement: Placement) -> None:
+    home, _ = prefill(placement)
+    other = B if home == A else A
+    placed = placement.prefill("sql", SESSION, BODY, has_room=lambda worker, tokens: worker == other)
+    assert placed is not None
+    assert placed.worker == other
+    assert prefill(placement) == (other, "session")  # for good: its context is there now
+
+
+def test_where_no_worker_has_room_the_rules_decide_as_if_all_had(placement: Placement) -> None:
+    home, _ = decode(placement)
+    placed = placement.decode("sql", SESSION, TOKENS, has_room=lambda worker, tokens: False)
+    assert placed is not None
+    assert (placed.worker, placed.rule) == (home, "session")
+
+
+def test_room_is_asked_for_what_the_call_puts_on_the_worker(placement: Placement) -> None:
+    asked: dict[str, int] = {}
+
+    def has_room(worker: Worker, tokens: int) -> bool:
+        asked[worker.name] = tokens
+        return True
+
+    body = conversation("long", turns=4)
+    knowing, _ = prefill(placement, body=body)
+    placement.prefill("sql", SESSION, body, has_room=has_room)
+    unknowing = "b" if knowing == A else "a"
+    assert (
+        asked[knowing.name]
+        == 64
+        < asked[unknowing]
+        == placement.to_compute("sql", chain_of_request(body))[B if knowing == A else A]
+    )
+    placement.decode("sql", SESSION, TOKENS, has_room=has_room)
+    assert asked["sql-0"] == len(TOKENS)

@@ -52,6 +52,13 @@ def test_workers_are_shown_with_their_load_and_since_when() -> None:
     assert up["since"] == pool.since(pool.workers[0])
 
 
+def test_the_queues_of_all_pools_are_shown_as_one() -> None:
+    desk = Desk()
+    assert desk.show()["queue"] == {"calls": 0, "tokens": 0}
+    desk.board.waiting = lambda pool: {"decode/sql": (2, 300), "decode/json": (1, 50)}.get(pool.name, (0, 0))
+    assert desk.show()["queue"] == {"calls": 3, "tokens": 350}
+
+
 def test_the_matrix_says_who_had_paid_for_whom() -> None:
     desk = Desk()
     desk.call(model="json", tokens=Attribution(100, 20, 80, 64, {"sql": 64, "json": 16}))

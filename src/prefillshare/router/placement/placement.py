@@ -1,18 +1,20 @@
 """Chooses the workers of a call, and remembers what later choices go by: homes and known prefixes."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from prefillshare.router.placement.chunks import CHUNK_TOKENS, Chain, chain_of_request, chain_of_tokens
 from prefillshare.router.placement.known import KnownPrefixes
-from prefillshare.router.placement.policy import Policy
+from prefillshare.router.placement.policy import Choice, Policy
 from prefillshare.router.placement.rule import Candidate, Prompt
 from prefillshare.router.placement.table import policies
 from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.route import ModelRoute
 from prefillshare.router.sessions import Affinity, SessionKey
 from prefillshare.router_config import PlacementConfig
+
+HasRoom = Callable[[Worker, int], bool]  # whether a call that puts so many tokens on the worker is within its limits
 
 
 class Placed(NamedTuple):
@@ -24,7 +26,10 @@ class Placed(NamedTuple):
 
 
 class Placement:
-    """Chooses among the workers that are up. `without` holds those a call has already tried.
+    """Chooses among the workers that are ready. `without` holds those a call has already tried.
+
+    `has_room` leaves out those whose limits the call would exceed, unless it would exceed all: a session whose home is
+    full moves rather than waits. What comes here has been let in already (`flow`), so some worker has room.
 
     The pool follows from the model. A session has a home in every pool that it calls, so the prefill worker and the
     decode workers that it goes to are independent of each other, and a module of another base has other homes.
@@ -58,15 +63,26 @@ class Placement:
         self._decode_memory = _Memory(settings.known_tokens // block_size)
 
     def prefill(
-        self, model: str, session: SessionKey | None, body: Mapping[str, Any], without: Collection[Worker] = ()
+        self,
+        model: str,
+        session: SessionKey | None,
+        body: Mapping[str, Any],
+        without: Collection[Worker] = (),
+        has_room: HasRoom | None = None,
     ) -> Placed | None:
         """The worker for leg 1; `body` is what it will be sent. Its load is what it has to compute, as far as known."""
         pool, chain = self.routes[model].prefill, chain_of_request(body)
-        chosen = self._choose(self._prefill, pool, self._prefill_memory, session, chain, without)
-        if chosen is None:
-            return None
-        candidate, rule = chosen
-        return Placed(candidate.worker, rule, max(chain.tokens - candidate.known, CHUNK_TOKENS))
+        candidates = self._candidates(pool, self._prefill_memory, session, chain, without)
+        if has_room:
+            candidates = [one for one in candidates if has_room(one.worker, _missing(chain, one))] or candidates
+        chosen = self._choose(self._prefill, candidates, pool, self._prefill_memory, session, chain)
+        return chosen and Placed(chosen.candidate.worker, chosen.rule, _missing(chain, chosen.candidate))
+
+    def to_compute(self, model: str, chain: Chain) -> dict[Worker, int]:
+        """What a prefill of that prompt would put on each worker that is ready, in tokens."""
+        pool = self.routes[model].prefill
+        candidates = self._candidates(pool, self._prefill_memory, None, chain, ())
+        return {candidate.worker: _missing(chain, candidate) for candidate in candidates}
 
     def decode(
         self,
@@ -75,14 +91,18 @@ class Placement:
         token_ids: Sequence[int],
         without: Collection[Worker] = (),
         salt: str | None = None,
+        has_room: HasRoom | None = None,
     ) -> Placed | None:
         """The worker for leg 2. Its load is the whole prompt, which it holds and reads for every token it generates.
 
         `salt` is that of the caller's cached prefixes: where other tenants' blocks are must not decide, or show.
         """
         pool, chain = self.routes[model].decode, chain_of_tokens(token_ids, self._block_size, salt)
-        chosen = self._choose(self._decode, pool, self._decode_memory, session, chain, without)
-        return chosen and Placed(chosen[0].worker, chosen[1], chain.tokens)
+        candidates = self._candidates(pool, self._decode_memory, session, chain, without)
+        if has_room:
+            candidates = [one for one in candidates if has_room(one.worker, chain.tokens)] or candidates
+        chosen = self._choose(self._decode, candidates, pool, self._decode_memory, session, chain)
+        return chosen and Placed(chosen.candidate.worker, chosen.rule, chain.tokens)
 
     def stay(self, pool: Pool, session: SessionKey | None, worker: Worker) -> None:
         """`worker` of `pool` has served the session's call, whatever was chosen after it."""
@@ -109,17 +129,15 @@ class Placement:
             self._homes[pool] = Affinity(self._max_sessions)
         return self._homes[pool]
 
-    def _choose(
+    def _candidates(
         self,
-        policy: Policy,
         pool: Pool,
         memory: "_Memory",
         session: SessionKey | None,
         chain: Chain,
         without: Collection[Worker],
-    ) -> tuple[Candidate, str] | None:
-        homes = self._homes_in(pool)
-        home = homes.get(session) if session else None
+    ) -> list[Candidate]:
+        home = self._homes_in(pool).get(session) if session else None
         candidates = []
         for worker in pool.least_recent():
             if worker in without:
@@ -136,14 +154,30 @@ class Placement:
                     load=pool.load(worker),
                 )
             )
+        return candidates
+
+    def _choose(
+        self,
+        policy: Policy,
+        candidates: Sequence[Candidate],
+        pool: Pool,
+        memory: "_Memory",
+        session: SessionKey | None,
+        chain: Chain,
+    ) -> Choice | None:
         chosen = policy.choose(candidates, Prompt(chain.tokens, session))
         if chosen is None:
             return None
         worker = chosen.candidate.worker
         memory.of(pool, worker).add(chain.hashes)
         if session:
-            homes.set(session, worker.name)
+            self._homes_in(pool).set(session, worker.name)
         return chosen
+
+
+def _missing(chain: Chain, candidate: Candidate) -> int:
+    """What a prefill there has to compute, in tokens."""
+    return max(chain.tokens - candidate.known, CHUNK_TOKENS)
 
 
 class _Memory:

@@ -57,6 +57,7 @@ class Board:
         self._totals = dict.fromkeys(("calls", "failed", "prompt", "reused", "reused_from_others", "output"), 0)
         self._paid: dict[tuple[str, str], int] = {}  # tokens by (model that reused them, model that had paid)
         self._kept: tuple[float, dict[str, Any]] = (-math.inf, {})
+        self.waiting: Callable[[Pool], tuple[int, int]] = lambda pool: (0, 0)  # calls and tokens in a pool's queue
 
     def finished(self, call: CallRecord) -> None:
         now = self._clock()
@@ -107,10 +108,15 @@ class Board:
                 for name, route in self._routes.items()
             ],
             "sessions": self._active_sessions(now),
+            "queue": self._queue(),
             "window": self._window(now),
             "totals": dict(self._totals),
             "reuse": [[self._paid.get((model, payer), 0) for payer in models] for model in models],
         }
+
+    def _queue(self) -> dict[str, int]:
+        waiting = [self.waiting(pool) for pool in self._pools]
+        return {"calls": sum(calls for calls, _ in waiting), "tokens": sum(tokens for _, tokens in waiting)}
 
     def _active_sessions(self, now: float) -> int:
         """Those with a call in the window; counted from the one seen last."""

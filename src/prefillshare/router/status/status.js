@@ -69,7 +69,7 @@ function showTiles(status) {
     ["Paid by other models", ratio(recent.reused_from_others_tokens, recent.prompt_tokens), "of prompt tokens"],
     ["Time to first token", seconds(recent.first_token.p50), `p95 ${seconds(recent.first_token.p95)}`],
     ["Call duration", seconds(recent.duration.p50), `p95 ${seconds(recent.duration.p95)}`],
-    ["In flight", String(inFlight(status)), "on prefill / decode"],
+    ["In flight", inFlight(status), `on prefill / decode, ${status.queue.calls} waiting`],
   ];
   byId("tiles").replaceChildren(
     ...tiles.map(([name, value, note]) =>

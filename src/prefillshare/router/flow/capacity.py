@@ -1,0 +1,124 @@
+"""How much each worker can take: asked of the worker once for each start of it, and told to its pool."""
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import aiohttp
+
+from prefillshare.router.pool import Pool, Worker
+from prefillshare.router_config import FlowConfig
+
+LOG = logging.getLogger("prefillshare.router")
+
+_TIMEOUT_S = 2.0
+_INTERVAL_S = 0.5
+_INFO = re.compile(r"^vllm:cache_config_info\{(.*)\}", re.M)
+_LABEL = re.compile(r'(\w+)="([^"]*)"')
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What a worker says of itself, in tokens; None where it says nothing."""
+
+    kv_tokens: int | None = None
+    context: int | None = None  # most tokens of a prompt and its answer
+
+    @property
+    def longest_call(self) -> int | None:
+        return min((limit for limit in (self.kv_tokens, self.context) if limit is not None), default=None)
+
+
+class Capacities:
+    """Sets the pools' limits; `parked` are those for KV that waits on prefill workers, by the worker's name."""
+
+    def __init__(
+        self, http: aiohttp.ClientSession, pools: Iterable[Pool], settings: FlowConfig, calls: int | None
+    ) -> None:
+        """`pools` is looked at anew each time. `calls` is what a worker runs at a time; more would queue inside it."""
+        self._http = http
+        self._pools = pools
+        self._settings = settings
+        self._calls = settings.decode_calls or calls
+        self._known: dict[str, tuple[int, Capacity]] = {}  # with the losses of the worker when it was asked
+        self.parked: dict[str, int] = {}
+
+    def of(self, worker: Worker) -> Capacity:
+        known = self._known.get(worker.name)
+        return known[1] if known else Capacity()
+
+    async def ask(self) -> None:
+        """Asks every worker that is up and has not been asked since it started.
+
+        The limits of the others are told again: one that was taken out and put back has none.
+        """
+        here = [(pool, worker) for pool in self._pools for worker in pool.workers]
+        names = {worker.name for _, worker in here}
+        self._known = {name: known for name, known in self._known.items() if name in names}
+        new = []
+        for pool, worker in here:
+            losses, capacity = self._known.get(worker.name, (-1, Capacity()))
+            if losses == pool.losses(worker):
+                self._limit(pool, worker, capacity.kv_tokens)
+            elif pool.is_up(worker):
+                new.append(self._ask(pool, worker))
+        await asyncio.gather(*new)
+
+    async def _ask(self, pool: Pool, worker: Worker) -> None:
+        losses = pool.losses(worker)
+        timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
+        try:
+            async with self._http.get(f"{worker.url}/metrics", timeout=timeout) as answer:
+                kv_tokens = kv_tokens_in(await answer.text()) if answer.status == 200 else None
+            async with self._http.get(f"{worker.url}/v1/models", timeout=timeout) as answer:
+                context = context_in(await answer.json()) if answer.status == 200 else None
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
+            return  # asked again soon; its health check says what is wrong with it
+        if worker not in pool.workers:
+            return
+        self._known[worker.name] = (losses, Capacity(kv_tokens, context))
+        self._limit(pool, worker, kv_tokens)
+        LOG.info(
+            "worker=%s limit_tokens=%s kv_tokens=%s context=%s", worker.name, pool.limit(worker), kv_tokens, context
+        )
+
+    def _limit(self, pool: Pool, worker: Worker, kv_tokens: int | None) -> None:
+        settings = self._settings
+        usable = None if kv_tokens is None else int(kv_tokens * settings.kv_share)
+        if worker.role == "decode":
+            pool.set_limit(worker, settings.decode_tokens or usable, self._calls)
+            return
+        pool.set_limit(worker, settings.prefill_tokens if usable is None else min(settings.prefill_tokens, usable))
+        if usable is not None:
+            self.parked[worker.name] = usable
+
+
+def kv_tokens_in(metrics: str) -> int | None:
+    """The size of the KV cache by a worker's `/metrics`."""
+    found = _INFO.search(metrics)
+    if found is None:
+        return None
+    labels = dict(_LABEL.findall(found[1]))
+    try:
+        if labels.get("kv_cache_size_tokens", "None") != "None":  # right also where a model has several kinds of layers
+            return int(labels["kv_cache_size_tokens"])
+        return int(labels["num_gpu_blocks"]) * int(labels["block_size"])  # a CPU's blocks have that name, too
+    except (KeyError, ValueError):
+        return None
+
+
+def context_in(models: object) -> int | None:
+    """`max_model_len` by a worker's `/v1/models`."""
+    data = models.get("data") if isinstance(models, dict) else None
+    lengths = [card.get("max_model_len") for card in data or [] if isinstance(card, dict)]
+    return next((length for length in lengths if isinstance(length, int)), None)
+
+
+async def keep_asking(capacities: Capacities, then: Callable[[], None]) -> None:
+    """Ends only by being cancelled. `then` is called each time: limits, and which workers are up, may have changed."""
+    while True:
+        await asyncio.sleep(_INTERVAL_S)
+        await capacities.ask()
+        then()

@@ -1,0 +1,250 @@
+"""Lets calls in when there is room for both of their legs, makes them wait until then, or refuses them."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+
+from prefillshare.router.admission import Call
+from prefillshare.router.errors import RouterError, unavailable
+from prefillshare.router.flow.bounds import excess_of
+from prefillshare.router.flow.capacity import Capacities
+from prefillshare.router.flow.errors import Reason, overloaded, too_long
+from prefillshare.router.flow.fair import Entry
+from prefillshare.router.flow.metrics import FlowMetrics
+from prefillshare.router.flow.need import Need, need_of
+from prefillshare.router.flow.parked import Parked
+from prefillshare.router.flow.queues import Queues, Waiting
+from prefillshare.router.flow.service import ServiceTimes
+from prefillshare.router.flow.ticket import ReservedTicket
+from prefillshare.router.legs import prefill_body
+from prefillshare.router.placement.chunks import chain_of_request
+from prefillshare.router.placement.placement import Placement
+from prefillshare.router.pool import Pool, Worker
+from prefillshare.router.route import ModelRoute
+from prefillshare.router_config import FlowConfig
+
+
+class FlowControl:
+    """Of one router. A call is let in once, for all that it tries: see `ReservedTicket`."""
+
+    def __init__(
+        self,
+        settings: FlowConfig,
+        routes: Mapping[str, ModelRoute],
+        placement: Placement,
+        capacities: Capacities,
+        metrics: FlowMetrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings = settings
+        self._routes = routes
+        self._placement = placement
+        self._capacities = capacities
+        self._metrics = metrics
+        self._clock = clock
+        self._queues = Queues(settings.weights)
+        self._parked = Parked(capacities.parked)
+        self._service = ServiceTimes()
+
+    @asynccontextmanager
+    async def ticket(self, call: Call, tenant: str) -> AsyncIterator[ReservedTicket]:
+        """Around all that is done for a call. Leaving gives everything back; so does being cancelled while waiting.
+
+        Raises:
+            RouterError: 429 with `retry-after` when the queue is full or the wait would be too long, 503 when no worker
+                is ready, 400 when no worker could ever take the call.
+        """
+        route = self._routes[call.model]
+        need = self._bounded(need_of(call.body, self._settings.output_tokens), route, tenant)
+        waiting = Waiting(call, tenant, route, need, self._clock(), asyncio.get_running_loop().create_future())
+        ticket = await self._wait(waiting)
+        self._metrics.let_in(route.decode, ticket.waited_s)
+        started = self._clock()
+        try:
+            yield ticket
+            self._service.took(route.decode, self._clock() - started)
+        finally:
+            ticket.close()
+
+    def waiting(self, pool: Pool) -> tuple[int, int]:
+        """Calls and tokens in the queue of a decode pool."""
+        queue = self._queues.of(pool)
+        return len(queue), queue.tokens
+
+    def freed(self) -> None:
+        """Lets in whoever has room now. To be called when that may have changed."""
+        blocked: set[Pool] = set()
+        while entry := self._next(blocked):
+            waiting = entry.item
+            if waiting.ticket.done():  # it was cancelled and has not run since
+                self._queues.remove(entry)
+            elif down := next(
+                (pool for pool in (waiting.route.decode, waiting.route.prefill) if not pool.ready()), None
+            ):
+                self._refuse(entry, "no_worker", no_worker(down))
+            else:
+                self._try(entry, blocked)
+
+    # What tickets ask (`Rooms`).
+
+    def prefill_room(self, pool: Pool, worker: Worker, compute: int, prompt: int) -> bool:
+        return pool.has_room(worker, compute) and self._parked.has_room(worker, prompt)
+
+    def park(self, worker: Worker, prompt: int) -> Callable[[], None]:
+        return self._parked.hold(worker, prompt)
+
+    # Arrival
+
+    def _bounded(self, need: Need, route: ModelRoute, tenant: str) -> Need:
+        """What the call can take at most: a worker that knows its longest call ends the answer there.
+
+        Raises:
+            RouterError: 400, the prompt alone is longer.
+        """
+        capacities = [self._capacities.of(worker).longest_call for worker in route.decode.ready()]
+        if not capacities or None in capacities:
+            return need
+        most = max(capacity for capacity in capacities if capacity is not None)
+        if need.least >= most:
+            self._metrics.refused(route.decode, "too_long", tenant)
+            raise too_long(need.least, most)
+        prompt = min(need.prompt, most)
+        return Need(prompt, need.least, min(need.output, most - prompt))
+
+    async def _wait(self, waiting: Waiting) -> ReservedTicket:
+        entry = self._queues.push(waiting)
+        self.freed()
+        if not waiting.ticket.done():
+            self._refuse_some(entry)
+        if waiting.ticket.done():
+            return waiting.ticket.result()
+        try:
+            async with asyncio.timeout(self._limit_s(waiting)):
+                return await waiting.ticket
+        except TimeoutError:
+            if ticket := _given(waiting):
+                return ticket
+            self._metrics.refused(waiting.route.decode, "deadline", waiting.tenant)
+            raise self._too_late(waiting) from None
+        except asyncio.CancelledError:
+            if ticket := _given(waiting):  # at the moment of its cancellation
+                ticket.close()
+            raise
+        finally:
+            self._forget(entry)
+
+    def _forget(self, entry: Entry[Waiting]) -> None:
+        if entry in self._queues.of(entry.item.route.decode):
+            self._queues.remove(entry)
+            self.freed()  # the next one may need less room
+
+    # Letting in
+
+    def _next(self, blocked: set[Pool]) -> Entry[Waiting] | None:
+        """The first call of the next queue whose pools are not `blocked`."""
+        for pool in self._queues:
+            entry = self._queues.of(pool).first()
+            if entry and pool not in blocked and entry.item.route.prefill not in blocked:
+                return entry
+        return None
+
+    def _try(self, entry: Entry[Waiting], blocked: set[Pool]) -> None:
+        try:
+            full = self._let_in(entry)
+        except RouterError as error:  # of this call; the one that has just been released has no part in it
+            self._queues.remove(entry)
+            entry.item.ticket.set_exception(error)
+        else:
+            if full is not None:
+                blocked |= {full, entry.item.route.decode}
+
+    def _let_in(self, entry: Entry[Waiting]) -> Pool | None:
+        """Gives the call its ticket, or returns the pool that has no room for it.
+
+        Raises:
+            RouterError: its prompt cannot be made (400).
+        """
+        waiting = entry.item
+        need, decode, prefill = waiting.need, waiting.route.decode, waiting.route.prefill
+        decoder = min(
+            (worker for worker in decode.ready() if decode.has_room(worker, need.total)), key=decode.load, default=None
+        )
+        if decoder is None:
+            return decode
+        found = self._prefiller(waiting)
+        if found is None:
+            return prefill
+        prefiller, compute = found
+        reserved = {
+            "decode": decode.reserve(decoder, need.total),
+            "prefill": prefill.reserve(prefiller, compute),
+            "parked": self._parked.hold(prefiller, need.prompt),
+        }
+        waited_s = self._clock() - waiting.since
+        self._queues.serve(entry)
+        waiting.ticket.set_result(ReservedTicket(self, waiting.route, need, reserved, waited_s))
+        return None
+
+    def _prefiller(self, waiting: Waiting) -> tuple[Worker, int] | None:
+        """A prefill worker with room, and what it has to compute.
+
+        That is the whole prompt where that fits; only where it does not, what workers know of it is looked up.
+        """
+        pool, prompt = waiting.route.prefill, waiting.need.prompt
+        for worker in sorted(pool.ready(), key=pool.load):
+            if self.prefill_room(pool, worker, prompt, prompt):
+                return worker, prompt
+        if waiting.chain is None:
+            route = waiting.route
+            waiting.chain = chain_of_request(prefill_body(waiting.call, route.base, route.instructions))
+        compute = self._placement.to_compute(waiting.call.model, waiting.chain)
+        fitting = [worker for worker, tokens in compute.items() if self.prefill_room(pool, worker, tokens, prompt)]
+        best = min(fitting, key=compute.__getitem__, default=None)
+        return None if best is None else (best, compute[best])
+
+    # Refusing
+
+    def _refuse_some(self, newcomer: Entry[Waiting]) -> None:
+        """Keeps the queue within its limits; who has to go need not be the newcomer."""
+        pool, settings = newcomer.item.route.decode, self._settings
+        queue, in_flight = self._queues.of(pool), sum(map(pool.load, pool.workers))
+        while excess := excess_of(queue, newcomer, in_flight, settings):
+            text = f"The workers for this model are busy, and {excess.why}. Try again later."
+            retry_s = self._service.expect(pool, queue.tokens - excess.entry.tokens)
+            self._refuse(excess.entry, excess.reason, overloaded(text, retry_s))
+            if excess.entry is newcomer:
+                return
+        if self._service.expect(pool, queue.ahead_of(newcomer.key)) > self._limit_s(newcomer.item):
+            self._refuse(newcomer, "deadline", self._too_late(newcomer.item))
+
+    def _refuse(self, entry: Entry[Waiting], reason: Reason, error: RouterError) -> None:
+        waiting = entry.item
+        if entry in self._queues.of(waiting.route.decode):
+            self._queues.remove(entry)
+        if not waiting.ticket.done():
+            waiting.ticket.set_exception(error)
+        self._metrics.refused(waiting.route.decode, reason, waiting.tenant)
+
+    def _limit_s(self, waiting: Waiting) -> float:
+        """How long the call may wait, from its arrival: what its client's patience leaves for serving it."""
+        patience = waiting.call.patience_s
+        if patience is None:
+            return self._settings.max_wait_s
+        service = 0.0 if waiting.call.stream else self._service.typical_s(waiting.route.decode) or 0.0
+        return min(self._settings.max_wait_s, max(0.0, patience - service))
+
+    def _too_late(self, waiting: Waiting) -> RouterError:
+        pool = waiting.route.decode
+        within = f"{self._limit_s(waiting):.3g} s"
+        text = f"The workers for this model are busy; there is no room for this call within {within}."
+        return overloaded(text, self._service.expect(pool, self._queues.of(pool).tokens))
+
+
+def _given(waiting: Waiting) -> ReservedTicket | None:
+    future = waiting.ticket
+    return future.result() if future.done() and not future.cancelled() and future.exception() is None else None
+
+
+def no_worker(pool: Pool) -> RouterError:
+    return unavailable(f"no {pool.name} worker is up ({pool.why_down()})")

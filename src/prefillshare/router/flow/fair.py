@@ -1,0 +1,115 @@
+"""A queue that is fair to its keys: each gets the same share of tokens, however many calls it has sent.
+
+Start-time fair queueing (Goyal, Vin, Cheng: Start-time Fair Queueing, SIGCOMM 1996). The calls of a key are served in
+order; among the keys comes the one whose first call has the lowest start tag. A call's tag is the tag of the key's call
+before it plus that call's tokens by the key's weight, and at least the tag of the call served last in the whole queue:
+a key that was away has saved nothing up. Only the first call of a key has a tag here, so one that leaves the queue
+unserved costs its key nothing.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Entry(Generic[Item]):
+    key: str
+    tokens: int
+    item: Item
+
+
+@dataclass(slots=True)
+class _Line(Generic[Item]):
+    """The waiting calls of one key, of which there is at least one."""
+
+    start: float  # tag of the first
+    turn: int  # of lines with the same tag, the one that began earlier comes first
+    entries: deque[Entry[Item]] = field(default_factory=deque)
+    tokens: int = 0
+
+
+class FairQueue(Generic[Item]):
+    def __init__(self, weights: Mapping[str, float] | None = None) -> None:
+        """`weights` are the keys' shares; 1 for a key that is not in it."""
+        self._weights = weights or {}
+        self._lines: dict[str, _Line[Item]] = {}
+        self._clock = 0.0  # the start tag of the call served last
+        self._finished: dict[str, float] = {}  # of keys that are served but do not wait: where their next tag begins
+        self._turns = count()
+
+    def __len__(self) -> int:
+        return sum(len(line.entries) for line in self._lines.values())
+
+    def __iter__(self) -> Iterator[Entry[Item]]:
+        return (entry for line in self._lines.values() for entry in line.entries)
+
+    @property
+    def tokens(self) -> int:
+        return sum(line.tokens for line in self._lines.values())
+
+    def calls_of(self, key: str) -> int:
+        return len(self._lines[key].entries) if key in self._lines else 0
+
+    def tokens_of(self, key: str) -> int:
+        return self._lines[key].tokens if key in self._lines else 0
+
+    def push(self, key: str, tokens: int, item: Item) -> Entry[Item]:
+        line = self._lines.get(key)
+        if line is None:
+            start = max(self._clock, self._finished.pop(key, 0.0))
+            line = self._lines[key] = _Line(start, next(self._turns))
+        entry = Entry(key, tokens, item)
+        line.entries.append(entry)
+        line.tokens += tokens
+        return entry
+
+    def first(self) -> Entry[Item] | None:
+        """Whose turn it is."""
+        if not self._lines:
+            return None
+        return min(self._lines.values(), key=lambda line: (line.start, line.turn)).entries[0]
+
+    def serve(self, entry: Entry[Item]) -> None:
+        """Takes out the `first`, whose tokens its key then has had."""
+        line = self._lines[entry.key]
+        self._clock = line.start
+        line.start += entry.tokens / self._weights.get(entry.key, 1.0)
+        line.turn = next(self._turns)
+        self.remove(entry)
+
+    def remove(self, entry: Entry[Item]) -> None:
+        """Takes out any entry, as if it had never been there."""
+        line = self._lines[entry.key]
+        line.entries.remove(entry)
+        line.tokens -= entry.tokens
+        if not line.entries:
+            del self._lines[entry.key]
+            self._finished[entry.key] = line.start
+        self._finished = {key: tag for key, tag in self._finished.items() if tag > self._clock}
+
+    def ahead_of(self, key: str) -> int:
+        """About how many tokens would be served before a call of `key` that comes now."""
+        own = self.tokens_of(key)
+        share = self._weights.get(key, 1.0)
+        return own + sum(
+            min(line.tokens, line.entries[0].tokens + int(own * self._weights.get(other, 1.0) / share))
+            for other, line in self._lines.items()
+            if other != key
+        )
+
+    def last_of_the_longest(self) -> Entry[Item]:
+        """The call to give up when there are too many: the newest of the key with the most tokens for its weight.
+
+        Where keys have as many, it is the one that came last. Whoever floods the queue displaces nobody else (longest
+        queue drop: Suter et al., INFOCOM 1998).
+        """
+
+        def excess(line: _Line[Item]) -> float:
+            return line.tokens / self._weights.get(line.entries[0].key, 1.0)
+
+        return max(self._lines.values(), key=lambda line: (excess(line), line.turn)).entries[-1]

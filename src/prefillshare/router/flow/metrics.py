@@ -1,0 +1,74 @@
+"""Prometheus metrics of the queue and the limits. Pools come and go, so gauges are read when they are asked for."""
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from prefillshare.router.flow.errors import Reason
+from prefillshare.router.pool import Pool
+
+_BUCKETS_S = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+Waiting = Callable[[Pool], tuple[int, int]]  # calls and tokens in the queue of a decode pool
+
+
+class FlowMetrics:
+    """`tenant` is a configured name, or empty where nobody needs a key."""
+
+    def __init__(self, registry: CollectorRegistry, pools: Iterable[Pool]) -> None:
+        """`pools` is looked at anew for every scrape."""
+        self._waits = Histogram(
+            "prefillshare_queue_wait_seconds",
+            "How long calls that were let in have waited for room; also those that did not have to wait.",
+            ["pool"],
+            buckets=_BUCKETS_S,
+            registry=registry,
+        )
+        self._refusals = Counter(
+            "prefillshare_queue_refusals",
+            "Calls that were not let in, by reason.",
+            ["pool", "reason", "tenant"],
+            registry=registry,
+        )
+        self._registry = registry
+        self._pools = pools
+
+    def watch(self, waiting: Waiting) -> None:
+        self._registry.register(_Gauges(self._pools, waiting))
+
+    def let_in(self, pool: Pool, seconds: float) -> None:
+        self._waits.labels(pool.name).observe(seconds)
+
+    def refused(self, pool: Pool, reason: Reason, tenant: str) -> None:
+        self._refusals.labels(pool.name, reason, tenant).inc()
+
+
+class _Gauges(Collector):
+    def __init__(self, pools: Iterable[Pool], waiting: Waiting) -> None:
+        self._pools = pools
+        self._waiting = waiting
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        calls, tokens = (
+            GaugeMetricFamily(f"prefillshare_queue_{kind}", f"{kind.title()} that wait for room.", labels=["pool"])
+            for kind in ("calls", "tokens")
+        )
+        worker = partial(GaugeMetricFamily, labels=["worker", "role", "pool"])
+        load = worker(
+            "prefillshare_worker_in_flight_tokens",
+            "Tokens in flight on the worker or reserved there: to compute (prefill), of prompts and answers (decode).",
+        )
+        limit = worker("prefillshare_worker_limit_tokens", "How many may be; absent where the worker does not tell.")
+        for pool in self._pools:
+            if any(worker.role == "decode" for worker in pool.workers):
+                for gauge, value in zip((calls, tokens), self._waiting(pool), strict=True):
+                    gauge.add_metric([pool.name], value)
+            for member in pool.workers:
+                labels = [member.name, member.role, pool.name]
+                load.add_metric(labels, pool.load(member))
+                if (most := pool.limit(member)) is not None:
+                    limit.add_metric(labels, most)
+        yield from (calls, tokens, load, limit)

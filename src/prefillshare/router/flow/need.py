@@ -1,0 +1,50 @@
+"""How many tokens a call takes, as far as its request tells: the router has no tokenizer."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from prefillshare.router.placement.chunks import BYTES_PER_TOKEN
+
+# No ordinary text has longer tokens on average: one that would need them to fit is too long.
+MAX_CHARACTERS_PER_TOKEN = 16
+
+_RENDERED = ("messages", "tools", "documents", "prompt")
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """In tokens. `least` is what the prompt has for sure."""
+
+    prompt: int
+    least: int
+    output: int
+
+    @property
+    def total(self) -> int:
+        return self.prompt + self.output
+
+
+def need_of(body: Mapping[str, Any], guess: int) -> Need:
+    """`guess` is taken for an answer whose length the client does not bound."""
+    output = _count(body.get("max_completion_tokens")) or _count(body.get("max_tokens")) or guess
+    prompt = body.get("prompt")
+    if isinstance(prompt, list) and not any(isinstance(part, str | list) for part in prompt):
+        return Need(len(prompt), len(prompt), output)
+    size = sum(_characters(body[field]) for field in _RENDERED if field in body)
+    return Need(max(1, size // BYTES_PER_TOKEN), size // MAX_CHARACTERS_PER_TOKEN, output)
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
+def _characters(value: Any) -> int:
+    """About as many as the value has as JSON."""
+    if isinstance(value, str):
+        return len(value) + 2
+    if isinstance(value, dict):
+        return 2 + sum(len(key) + 4 + _characters(inner) for key, inner in value.items())
+    if isinstance(value, list):
+        return 2 + sum(_characters(inner) + 1 for inner in value)
+    return 4

@@ -1,0 +1,63 @@
+"""The waiting calls of all decode pools: a fair queue for each, and whose turn it is."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from prefillshare.router.admission import Call
+from prefillshare.router.flow.fair import Entry, FairQueue
+from prefillshare.router.flow.need import Need
+from prefillshare.router.flow.ticket import ReservedTicket
+from prefillshare.router.placement.chunks import Chain
+from prefillshare.router.pool import Pool
+from prefillshare.router.route import ModelRoute
+
+
+@dataclass(slots=True, eq=False)
+class Waiting:
+    """A call, and where its ticket or its refusal goes."""
+
+    call: Call
+    tenant: str
+    route: ModelRoute
+    need: Need
+    since: float  # on the clock of `FlowControl`
+    ticket: asyncio.Future[ReservedTicket]
+    chain: Chain | None = None  # of its prompt, once it was needed
+
+
+class Queues:
+    """A pool that is full stops nobody but its own calls. Of those that can go on, pools take turns."""
+
+    def __init__(self, weights: Mapping[str, float]) -> None:
+        self._weights = weights
+        self._queues: OrderedDict[Pool, FairQueue[Waiting]] = OrderedDict()  # the one served last comes last
+
+    def of(self, pool: Pool) -> FairQueue[Waiting]:
+        """An empty queue is not kept: with nobody waiting there is nothing to be fair about."""
+        return self._queues.get(pool) or FairQueue(self._weights)
+
+    def __iter__(self) -> Iterator[Pool]:
+        """Pools that calls wait for; the one served longest ago first."""
+        return iter(tuple(self._queues))
+
+    def push(self, waiting: Waiting) -> Entry[Waiting]:
+        queue = self._queues.setdefault(waiting.route.decode, FairQueue(self._weights))
+        return queue.push(waiting.tenant, waiting.need.total, waiting)
+
+    def serve(self, entry: Entry[Waiting]) -> None:
+        """Takes out the first of its pool's queue."""
+        pool = entry.item.route.decode
+        self._queues[pool].serve(entry)
+        self._queues.move_to_end(pool)
+        self._drop_if_empty(pool)
+
+    def remove(self, entry: Entry[Waiting]) -> None:
+        pool = entry.item.route.decode
+        self._queues[pool].remove(entry)
+        self._drop_if_empty(pool)
+
+    def _drop_if_empty(self, pool: Pool) -> None:
+        if not len(self._queues[pool]):
+            del self._queues[pool]

@@ -1,0 +1,114 @@
+"""A call's right to run both legs: room on a decode worker and on a prefill worker, reserved before leg 1 begins."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from prefillshare.router.flow.need import Need
+from prefillshare.router.placement.placement import HasRoom, Placed
+from prefillshare.router.pool import Pool, Worker
+from prefillshare.router.route import ModelRoute
+
+# After leg 1 its KV is counted on the prefill worker until the answer begins, but no longer than this: one that is not
+# streamed begins with its end. A pull that takes longer is refused (`workers.pull_timeout_s`).
+PARKED_S = 8.0
+
+Choose = Callable[[HasRoom | None], Placed | None]
+
+
+class Ticket:
+    """One that reserves nothing, for calls that nobody limits."""
+
+    waited_s = 0.0  # in the queue
+
+    def prefill(self, choose: Choose) -> Placed | None:
+        """The worker for leg 1: `choose` is placement's choice among the workers with room."""
+        return choose(None)
+
+    def decode(self, choose: Choose) -> Placed | None:
+        """The worker for leg 2."""
+        return choose(None)
+
+    def prefilled(self) -> None:
+        """Leg 1 is over: its KV waits for a decode worker."""
+
+    def pulled(self) -> None:
+        """A decode worker has the KV: the prefill worker needs no room for it any more. May be told often."""
+
+    def close(self) -> None:
+        """No worker is needed any more, however the call has ended. Leases must have ended; may be told twice."""
+
+
+UNLIMITED = Ticket()
+
+
+class Rooms(Protocol):
+    """What a `ReservedTicket` knows of limits; `FlowControl` has them."""
+
+    def prefill_room(self, pool: Pool, worker: Worker, compute: int, prompt: int) -> bool: ...
+
+    def park(self, worker: Worker, prompt: int) -> Callable[[], None]: ...
+
+    def freed(self) -> None:
+        """Something has been released."""
+
+
+class ReservedTicket(Ticket):
+    """Reservations on one worker of each pool.
+
+    They hold the room, not the worker: placement may choose another that has as much, and the leg's lease takes the
+    reservation's place. There is no moment between the two in which somebody else could take it. A call that is tried
+    again has no reservation left; it is placed where there is room, else wherever placement wants it: it has been let
+    in, and what it had prefilled must not wait.
+    """
+
+    def __init__(
+        self, rooms: Rooms, route: ModelRoute, need: Need, reserved: dict[str, Callable[[], None]], waited_s: float
+    ) -> None:
+        """`reserved` ends what is reserved: the room in either leg ("prefill", "decode") and that for KV ("parked")."""
+        self.waited_s = waited_s
+        self._rooms = rooms
+        self._route = route
+        self._need = need
+        self._reserved = reserved
+        self._timer: asyncio.TimerHandle | None = None
+
+    def prefill(self, choose: Choose) -> Placed | None:
+        pool, prompt = self._route.prefill, self._need.prompt
+        self._release("prefill", "parked")
+        placed = choose(lambda worker, tokens: self._rooms.prefill_room(pool, worker, tokens, prompt))
+        if placed:
+            self._reserved["parked"] = self._rooms.park(placed.worker, prompt)
+        return placed
+
+    def decode(self, choose: Choose) -> Placed | None:
+        pool, output = self._route.decode, self._need.output
+        self._release("decode")
+        placed = choose(lambda worker, tokens: pool.has_room(worker, tokens + output))
+        return placed and placed._replace(tokens=placed.tokens + output)
+
+    def prefilled(self) -> None:
+        self._stop_timer()
+        self._timer = asyncio.get_running_loop().call_later(PARKED_S, self.pulled)
+        self._rooms.freed()
+
+    def pulled(self) -> None:
+        self._stop_timer()
+        if "parked" in self._reserved:
+            self._release("parked")
+            self._rooms.freed()
+
+    def close(self) -> None:
+        self._stop_timer()
+        self._release(*list(self._reserved))
+        self._rooms.freed()
+
+    def _stop_timer(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+
+    def _release(self, *kinds: str) -> None:
+        for kind in kinds:
+            if release := self._reserved.pop(kind, None):
+                release()

@@ -1,0 +1,37 @@
+from typing import Any
+
+import pytest
+
+from prefillshare.router.flow.bounds import excess_of
+from prefillshare.router.flow.fair import FairQueue
+from prefillshare.router_config import FlowConfig
+
+
+def queue_of(**lines: list[int]) -> tuple[FairQueue[str], Any]:
+    """The queue, and the entry that came last."""
+    queue: FairQueue[str] = FairQueue()
+    entry = None
+    for key, sizes in lines.items():
+        for number, tokens in enumerate(sizes):
+            entry = queue.push(key, tokens, f"{key}{number}")
+    return queue, entry
+
+
+@pytest.mark.parametrize(
+    ("lines", "config", "gone"),
+    [
+        ({"a": [10, 10]}, {"queue_share": 0.2}, None),
+        ({"a": [10, 11]}, {"queue_share": 0.2}, "a1"),
+        ({"a": [50]}, {"queue_share": 0.2}, None),  # one may always wait
+        ({"a": [1, 1, 1]}, {"queue_calls": 2}, "a2"),
+        ({"flood": [10, 10], "quiet": [1]}, {"queue_share": 0.2}, "flood1"),
+        ({"b": [1], "a": [1, 1]}, {"key_calls": 1}, "a1"),
+        ({"a": [1, 1], "b": [1]}, {"key_calls": 1}, None),  # the newcomer is not the one
+        ({"b": [10], "a": [1, 1]}, {"key_tokens": 1}, "a1"),
+        ({"a": [10]}, {"key_tokens": 1}, None),
+    ],
+)
+def test_who_has_to_go(lines: dict[str, list[int]], config: dict[str, float], gone: str | None) -> None:
+    queue, newcomer = queue_of(**lines)
+    excess = excess_of(queue, newcomer, 100, FlowConfig.model_validate(config))
+    assert (excess and excess.entry.item) == gone

@@ -1,0 +1,125 @@
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from prefillshare.router.flow.capacity import Capacities, Capacity, context_in, kv_tokens_in
+from prefillshare.router.pool import Pool
+from prefillshare.router.relay import open_http
+from prefillshare.router_config import FlowConfig, RouterConfig
+from tests.router.fakes import Served, decode_worker, prefill_worker
+
+INFO = (
+    "# TYPE vllm:cache_config_info gauge\n"
+    'vllm:cache_config_info{block_size="128",engine="0",kv_cache_size_tokens="SIZE",num_gpu_blocks="364"} 1.0\n'
+)
+
+
+def info(size: object) -> str:
+    return INFO.replace("SIZE", str(size))
+
+
+@pytest.mark.parametrize(("size", "tokens"), [(46592, 46592), ("None", 364 * 128)])
+def test_the_size_of_the_cache_is_read_from_the_metrics(size: object, tokens: int) -> None:
+    assert kv_tokens_in(info(size)) == tokens
+
+
+@pytest.mark.parametrize("text", ["", "vllm:cache_config_info{} 1.0", INFO.replace("364", "None")])
+def test_where_it_says_nothing_nothing_is_known(text: str) -> None:
+    assert kv_tokens_in(text.replace('kv_cache_size_tokens="SIZE",', "")) is None
+
+
+@pytest.mark.parametrize("models", [None, {}, {"data": [{}]}, {"data": ["x"]}, {"data": [{"max_model_len": "x"}]}])
+def test_a_context_that_nobody_names_is_not_known(models: Any) -> None:
+    assert context_in(models) is None
+
+
+def worker_app(asked: list[str], status: int = 200) -> Starlette:
+    async def metrics(request: Request) -> Response:
+        asked.append(request.url.path)
+        return PlainTextResponse(info(10_000), status)
+
+    async def models(request: Request) -> Response:
+        return JSONResponse({"data": [{"id": "sql", "max_model_len": 4096}]})
+
+    return Starlette(routes=[Route("/metrics", metrics), Route("/v1/models", models)])
+
+
+async def limits(
+    serve: Callable[[ASGIApp], Served], settings: FlowConfig, asked: list[str], status: int = 200
+) -> tuple[Pool, Pool, Capacities]:
+    url = serve(worker_app(asked, status)).url
+    pools = (Pool("prefill", [prefill_worker("p", url)]), Pool("sql", [decode_worker("d", url)]))
+    for pool in pools:
+        for worker in pool.workers:
+            pool.mark_up(worker)
+    async with open_http(RouterConfig()) as http:
+        capacities = Capacities(http, pools, settings, 4)
+        await capacities.ask()
+        await capacities.ask()
+    return (*pools, capacities)
+
+
+async def test_a_worker_is_asked_once_and_limited_by_what_it_says(serve: Callable[[ASGIApp], Served]) -> None:
+    asked: list[str] = []
+    prefill, decode, capacities = await limits(serve, FlowConfig(kv_share=0.5, prefill_tokens=2000), asked)
+    assert len(asked) == 2  # each worker once
+    assert decode.limit(decode.workers[0]) == 5000
+    assert prefill.limit(prefill.workers[0]) == 2000
+    assert capacities.parked == {"p": 5000}
+    assert capacities.of(decode.workers[0]) == Capacity(10_000, 4096)
+    assert capacities.of(decode.workers[0]).longest_call == 4096
+    leases = [decode.reserve(decode.workers[0], 1) for _ in range(4)]
+    assert not decode.has_room(decode.workers[0], 1)  # four calls at a time
+    assert len(leases) == 4
+
+
+async def test_the_file_has_the_last_word(serve: Callable[[ASGIApp], Served]) -> None:
+    _, decode, _ = await limits(serve, FlowConfig(decode_tokens=123, decode_calls=1), [])
+    assert decode.limit(decode.workers[0]) == 123
+    decode.reserve(decode.workers[0], 1)
+    assert not decode.has_room(decode.workers[0], 1)
+
+
+async def test_a_worker_that_says_nothing_has_only_the_limits_that_need_no_cache(
+    serve: Callable[[ASGIApp], Served],
+) -> None:
+    prefill, decode, capacities = await limits(serve, FlowConfig(), [], status=404)
+    assert decode.limit(decode.workers[0]) is None
+    assert prefill.limit(prefill.workers[0]) == 4096
+    assert capacities.parked == {}
+
+
+async def test_a_worker_that_was_down_is_asked_again(serve: Callable[[ASGIApp], Served]) -> None:
+    asked: list[str] = []
+    url = serve(worker_app(asked)).url
+    pool = Pool("sql", [decode_worker("d", url)])
+    async with open_http(RouterConfig()) as http:
+        capacities = Capacities(http, [pool], FlowConfig(), None)
+        await capacities.ask()
+        assert asked == []  # down
+        pool.mark_up(pool.workers[0])
+        await capacities.ask()
+        pool.mark_down(pool.workers[0], "gone")
+        pool.mark_up(pool.workers[0])
+        await capacities.ask()
+    assert len(asked) == 2
+
+
+async def test_a_worker_that_was_taken_out_and_put_back_has_its_limit_again(serve: Callable[[ASGIApp], Served]) -> None:
+    pool = Pool("sql", [decode_worker("d", serve(worker_app([])).url)])
+    worker = pool.workers[0]
+    pool.mark_up(worker)
+    async with open_http(RouterConfig()) as http:
+        capacities = Capacities(http, [pool], FlowConfig(), None)
+        await capacities.ask()
+        pool.remove(worker)
+        pool.add(worker)
+        assert pool.limit(worker) is None
+        await capacities.ask()
+        assert pool.limit(worker) == 9000

@@ -1,0 +1,531 @@
+"""Calls at a `FlowControl`: who is let in, in which order, and that everything is given back."""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
+
+from prefillshare.router.admission import Call
+from prefillshare.router.errors import RouterError
+from prefillshare.router.flow import ticket as tickets
+from prefillshare.router.flow.capacity import Capacity
+from prefillshare.router.flow.control import FlowControl
+from prefillshare.router.flow.metrics import FlowMetrics
+from prefillshare.router.flow.ticket import Ticket
+from prefillshare.router.placement.placement import Placement
+from prefillshare.router.pool import Pool, Worker
+from prefillshare.router.route import ModelRoute
+from prefillshare.router_config import FlowConfig
+from tests.router.fakes import decode_worker, prefill_worker
+
+TOKENS = 100  # of a call: 90 of its prompt, 10 of its answer
+
+
+class FakeCapacities:
+    def __init__(self) -> None:
+        self.parked: dict[str, int] = {}
+        self.capacity = Capacity()
+
+    def of(self, worker: Worker) -> Capacity:
+        return self.capacity
+
+
+class Bench:
+    """Two models with a decode worker each, `decode` tokens on each; one prefill worker with `prefill` tokens."""
+
+    def __init__(self, decode: int = TOKENS, prefill: int = 10**6, sql_workers: int = 1, **config: Any) -> None:
+        self.prefill = Pool("prefill", [prefill_worker("p")])
+        self.sql = Pool("decode/sql", [decode_worker(f"sql-{n}") for n in range(sql_workers)])
+        self.json = Pool("decode/json", [decode_worker("json-0")])
+        for pool, limit in ((self.prefill, prefill), (self.sql, decode), (self.json, decode)):
+            for worker in pool.workers:
+                pool.mark_up(worker)
+                pool.set_limit(worker, limit)
+        self.routes = {
+            "sql": ModelRoute("base", self.prefill, self.sql),
+            "json": ModelRoute("base", self.prefill, self.json),
+        }
+        self.registry = CollectorRegistry()
+        self.capacities = FakeCapacities()
+        self.placement = Placement(self.routes)
+        metrics = FlowMetrics(self.registry, [self.prefill, self.sql, self.json])
+        config = {"queue_share": 1000.0} | config
+        self.now = 0.0
+        self.flow = FlowControl(
+            FlowConfig(**config),
+            self.routes,
+            self.placement,
+            self.capacities,  # type: ignore[arg-type]
+            metrics,
+            clock=lambda: self.now,
+        )
+        metrics.watch(self.flow.waiting)
+        self.log: list[str] = []
+
+    def call(
+        self, name: str, model: str = "sql", tenant: str = "", tokens: int = TOKENS, **fields: Any
+    ) -> "asyncio.Task[None]":
+        return asyncio.create_task(self.run(name, model, tenant, tokens, **fields), name=name)
+
+    async def run(self, name: str, model: str, tenant: str, tokens: int, **fields: Any) -> None:
+        body = {"model": model, "prompt": [1] * (tokens - 10), "max_tokens": 10}
+        call = Call(name, "completions", model, body, False, None, **fields)
+        async with self.flow.ticket(call, tenant) as ticket:
+            self.log.append(name)
+            self.running[name] = asyncio.Event()
+            await self.legs(call, ticket, self.running[name])
+
+    async def legs(self, call: Call, ticket: Ticket, end: asyncio.Event) -> None:
+        await end.wait()
+
+    @property
+    def running(self) -> dict[str, asyncio.Event]:
+        return self.__dict__.setdefault("_running", {})
+
+    async def end(self, name: str) -> None:
+        self.running.pop(name).set()
+        await settle()
+
+    def held(self) -> int:
+        pools = (self.prefill, self.sql, self.json)
+        load = sum(pool.load(worker) for pool in pools for worker in pool.workers)
+        parked = sum(self.flow._parked[worker] for worker in self.prefill.workers)
+        return load + parked + sum(self.flow.waiting(pool)[0] for pool in pools)
+
+    def refused(self, reason: str, tenant: str = "", pool: str = "decode/sql") -> float:
+        labels = {"pool": pool, "reason": reason, "tenant": tenant}
+        return self.registry.get_sample_value("prefillshare_queue_refusals_total", labels) or 0.0
+
+
+async def settle() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def refusal(task: "asyncio.Task[None]") -> RouterError:
+    with pytest.raises(RouterError) as caught:
+        await asyncio.wait_for(task, 5)
+    return caught.value
+
+
+async def test_a_call_waits_until_there_is_room_on_its_decode_worker() -> None:
+    bench = Bench()
+    first, second = bench.call("first"), bench.call("second")
+    await settle()
+    assert bench.log == ["first"]
+    assert bench.flow.waiting(bench.sql) == (1, TOKENS)
+    await bench.end("first")
+    assert bench.log == ["first", "second"]
+    await bench.end("second")
+    await asyncio.gather(first, second)
+    assert bench.held() == 0
+
+
+async def test_a_call_waits_until_there_is_room_on_a_prefill_worker() -> None:
+    bench = Bench(decode=10**6, prefill=100)
+    bench.call("first")
+    bench.call("second")
+    await settle()
+    assert bench.log == ["first"]
+    await bench.end("first")
+    assert bench.log == ["first", "second"]
+
+
+async def test_what_the_prefill_worker_knows_does_not_count() -> None:
+    bench = Bench(decode=10**6, prefill=4000)
+    body = {"prompt": [1] * 3000}
+    bench.placement.prefill("sql", None, body)
+    bench.call("first", tokens=3010)
+    bench.call("second", tokens=3010)
+    await settle()
+    assert bench.log == ["first", "second"]
+
+
+async def test_kv_that_is_not_pulled_takes_room_on_the_prefill_worker() -> None:
+    bench = Bench(decode=10**6)
+    bench.capacities.parked["p"] = 100
+    seen: list[Ticket] = []
+
+    async def legs(call: Call, ticket: Ticket, end: asyncio.Event) -> None:
+        ticket.prefill(lambda room: bench.placement.prefill("sql", None, call.body, has_room=room))
+        ticket.prefilled()
+        seen.append(ticket)
+        await end.wait()
+
+    bench.legs = legs  # type: ignore[method-assign]
+    bench.call("first")
+    bench.call("second")
+    await settle()
+    assert bench.log == ["first"]
+    seen[0].pulled()
+    await settle()
+    assert bench.log == ["first", "second"]
+    seen[0].pulled()  # may be told again
+    assert bench.flow._parked[bench.prefill.workers[0]] == 90
+
+
+async def test_kv_counts_as_pulled_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tickets, "PARKED_S", 0.01)
+    bench = Bench(decode=10**6)
+    bench.capacities.parked["p"] = 100
+
+    async def legs(call: Call, ticket: Ticket, end: asyncio.Event) -> None:
+        ticket.prefilled()
+        await end.wait()
+
+    bench.legs = legs  # type: ignore[method-assign]
+    bench.call("first")
+    bench.call("second")
+    await asyncio.sleep(0.1)
+    assert bench.log == ["first", "second"]
+
+
+async def test_a_full_pool_stops_no_other_models_calls() -> None:
+    bench = Bench()
+    bench.call("first")
+    bench.call("second")
+    bench.call("other", model="json")
+    await settle()
+    assert bench.log == ["first", "other"]
+
+
+async def test_a_small_call_does_not_overtake_a_large_one_of_its_key() -> None:
+    bench = Bench(decode=150)
+    bench.call("first")
+    bench.call("large", tokens=140)
+    bench.call("small", tokens=20)
+    await settle()
+    assert bench.log == ["first"]
+
+
+async def test_a_large_call_on_the_prefill_pool_is_not_starved_by_small_ones_of_other_pools() -> None:
+    bench = Bench(decode=10**6, prefill=200)
+    bench.call("first", tokens=110)
+    await settle()
+    bench.call("large", tokens=190)
+    await settle()
+    bench.call("small", model="json", tokens=20)
+    await settle()
+    assert bench.log == ["first"]
+    await bench.end("first")
+    assert bench.log == ["first", "large", "small"]
+
+
+async def test_a_key_that_floods_the_queue_starves_nobody() -> None:
+    bench = Bench()
+    for number in range(20):
+        bench.call(f"flood {number}", tenant="flood")
+    await settle()
+    bench.call("quiet", tenant="quiet")
+    await settle()
+    await bench.end("flood 0")
+    await bench.end(bench.log[-1])
+    assert "quiet" in bench.log[:3]
+
+
+async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
+    bench = Bench(queue_share=1.0)
+    bench.call("first")
+    bench.call("second")
+    await settle()
+    error = await refusal(bench.call("third"))
+    assert (error.status, error.code, error.headers["retry-after"]) == (429, "overloaded", "1")
+    assert bench.refused("queue_full") == 1
+    assert bench.flow.waiting(bench.sql) == (1, TOKENS)
+
+
+async def test_retry_after_is_the_time_that_the_queue_takes() -> None:
+    bench = Bench(queue_share=2.0)
+    first = bench.call("first")
+    await settle()
+    bench.now = 7.0
+    await bench.end("first")
+    await first
+    for name in ("second", "third", "fourth"):
+        bench.call(name)
+    await settle()
+    error = await refusal(bench.call("fifth"))
+    assert error.headers["retry-after"] == "14"  # two calls that wait for one at a time, seven seconds each
+
+
+async def test_in_a_full_queue_a_new_key_displaces_who_has_most() -> None:
+    bench = Bench(queue_share=2.0)
+    floods = [bench.call(f"flood {number}", tenant="flood") for number in range(3)]
+    await settle()
+    bench.call("quiet", tenant="quiet")
+    assert (await refusal(floods[2])).status == 429
+    assert bench.refused("queue_full", "flood") == 1
+    assert bench.flow.waiting(bench.sql)[0] == 2
+
+
+@pytest.mark.parametrize("limit", [{"key_calls": 1}, {"key_tokens": 150}])
+async def test_a_key_may_have_a_limit_of_its_own(limit: dict[str, int]) -> None:
+    bench = Bench(**limit)
+    bench.call("running", tenant="a")
+    bench.call("waiting", tenant="a")
+    await settle()
+    assert (await refusal(bench.call("more", tenant="a"))).status == 429
+    assert bench.refused("key_limit", "a") == 1
+    bench.call("other", tenant="b")
+    await settle()
+    assert bench.flow.waiting(bench.sql)[0] == 2
+
+
+async def test_the_number_of_waiting_calls_is_limited() -> None:
+    bench = Bench(queue_calls=2)
+    for name in ("running", "a", "b"):
+        bench.call(name)
+    await settle()
+    assert (await refusal(bench.call("c"))).status == 429
+
+
+async def test_nobody_waits_longer_than_the_limit() -> None:
+    bench = Bench(max_wait_s=0.05)
+    bench.call("first")
+    await settle()
+    error = await refusal(bench.call("second"))
+    assert (error.status, error.code) == (429, "overloaded")
+    assert "0.05 s" in error.message
+    assert bench.refused("deadline") == 1
+    assert bench.flow.waiting(bench.sql) == (0, 0)
+
+
+async def test_nobody_waits_longer_than_the_client_does() -> None:
+    bench = Bench()
+    bench.call("first")
+    await settle()
+    assert (await refusal(bench.call("second", patience_s=0.05))).status == 429
+
+
+async def test_a_call_that_cannot_be_served_in_time_is_refused_before_it_waits() -> None:
+    bench = Bench()
+    first = bench.call("first")
+    await settle()
+    bench.now = 7.0
+    await bench.end("first")
+    await first
+    bench.call("second")
+    await settle()
+    error = await refusal(bench.call("third", patience_s=13.0))
+    assert error.status == 429
+    assert bench.refused("deadline") == 1
+    bench.call("fourth", patience_s=15.0)  # seven seconds of waiting, seven of its own
+    await settle()
+    assert bench.flow.waiting(bench.sql)[0] == 1
+
+
+async def test_without_a_worker_nobody_waits() -> None:
+    bench = Bench()
+    bench.sql.mark_down(bench.sql.workers[0], "gone")
+    error = await refusal(bench.call("first"))
+    assert (error.status, error.code) == (503, "no_worker_available")
+    assert "decode/sql" in error.message
+    assert "gone" in error.message
+
+
+async def test_who_waits_learns_that_no_worker_is_left() -> None:
+    bench = Bench()
+    bench.call("first")
+    second = bench.call("second")
+    await settle()
+    bench.prefill.mark_down(bench.prefill.workers[0], "gone")
+    bench.flow.freed()
+    assert (await refusal(second)).status == 503
+    assert bench.refused("no_worker") == 1
+
+
+async def test_a_prompt_that_no_worker_can_hold_is_refused_at_once() -> None:
+    bench = Bench()
+    bench.capacities.capacity = Capacity(kv_tokens=1000, context=80)
+    error = await refusal(bench.call("first"))
+    assert (error.status, error.code) == (400, "context_length_exceeded")
+    assert bench.refused("too_long") == 1
+    assert bench.held() == 0
+
+
+async def test_an_answer_is_counted_no_longer_than_a_worker_makes_it() -> None:
+    bench = Bench(decode=200)
+    bench.capacities.capacity = Capacity(kv_tokens=1000, context=95)
+    bench.call("first")
+    bench.call("second")
+    await settle()
+    assert bench.sql.load(bench.sql.workers[0]) == 2 * 95
+
+
+async def test_who_leaves_the_queue_gives_way_at_once() -> None:
+    bench = Bench(decode=150)
+    bench.call("first")
+    large = bench.call("large", tokens=140)
+    bench.call("small", tokens=50)
+    await settle()
+    large.cancel()
+    await settle()
+    assert bench.log == ["first", "small"]
+    assert large.cancelled()
+
+
+async def test_who_is_let_in_and_leaves_at_the_same_moment_keeps_nothing() -> None:
+    bench = Bench()
+    body = {"model": "sql", "prompt": [1] * 90, "max_tokens": 10}
+    async with bench.flow.ticket(Call("first", "completions", "sql", body, False, None), ""):
+        second, third = bench.call("second"), bench.call("third")
+        await settle()
+    second.cancel()  # it has its ticket and has not run since
+    await settle()
+    assert second.cancelled()
+    assert bench.log == ["third"]
+    await bench.end("third")
+    await third
+    assert bench.held() == 0
+
+
+async def test_the_legs_take_the_place_of_the_reservations() -> None:
+    bench = Bench(decode=1000)
+    loads: list[tuple[int, int]] = []
+
+    def now() -> tuple[int, int]:
+        return bench.prefill.load(bench.prefill.workers[0]), bench.sql.load(bench.sql.workers[0])
+
+    async def legs(call: Call, ticket: Ticket, end: asyncio.Event) -> None:
+        loads.append(now())
+        placed = ticket.prefill(lambda room: bench.placement.prefill("sql", None, call.body, has_room=room))
+        assert placed
+        with bench.prefill.lease(placed.worker, placed.tokens):
+            loads.append(now())
+        ticket.prefilled()
+        loads.append(now())
+        placed = ticket.decode(lambda room: bench.placement.decode("sql", None, [1] * 120, has_room=room))
+        assert placed
+        with bench.sql.lease(placed.worker, placed.tokens):
+            loads.append(now())
+
+    bench.legs = legs  # type: ignore[method-assign]
+    await bench.call("first")
+    assert loads == [(90, 100), (90, 100), (0, 100), (0, 130)]
+    assert bench.held() == 0
+
+
+async def test_a_leg_goes_where_there_is_room_and_never_where_others_have_reserved_it() -> None:
+    bench = Bench(decode=TOKENS, sql_workers=2)
+    places: list[str] = []
+
+    async def legs(call: Call, ticket: Ticket, end: asyncio.Event) -> None:
+        await end.wait()
+        session = ("user", "u")  # whose home would be the same worker for all
+        placed = ticket.decode(lambda room: bench.placement.decode("sql", session, [1] * 90, has_room=room))
+        assert placed
+        places.append(placed.worker.name)
+        with bench.sql.lease(placed.worker, placed.tokens):
+            await asyncio.sleep(0.01)
+
+    bench.legs = legs  # type: ignore[method-assign]
+    calls = [bench.call("a"), bench.call("b")]
+    await settle()
+    await bench.end("a")
+    await bench.end("b")
+    await asyncio.gather(*calls)
+    assert sorted(places) == ["sql-0", "sql-1"]
+
+
+Step = tuple[str, int, int]
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["arrive", "arrive", "end", "fail", "leave", "prefill down", "sql down", "all up", "wait"]),
+        st.integers(0, 7),
+        st.integers(11, 250),
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(STEPS)
+def test_no_room_is_lost_whatever_happens(steps: list[Step]) -> None:
+    asyncio.run(play(steps))
+
+
+async def play(steps: list[Step]) -> None:
+    bench = Bench(decode=300, prefill=250, sql_workers=2, queue_share=2.0, queue_calls=6)
+    bench.capacities.parked["p"] = 400
+    outcomes: dict[str, str] = {}
+
+    async def legs(call: Call, ticket: Ticket, end: asyncio.Event) -> None:
+        """Both legs, with an end to be waited for in each, on which the outcome may say that it failed."""
+        route = bench.routes[call.model]
+        placed = ticket.prefill(lambda room: bench.placement.prefill(call.model, None, call.body, has_room=room))
+        if placed is None:
+            raise RouterError(503, "nobody")
+        with route.prefill.lease(placed.worker, placed.tokens):
+            await asyncio.sleep(0)
+        ticket.prefilled()
+        ids = call.body["prompt"]
+        placed = ticket.decode(lambda room: bench.placement.decode(call.model, None, ids, has_room=room))
+        if placed is None:
+            raise RouterError(503, "nobody")
+        with route.decode.lease(placed.worker, placed.tokens):
+            await asyncio.sleep(0)
+            ticket.pulled()
+            await end.wait()
+            if outcomes.get(call.request_id) == "fail":
+                raise RouterError(502, "failed")
+
+    bench.legs = legs  # type: ignore[method-assign]
+    tasks: dict[str, asyncio.Task[None]] = {}
+    for number, (step, which, tokens) in enumerate(steps):
+        alive = [name for name, task in tasks.items() if not task.done()]
+        ending = [name for name in alive if name in bench.running]
+        if step == "arrive":
+            name = str(number)
+            tasks[name] = bench.call(name, ("sql", "json")[which % 2], f"tenant {which % 3}", tokens)
+        elif step == "leave" and alive:
+            tasks[alive[which % len(alive)]].cancel()
+        elif step in ("end", "fail") and ending:
+            outcomes[ending[which % len(ending)]] = step
+            bench.running.pop(ending[which % len(ending)]).set()
+        elif step.endswith("down"):
+            pool = bench.prefill if step.startswith("prefill") else bench.sql
+            pool.mark_down(pool.workers[which % len(pool.workers)], "gone")
+        elif step == "all up":
+            for pool in (bench.prefill, bench.sql):
+                for worker in pool.workers:
+                    pool.mark_up(worker)
+        for _ in range(which % 4):
+            await asyncio.sleep(0)
+        bench.flow.freed()
+    while any(not task.done() for task in tasks.values()):
+        for name in list(bench.running):
+            bench.running.pop(name).set()
+        await settle()
+    results = await asyncio.gather(*tasks.values(), return_exceptions=True)
+    allowed = (RouterError, asyncio.CancelledError)
+    assert all(result is None or isinstance(result, allowed) for result in results)
+    assert bench.held() == 0
+    assert not list(bench.flow._queues)
+
+
+def test_gauges_show_the_queue_and_the_limits() -> None:
+    async def run(check: Callable[[Bench], None]) -> None:
+        async with AsyncExitStack():
+            bench = Bench()
+            tasks = [bench.call("first"), bench.call("second", tenant="t")]
+            await settle()
+            check(bench)
+            for task in tasks:
+                task.cancel()
+
+    def check(bench: Bench) -> None:
+        read = bench.registry.get_sample_value
+        worker = {"worker": "sql-0", "role": "decode", "pool": "decode/sql"}
+        assert read("prefillshare_queue_calls", {"pool": "decode/sql"}) == 1
+        assert read("prefillshare_queue_tokens", {"pool": "decode/sql"}) == TOKENS
+        assert read("prefillshare_queue_tokens", {"pool": "prefill"}) is None
+        assert read("prefillshare_worker_in_flight_tokens", worker) == TOKENS
+        assert read("prefillshare_worker_limit_tokens", worker) == TOKENS
+        assert read("prefillshare_queue_wait_seconds_count", {"pool": "decode/sql"}) == 1
+
+    asyncio.run(run(check))

@@ -1,0 +1,137 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefillshare.router.flow.fair import FairQueue
+
+
+def served(queue: FairQueue[str], calls: int | None = None) -> list[str]:
+    found = []
+    while (entry := queue.first()) and (calls is None or len(found) < calls):
+        queue.serve(entry)
+        found.append(entry.item)
+    return found
+
+
+def test_calls_of_one_key_are_served_in_order() -> None:
+    queue: FairQueue[str] = FairQueue()
+    for item, tokens in (("a", 5), ("b", 1), ("c", 3)):
+        queue.push("k", tokens, item)
+    assert served(queue) == ["a", "b", "c"]
+
+
+def test_a_key_with_one_call_does_not_wait_for_all_of_another() -> None:
+    queue: FairQueue[str] = FairQueue()
+    for number in range(100):
+        queue.push("flood", 10, f"flood {number}")
+    served(queue, 20)
+    queue.push("quiet", 10, "quiet")
+    assert "quiet" in served(queue, 2)
+
+
+def test_long_calls_count_for_more() -> None:
+    queue: FairQueue[str] = FairQueue()
+    for _ in range(10):
+        queue.push("long", 100, "long")
+        for _ in range(10):
+            queue.push("short", 10, "short")
+    assert served(queue, 44).count("long") == pytest.approx(4, abs=1)
+
+
+def test_weights_are_shares() -> None:
+    queue: FairQueue[str] = FairQueue({"gold": 3.0})
+    for _ in range(40):
+        queue.push("gold", 10, "gold")
+        queue.push("other", 10, "other")
+    assert served(queue, 40).count("gold") == pytest.approx(30, abs=1)
+
+
+def test_who_was_away_has_saved_nothing_up() -> None:
+    queue: FairQueue[str] = FairQueue()
+    for _ in range(50):
+        queue.push("a", 10, "a")
+    served(queue, 30)
+    for _ in range(20):
+        queue.push("b", 10, "b")
+    assert served(queue, 20).count("b") == pytest.approx(10, abs=1)
+
+
+def test_a_call_that_leaves_unserved_costs_its_key_nothing() -> None:
+    queue: FairQueue[str] = FairQueue()
+    big = queue.push("a", 1000, "big")
+    queue.push("a", 10, "a")
+    queue.push("b", 10, "b")
+    queue.remove(big)
+    assert served(queue) == ["a", "b"]
+
+
+def test_a_key_pays_for_what_it_had_when_it_comes_back_while_others_wait() -> None:
+    queue: FairQueue[str] = FairQueue()
+    queue.push("a", 100, "a")
+    for _ in range(8):
+        queue.push("b", 10, "b")
+    assert served(queue, 2) == ["a", "b"]
+    queue.push("a", 100, "a")
+    assert served(queue) == ["b"] * 7 + ["a"]
+
+
+def test_the_newest_call_of_the_longest_line_goes_first_when_there_are_too_many() -> None:
+    queue: FairQueue[str] = FairQueue()
+    queue.push("a", 10, "a")
+    queue.push("flood", 10, "first")
+    queue.push("flood", 10, "last")
+    assert queue.last_of_the_longest().item == "last"
+    queue.push("a", 30, "big")
+    assert queue.last_of_the_longest().item == "big"
+
+
+def test_tokens_ahead_are_the_keys_own_and_the_shares_of_others() -> None:
+    queue: FairQueue[str] = FairQueue()
+    for _ in range(10):
+        queue.push("flood", 10, "x")
+    assert queue.ahead_of("flood") == 100
+    assert queue.ahead_of("new") == 10
+    queue.push("new", 20, "y")
+    assert queue.ahead_of("new") == 20 + 30
+
+
+@given(
+    st.lists(st.integers(1, 50), min_size=1, max_size=60),
+    st.lists(st.integers(1, 50), min_size=1, max_size=60),
+    st.floats(0.25, 4),
+)
+def test_two_keys_that_wait_have_had_the_same_tokens_for_their_weights(
+    a: list[int], b: list[int], weight: float
+) -> None:
+    """The bound of the paper's theorem 1: for each of the keys one call of the largest size."""
+    queue: FairQueue[int] = FairQueue({"a": weight})
+    for key, sizes in (("a", a), ("b", b)):
+        for size in sizes:
+            queue.push(key, size, size)
+    had = {"a": 0.0, "b": 0.0}
+    while queue.calls_of("a") and queue.calls_of("b"):
+        entry = queue.first()
+        assert entry is not None
+        queue.serve(entry)
+        had[entry.key] += entry.tokens
+        assert abs(had["a"] / weight - had["b"]) <= max(a) / weight + max(b) + 1e-6
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 9), st.sampled_from(["push", "serve", "leave"]))))
+def test_the_counts_are_those_of_the_calls_in_it(steps: list[tuple[str, int, str]]) -> None:
+    queue: FairQueue[int] = FairQueue()
+    for key, tokens, step in steps:
+        entries = list(queue)
+        if step == "push":
+            queue.push(key, tokens, tokens)
+        elif entries and step == "serve":
+            entry = queue.first()
+            assert entry is not None
+            queue.serve(entry)
+        elif entries:
+            queue.remove(entries[tokens % len(entries)])
+        entries = list(queue)
+        assert len(queue) == len(entries)
+        assert queue.tokens == sum(entry.tokens for entry in entries)
+        assert queue.calls_of(key) == sum(entry.key == key for entry in entries)
+        assert (queue.first() is None) == (not entries)
