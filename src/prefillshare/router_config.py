@@ -71,6 +71,14 @@ class RetryConfig(Section):
     hedge_after_s: Annotated[float, Field(gt=0)] | None = None  # leg 1 is then also asked of another prefill worker
 
 
+ExtensionMode = Literal["off", "on", "auto"]
+
+
+def _read_switch(value: Any) -> Any:
+    """YAML reads a bare `off` as false and `on` as true."""
+    return {False: "off", True: "on"}[value] if isinstance(value, bool) else value
+
+
 class TracingConfig(Section):
     """Where the router sends its OpenTelemetry spans. Without an endpoint here or in the environment: nowhere."""
 
@@ -96,6 +104,7 @@ class RouterConfig(Section):
     health: HealthConfig = HealthConfig()
     retry: RetryConfig = RetryConfig()
     tracing: TracingConfig = TracingConfig()
+    extension: Annotated[ExtensionMode, BeforeValidator(_read_switch)] = "off"  # docs/extension.md
     limits: LimitsConfig = LimitsConfig()
 
     @property

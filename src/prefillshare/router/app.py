@@ -22,6 +22,8 @@ from prefillshare.router.breaker import Breaker
 from prefillshare.router.drain import Drain
 from prefillshare.router.endpoint import CompletionEndpoint, Services
 from prefillshare.router.errors import RouterError, internal, model_not_found
+from prefillshare.router.extension.extension import Extension
+from prefillshare.router.extension.metrics import ExtensionMetrics
 from prefillshare.router.fleet import Change, Fleet, Listener
 from prefillshare.router.gate import Gate
 from prefillshare.router.health import HealthMonitor
@@ -80,6 +82,7 @@ def create_app(
     keys = load_keys(settings.keys, settings.keys_file, os.environ)
     keyring = make_keyring(keys, os.environ.get(SECRET_VARIABLE) or secrets.token_hex(32)) if keys else None
     tenants = TenantMetrics(metrics.registry, sorted({key.config.name for key in keys}))
+    extension_metrics = ExtensionMetrics(metrics.registry, fleet.models)
     board = Board(fleet.routes, pools=fleet.pools)
     check_installed(settings.tracing, os.environ)
     created = int(time.time())
@@ -99,11 +102,13 @@ def create_app(
             ledger = Ledger(block_size)
             fleet.listeners.append(partial(_forget_who_left, placement, ledger, breaker))
             app.state.admin = Admin(fleet, http, metrics, block_size)
+            extension = Extension(http, settings.extension, fleet.routes, ledger, extension_metrics, block_size)
             app.state.services = Services(
-                settings, relay, ledger, metrics, observer, fleet, max_body_bytes, tenants, draining
+                settings, relay, ledger, metrics, observer, fleet, max_body_bytes, tenants, draining, extension
             )
             with logging_as(settings.log_format):
                 yield
+            await extension.close()
             await asyncio.to_thread(tracing.close)
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)

@@ -16,6 +16,7 @@ from prefillshare.router.admission import Call, Endpoint, admit, read_body
 from prefillshare.router.disconnect import unless_disconnected
 from prefillshare.router.drain import Drain
 from prefillshare.router.errors import KV_LOST, NOT_CONNECTED, RouterError, internal
+from prefillshare.router.extension.extension import Extension
 from prefillshare.router.fleet import Fleet
 from prefillshare.router.legs import Prefilled, asks_for_usage
 from prefillshare.router.limits import check_body
@@ -47,6 +48,7 @@ class Services:
     max_body_bytes: int
     tenants: TenantMetrics
     drain: Drain
+    extension: Extension
 
 
 class _Exchange:
@@ -94,12 +96,14 @@ class CompletionEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         services: Services = scope["app"].state.services
-        exchange = _Exchange(send, scope["user"], self._endpoint)
+        turn = services.extension.turn(send)
+        exchange = _Exchange(turn.send, scope["user"], self._endpoint)
         services.observer.started(self._endpoint, exchange.record.request_id, scope["headers"])
         try:
             with services.drain.call():
                 call = await self._admit(services, exchange, Request(scope, receive))
                 if call is not None:
+                    turn.began(call)
                     with services.fleet.serving(call.model):
                         await unless_disconnected(receive, self._serve(services, exchange, call))
         except RouterError as error:
@@ -111,6 +115,7 @@ class CompletionEndpoint:
             exchange.record.seconds = exchange.seconds()
             services.observer.finished(exchange.record)
             services.tenants.finished(exchange.visit.caller.name, exchange.record.status)
+            turn.ended(exchange.record)
 
     async def _admit(self, services: Services, exchange: _Exchange, request: Request) -> Call | None:
         """The call, or None after its refusal has been sent."""
@@ -211,6 +216,7 @@ class CompletionEndpoint:
         services.fleet.handed_over(exchange.record.request_id, prefilled.worker)
         ids = prefilled.prompt_token_ids
         tokens = services.ledger.record(worker, call.model, ids, prefilled.cached_tokens, call.salt)
+        services.extension.prefilled(call, prefilled)
         exchange.visit.charge(tokens.prompt)
         services.metrics.prefilled(call.model, tokens)
         services.metrics.placed("prefill", prefilled.placed_by)
