@@ -19,6 +19,7 @@ from prefillshare.access import load_keys
 from prefillshare.router.accounting import Ledger
 from prefillshare.router.admin.api import Admin, admin_routes
 from prefillshare.router.breaker import Breaker
+from prefillshare.router.divergence import Divergence
 from prefillshare.router.drain import Drain
 from prefillshare.router.endpoint import CompletionEndpoint, Services
 from prefillshare.router.errors import RouterError, internal, model_not_found
@@ -83,7 +84,8 @@ def create_app(
     keyring = make_keyring(keys, os.environ.get(SECRET_VARIABLE) or secrets.token_hex(32)) if keys else None
     tenants = TenantMetrics(metrics.registry, sorted({key.config.name for key in keys}))
     extension_metrics = ExtensionMetrics(metrics.registry, fleet.models)
-    board = Board(fleet.routes, pools=fleet.pools)
+    divergence = Divergence(fleet.routes, metrics.registry, block_size)
+    board = Board(fleet.routes, pools=fleet.pools, notices=divergence.notices)
     check_installed(settings.tracing, os.environ)
     created = int(time.time())
     draining = drain or Drain()
@@ -104,7 +106,17 @@ def create_app(
             app.state.admin = Admin(fleet, http, metrics, block_size)
             extension = Extension(http, settings.extension, fleet.routes, ledger, extension_metrics, block_size)
             app.state.services = Services(
-                settings, relay, ledger, metrics, observer, fleet, max_body_bytes, tenants, draining, extension
+                settings,
+                relay,
+                ledger,
+                metrics,
+                observer,
+                fleet,
+                max_body_bytes,
+                tenants,
+                draining,
+                extension,
+                divergence,
             )
             with logging_as(settings.log_format):
                 yield

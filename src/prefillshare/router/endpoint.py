@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from prefillshare.router.accounting import Attribution, Ledger
 from prefillshare.router.admission import Call, Endpoint, admit, read_body
 from prefillshare.router.disconnect import unless_disconnected
+from prefillshare.router.divergence import Divergence
 from prefillshare.router.drain import Drain
 from prefillshare.router.errors import KV_LOST, NOT_CONNECTED, RouterError, internal
 from prefillshare.router.extension.extension import Extension
@@ -49,6 +50,7 @@ class Services:
     tenants: TenantMetrics
     drain: Drain
     extension: Extension
+    divergence: Divergence
 
 
 class _Exchange:
@@ -217,6 +219,7 @@ class CompletionEndpoint:
         ids = prefilled.prompt_token_ids
         tokens = services.ledger.record(worker, call.model, ids, prefilled.cached_tokens, call.salt)
         services.extension.prefilled(call, prefilled)
+        services.divergence.prefilled(call, prefilled)
         exchange.visit.charge(tokens.prompt)
         services.metrics.prefilled(call.model, tokens)
         services.metrics.placed("prefill", prefilled.placed_by)
