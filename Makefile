@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements/cpu-py311.txt
 
-.PHONY: help setup demo test lint unit e2e exactness figures training-cost handoff-cost chaos overload accuracy clean
+.PHONY: help setup demo test lint unit e2e exactness figures training-cost handoff-cost extension chaos overload accuracy clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets
@@ -46,6 +46,9 @@ training-cost: setup  ## The table of docs/training.md: a step against TRL's SFT
 
 handoff-cost: setup  ## The tables of docs/handoff.md: decode speed, a session's second turn (under 10 minutes)
 	$(BIN)/python -m experiments.handoff_cost
+
+extension: setup  ## The first table of docs/extension.md: next turns with eager extension and without (5 minutes)
+	$(BIN)/python -m experiments.extension
 
 chaos: setup  ## Kill and stop workers at random while sessions run (25 minutes); the table of docs/chaos.md
 	$(BIN)/python -m experiments.chaos

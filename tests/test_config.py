@@ -125,6 +125,15 @@ def test_what_is_wrong_is_named_by_field_and_value(tmp_path: Path, text: str, sa
 
 
 @pytest.mark.parametrize(
+    ("written", "read"), [("off", "off"), ("on", "on"), ("auto", "auto"), ("'on'", "on"), ("true", "on")]
+)
+def test_extension_is_switched_in_words_that_yaml_takes_for_truth(tmp_path: Path, written: str, read: str) -> None:
+    assert load(tmp_path, MINIMAL + f"router: {{extension: {written}}}").router.extension == read
+    with pytest.raises(UserError, match=r"router\.extension: .*'off', 'on' or 'auto'.*found 'perhaps'"):
+        load(tmp_path, MINIMAL + "router: {extension: perhaps}")
+
+
+@pytest.mark.parametrize(
     "router",
     [
         "{}",

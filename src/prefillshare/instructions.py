@@ -40,8 +40,7 @@ def place_instructions(messages: Sequence[Message], placement: Placement) -> lis
     """
     if placement == "in_place":
         return list(messages)
-    leading = list(takewhile(lambda message: message.get("role") == "system", messages))
-    context = list(messages[len(leading) :])
+    leading, context = split_instructions(messages)
     texts = [text for message in leading if (text := _text(message).strip())]
     if not texts:
         return context
@@ -50,6 +49,12 @@ def place_instructions(messages: Sequence[Message], placement: Placement) -> lis
         last = context.pop()
         return [*context, {**last, "content": _with_text(last, instructions)}]
     return [*context, {"role": "user", "content": instructions}]
+
+
+def split_instructions(messages: Sequence[Message]) -> tuple[list[Message], list[Message]]:
+    """The messages that `behind_context` moves, and the others."""
+    leading = list(takewhile(lambda message: message.get("role") == "system", messages))
+    return leading, list(messages[len(leading) :])
 
 
 def _text(message: Message) -> str:

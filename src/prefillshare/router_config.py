@@ -87,6 +87,14 @@ class FlowConfig(Section):
     weights: Mapping[str, Annotated[float, Field(gt=0)]] = {}  # shares of keys, by name; 1 where nothing is said
 
 
+ExtensionMode = Literal["off", "on", "auto"]
+
+
+def _read_switch(value: Any) -> Any:
+    """YAML reads a bare `off` as false and `on` as true."""
+    return {False: "off", True: "on"}[value] if isinstance(value, bool) else value
+
+
 class TracingConfig(Section):
     """Where the router sends its OpenTelemetry spans. Without an endpoint here or in the environment: nowhere."""
 
@@ -113,6 +121,7 @@ class RouterConfig(Section):
     retry: RetryConfig = RetryConfig()
     flow: FlowConfig = FlowConfig()
     tracing: TracingConfig = TracingConfig()
+    extension: Annotated[ExtensionMode, BeforeValidator(_read_switch)] = "off"  # docs/extension.md
     limits: LimitsConfig = LimitsConfig()
 
     @property

@@ -72,7 +72,10 @@ class FakeWorker:
 
     model: str
     behaviour: str = "ok"
+    extending: str = "ok"  # the behaviour towards extensions
+    slow_s: float = 0.0
     bodies: list[dict[str, Any]] = field(default_factory=list)
+    extensions: list[dict[str, Any]] = field(default_factory=list)  # those of the bodies
     headers: list[dict[str, str]] = field(default_factory=list)
     aborted: int = 0
     params: dict[str, Any] = field(default_factory=dict)  # replaces parts of kv_transfer_params
@@ -120,21 +123,32 @@ class FakeWorker:
         body = await request.json()
         self.bodies.append(body)
         self.headers.append(dict(request.headers))
-        if self.behaviour.isdecimal():
-            status = int(self.behaviour)
-            error = {"message": "no such thing", "type": "BadRequestError", "param": "messages", "code": status}
-            return JSONResponse({"error": error}, status)
+        extends = request.headers.get("x-request-id", "").endswith("-extension")
+        if extends:
+            assert "kv_transfer_params" not in body
+            self.extensions.append(body)
+        await asyncio.sleep(self.slow_s)
         for _ in range(4000):  # until the test lets it go
             if self.behaviour != "held":
                 break
             await asyncio.sleep(0.005)
-        if self.behaviour in ("silent", "hangs"):
+        behaviour = self.extending if extends else self.behaviour
+        if behaviour.isdecimal():
+            status = int(behaviour)
+            error = {"message": "no such thing", "type": "BadRequestError", "param": "messages", "code": status}
+            return JSONResponse({"error": error}, status)
+        if behaviour in ("silent", "hangs"):
             await self._wait_for_disconnect(request)
-        if self.behaviour == "crash":
+        if behaviour == "crash":
             raise ConnectionError
         if body["model"] not in self.model.split(","):
             return JSONResponse({"error": {"message": f"no model {body['model']}"}}, 404)
         chat = request.url.path == "/v1/chat/completions"
+        if extends:
+            assert self.model == "base"
+            answer = self.prefill(body, chat)
+            del answer["kv_transfer_params"]
+            return JSONResponse(answer)
         if not _is_understood(body):
             return JSONResponse({"error": {"message": "what is that?"}}, 400)
         if body.get("kv_transfer_params") is None:  # as a prefill worker serves what nobody will fetch

@@ -19,9 +19,12 @@ from prefillshare.access import load_keys
 from prefillshare.router.accounting import Ledger
 from prefillshare.router.admin.api import Admin, admin_routes
 from prefillshare.router.breaker import Breaker
+from prefillshare.router.divergence import Divergence
 from prefillshare.router.drain import Drain
 from prefillshare.router.endpoint import CompletionEndpoint, Services
 from prefillshare.router.errors import RouterError, internal, model_not_found
+from prefillshare.router.extension.extension import Extension
+from prefillshare.router.extension.metrics import ExtensionMetrics
 from prefillshare.router.fleet import Change, Fleet, Listener
 from prefillshare.router.flow.capacity import Capacities, keep_asking
 from prefillshare.router.flow.control import FlowControl
@@ -86,7 +89,9 @@ def create_app(
     keyring = make_keyring(keys, os.environ.get(SECRET_VARIABLE) or secrets.token_hex(32)) if keys else None
     tenants = TenantMetrics(metrics.registry, sorted({key.config.name for key in keys}))
     flow_metrics = FlowMetrics(metrics.registry, fleet.pools)
-    board = Board(fleet.routes, pools=fleet.pools)
+    extension_metrics = ExtensionMetrics(metrics.registry, fleet.models)
+    divergence = Divergence(fleet.routes, metrics.registry, block_size)
+    board = Board(fleet.routes, pools=fleet.pools, notices=divergence.notices)
     check_installed(settings.tracing, os.environ)
     created = int(time.time())
     draining = drain or Drain()
@@ -111,11 +116,24 @@ def create_app(
             ledger = Ledger(block_size)
             fleet.listeners.append(partial(_forget_who_left, placement, ledger, breaker))
             app.state.admin = Admin(fleet, http, metrics, block_size)
+            extension = Extension(http, settings.extension, fleet.routes, ledger, extension_metrics, block_size)
             app.state.services = Services(
-                settings, relay, ledger, metrics, observer, fleet, max_body_bytes, tenants, draining, flow
+                settings,
+                relay,
+                ledger,
+                metrics,
+                observer,
+                fleet,
+                max_body_bytes,
+                tenants,
+                draining,
+                flow,
+                extension,
+                divergence,
             )
             with logging_as(settings.log_format):
                 yield
+            await extension.close()
             await asyncio.to_thread(tracing.close)
             for task in (watching, asking):
                 task.cancel()

@@ -14,8 +14,10 @@ from starlette.types import Receive, Scope, Send
 from prefillshare.router.accounting import Attribution, Ledger
 from prefillshare.router.admission import Call, Endpoint, admit, read_body
 from prefillshare.router.disconnect import unless_disconnected
+from prefillshare.router.divergence import Divergence
 from prefillshare.router.drain import Drain
 from prefillshare.router.errors import KV_LOST, NOT_CONNECTED, RouterError, internal
+from prefillshare.router.extension.extension import Extension
 from prefillshare.router.fleet import Fleet
 from prefillshare.router.flow.control import FlowControl
 from prefillshare.router.flow.ticket import Ticket
@@ -50,6 +52,8 @@ class Services:
     tenants: TenantMetrics
     drain: Drain
     flow: FlowControl
+    extension: Extension
+    divergence: Divergence
 
 
 class _Exchange:
@@ -97,12 +101,14 @@ class CompletionEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         services: Services = scope["app"].state.services
-        exchange = _Exchange(send, scope["user"], self._endpoint)
+        turn = services.extension.turn(send)
+        exchange = _Exchange(turn.send, scope["user"], self._endpoint)
         services.observer.started(self._endpoint, exchange.record.request_id, scope["headers"])
         try:
             with services.drain.call():
                 call = await self._admit(services, exchange, Request(scope, receive))
                 if call is not None:
+                    turn.began(call)
                     with services.fleet.serving(call.model):
                         await unless_disconnected(receive, self._serve(services, exchange, call))
         except RouterError as error:
@@ -114,6 +120,7 @@ class CompletionEndpoint:
             exchange.record.seconds = exchange.seconds()
             services.observer.finished(exchange.record)
             services.tenants.finished(exchange.visit.caller.name, exchange.record.status)
+            turn.ended(exchange.record)
 
     async def _admit(self, services: Services, exchange: _Exchange, request: Request) -> Call | None:
         """The call, or None after its refusal has been sent."""
@@ -218,6 +225,8 @@ class CompletionEndpoint:
         services.fleet.handed_over(exchange.record.request_id, prefilled.worker)
         ids = prefilled.prompt_token_ids
         tokens = services.ledger.record(worker, call.model, ids, prefilled.cached_tokens, call.salt)
+        services.extension.prefilled(call, prefilled)
+        services.divergence.prefilled(call, prefilled)
         exchange.visit.charge(tokens.prompt)
         services.metrics.prefilled(call.model, tokens)
         services.metrics.placed("prefill", prefilled.placed_by)

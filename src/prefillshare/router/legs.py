@@ -154,6 +154,11 @@ def read_prefill(call: Call, worker: Worker, response: object, seconds: float, p
     return Prefilled(worker, params, ids, min(cached, len(ids)), seconds, placed_by)
 
 
+def read_prompt(call: Call, response: Mapping[str, Any]) -> tuple[list[int], int]:
+    """The prompt's token ids as the prefill worker made them, and how many of them it found in its cache."""
+    return _prompt_token_ids(call, response), _cached_tokens(response, {})
+
+
 def _names_kv(params: Mapping[str, Any]) -> bool:
     """`remote_block_ids` is a list of block ids for each KV cache group."""
     groups = params.get("remote_block_ids")

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from prefillshare.router.accounting import Attribution
+from prefillshare.router.divergence import Notice
 from prefillshare.router.pool import Pool
 from prefillshare.router.record import CallRecord
 from prefillshare.router.route import ModelRoute
@@ -25,7 +26,8 @@ class Desk:
         decode = {name: Pool(f"decode/{name}", [decode_worker(f"{name}-0")]) for name in ("sql", "json")}
         self.pools = [prefill, *decode.values()]
         routes = {name: ModelRoute("base", prefill, pool) for name, pool in decode.items()}
-        self.board = Board(routes, lambda: self.now)
+        self.notices: list[Notice] = []
+        self.board = Board(routes, lambda: self.now, notices=lambda: self.notices)
 
     def call(self, **fields: Any) -> None:
         known = {"request_id": "id", "endpoint": "completions", "model": "sql", "status": 200, "reason": "-"}
@@ -126,6 +128,15 @@ def test_sessions_are_counted_while_they_are_active() -> None:
     desk.call(session=("user", "b"))
     desk.now += 20
     assert desk.show()["sessions"] == 1
+
+
+def test_notices_are_shown_as_they_are_now() -> None:
+    desk = Desk()
+    assert desk.show()["notices"] == []
+    desk.notices = [Notice(("json", "sql"), "instructions", 640, "Train them.")]
+    assert desk.show()["notices"] == [
+        {"models": ["json", "sql"], "cause": "instructions", "tokens": 640, "cure": "Train them."}
+    ]
 
 
 def test_nothing_grows_without_end(monkeypatch: pytest.MonkeyPatch) -> None:

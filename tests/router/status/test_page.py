@@ -12,6 +12,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from prefillshare.router.accounting import Attribution
+from prefillshare.router.divergence import Notice
 from prefillshare.router.pool import Pool
 from prefillshare.router.record import CallRecord
 from prefillshare.router.route import ModelRoute
@@ -113,19 +114,37 @@ def test_a_browser_shows_the_deployment(cluster: Cluster, browser: Browser) -> N
 
 
 @needs_chromium
+def test_a_browser_shows_who_could_share_and_the_cure(cluster: Cluster, browser: Browser) -> None:
+    markup, _ = browser.dom(cluster.url)
+    assert re.search(r'<section id="notices"[^>]* hidden', markup)
+    for model in ("sql", "json"):
+        messages = [{"role": "system", "content": f"You are {model}."}, {"role": "user", "content": CONTEXT * 6}]
+        cluster.http.post("/v1/chat/completions", json={"model": model, "messages": messages})
+    wait_for(lambda: cluster.http.get("/status.json").json()["notices"])
+    markup, console = browser.dom(cluster.url)
+    assert "CONSOLE" not in console, console
+    assert not re.search(r'<section id="notices"[^>]* hidden', markup)
+    pieces = Text(markup).pieces
+    row = pieces[pieces.index("json, sql") :]
+    assert int(row[1]) > len(CONTEXT) * 4
+    assert row[2].startswith("Train json and sql with `instructions: behind_context`")
+
+
+@needs_chromium
 def test_names_are_text_whatever_they_hold(serve: Callable[[ASGIApp], Served], browser: Browser) -> None:
     prefill = Pool(EVIL + "pool", [prefill_worker(EVIL + "prefill")])
     decode = Pool(EVIL + "decode", [decode_worker(EVIL + "worker")])
     prefill.mark_up(prefill.workers[0])
     prefill.mark_down(prefill.workers[0], EVIL)
-    board = Board({EVIL + "model": ModelRoute(EVIL + "base", prefill, decode)})
+    notices = [Notice((EVIL + "noticed",), "instructions", 640, EVIL + "cure")]
+    board = Board({EVIL + "model": ModelRoute(EVIL + "base", prefill, decode)}, notices=lambda: notices)
     tokens = Attribution(9, 1, 8, 0, {EVIL + "model": 8})
     board.finished(CallRecord("id", "completions", EVIL + "model", 200, "-", 1.0, tokens=tokens))
     markup, _ = browser.dom(serve(Starlette(routes=status_routes(board))).url)
     text = Text(markup)
     assert "owned" not in (re.search("<title>(.*)</title>", markup) or [""])[0]
     assert "img" not in text.tags
-    for part in ("model", "base", "prefill", "pool", "worker", "decode", ""):
+    for part in ("model", "base", "prefill", "pool", "worker", "decode", "noticed", "cure", ""):
         assert EVIL + part in text.pieces
 
 

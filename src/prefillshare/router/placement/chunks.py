@@ -37,9 +37,9 @@ def chain_of_request(body: Mapping[str, Any]) -> Chain:
 
     Chains under one `cache_salt` have nothing in common with those under another, as in the workers' caches.
     """
-    before = {field: body[field] for field in _BEFORE if body.get(field) is not None}
+    before = before_messages(body)
     prompt = body["messages"] if "messages" in body else body.get("prompt")
-    text = _canonical(before) + _canonical(prompt)
+    text = canonical(before) + canonical(prompt)
     hashes, previous = [], (body.get("cache_salt") or "").encode()
     for start in range(0, len(text) - CHUNK_BYTES + 1, CHUNK_BYTES):
         previous = blake2b(previous + text[start : start + CHUNK_BYTES], digest_size=16).digest()
@@ -50,9 +50,15 @@ def chain_of_request(body: Mapping[str, Any]) -> Chain:
     return Chain(hashes, -(-len(text) // BYTES_PER_TOKEN), CHUNK_TOKENS)
 
 
+def before_messages(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a request that decide what stands in front of its messages."""
+    return {field: body[field] for field in _BEFORE if body.get(field) is not None}
+
+
 def chain_of_tokens(token_ids: Sequence[int], block_size: int, salt: str | None = None) -> Chain:
     return Chain(list(block_hashes(token_ids, block_size, salt)), len(token_ids), block_size)
 
 
-def _canonical(value: object) -> bytes:
+def canonical(value: object) -> bytes:
+    """JSON that is the same for equal values."""
     return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode("utf-8", "surrogatepass")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefillshare import __version__
+from prefillshare.router.divergence import Notice
 from prefillshare.router.pool import Pool
 from prefillshare.router.record import CallRecord
 from prefillshare.router.route import ModelRoute, pools_of
@@ -45,11 +46,13 @@ class Board:
         routes: Mapping[str, ModelRoute],
         clock: Callable[[], float] = time.time,
         pools: Sequence[Pool] | None = None,
+        notices: Callable[[], Sequence[Notice]] = list,
     ) -> None:
         """`clock` gives seconds since 1970. Routes and pools may change; without `pools` they are the routes'."""
         self._routes = routes
         self._pools = pools_of(routes.values()) if pools is None else pools
         self._clock = clock
+        self._notices = notices
         self._started = clock()
         self._calls: deque[_Seen] = deque(maxlen=MAX_CALLS)
         self._bars: deque[list[int]] = deque(maxlen=int(WINDOW_S) // BAR_S + 1)  # [number, calls, of these failed]
@@ -107,6 +110,7 @@ class Board:
                 {"name": name, "base": route.base, "prefill": route.prefill.name, "decode": route.decode.name}
                 for name, route in self._routes.items()
             ],
+            "notices": [notice._asdict() for notice in self._notices()],
             "sessions": self._active_sessions(now),
             "queue": self._queue(),
             "window": self._window(now),

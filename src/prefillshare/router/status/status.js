@@ -146,6 +146,14 @@ function showReuse(status) {
   }));
 }
 
+function showNotices(notices) {
+  byId("notices").hidden = notices.length === 0;
+  const heads = [columnHead("", "models"), columnHead("number", "computed again"), columnHead("", "cure")];
+  fillTable("divergence", heads, notices.map((notice) => element("tr", "",
+    rowHead("", notice.models.join(", ")), element("td", "number", amount(notice.tokens)),
+    element("td", "", notice.cure))));
+}
+
 function showLatency(recent) {
   const heads = [columnHead("", ""), ...["p50", "p95", "p99"].map((name) => columnHead("number", name))];
   const rows = [
@@ -174,6 +182,7 @@ function show(status) {
   showBars(status.window);
   showWorkers(status);
   showReuse(status);
+  showNotices(status.notices);
   showLatency(status.window);
   showModels(status);
   document.querySelector("main").hidden = false;

@@ -1,0 +1,144 @@
+"""What extension would find and waste in recorded agent sessions: the same sessions with it and without, in tokens.
+
+    python -m experiments.extension.replay sessions.jsonl
+
+No worker is needed: prompts are made by the router's own code and cut into tokens by the demo base's tokenizer (into
+pieces of four characters where it has not been made yet), and a cache without end keeps their blocks. Every tool takes
+long enough, and a session's last turn is extended like the others, since nobody knows that it is the last. Writes
+docs/results/extension-replay.json and a table of docs/extension.md.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import get_args
+
+from experiments.affinity import tokeniser
+from experiments.agent_calls import ROLES, Row, Tokenise, load_rows
+from experiments.section import write_section
+from prefillshare.instructions import Placement
+from prefillshare.router.accounting import block_hashes
+from prefillshare.router.admission import Call
+from prefillshare.router.extension.next_prompt import adds_blocks, next_prompt
+from prefillshare.router.extension.tally import Tally
+from prefillshare.router.legs import prefill_body
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "docs" / "results" / "extension-replay.json"
+PAGE = ROOT / "docs" / "extension.md"
+START = "<!-- table: python -m experiments.extension.replay -->"
+BLOCK_SIZE = 128
+_WORKER = "prefill-0"
+
+
+@dataclass
+class Sums:
+    """Tokens, but for the numbers of turns and extensions."""
+
+    placement: Placement
+    extends: bool
+    turns: int = 0
+    answers: int = 0
+    computed: int = 0  # while somebody waits
+    extensions: int = 0
+    ahead: int = 0
+    found: int = 0
+    wasted: int = 0
+
+
+def replay(rows: Sequence[Row], tokenise: Tokenise, placement: Placement, *, extends: bool) -> Sums:
+    """Plays each row as a session of its own, between a planner and an actor."""
+    sums = Sums(placement, extends)
+
+    def waste(_: str, tokens: int) -> None:
+        sums.wasted += tokens
+
+    for row in rows:
+        tally = Tally(BLOCK_SIZE, waste)
+        cache: set[bytes] = set()
+        for call, answer in _turns(row):
+            ids = _rendered(prefill_body(call, "base", placement), tokenise)
+            cached = _prefill(cache, ids)
+            answered = len(tokenise(answer)) + 1
+            sums.turns += 1
+            sums.answers += answered
+            sums.computed += len(ids) - cached
+            sums.found += tally.used(_WORKER, ids, cached, None)
+            if extends and adds_blocks(call, placement, len(ids), answered, BLOCK_SIZE):
+                choice = {"message": {"role": "assistant", "content": answer}}
+                ids = _rendered(next_prompt(call, "base", placement, choice) or {}, tokenise)
+                sums.extensions += 1
+                sums.ahead += tally.extended(_WORKER, call.model, ids, _prefill(cache, ids), None)
+    sums.wasted = sums.ahead - sums.found  # with the blocks that no turn has come for
+    return sums
+
+
+def _turns(row: Row) -> Iterator[tuple[Call, str]]:
+    context = [{"role": "user", "content": f"Question: {row['question']}"}]
+    for step in row["steps"]:
+        for model, answer in (("planner", f"Thought: {step['thought']}"), ("actor", f"Action: {step['action']}")):
+            messages = [{"role": "system", "content": ROLES[model]}, *context]
+            yield Call("", "chat/completions", model, {"model": model, "messages": messages}, False, None), answer
+            context.append({"role": "assistant", "content": answer})
+        context.append({"role": "user", "content": f"Observation: {step['observation']}"})
+
+
+def _rendered(body: dict, tokenise: Tokenise) -> list[int]:
+    ids: list[int] = []
+    for message in body["messages"]:
+        ids.extend(tokenise(f"<|im_start|>{message['role']}\n{message['content']}<|im_end|>\n"))
+    if body.get("add_generation_prompt", True):
+        ids.extend(tokenise("<|im_start|>assistant\n"))
+    return ids
+
+
+def _prefill(cache: set[bytes], ids: Sequence[int]) -> int:
+    """How many of the tokens were in the cache; afterwards all whole blocks are. The last token is always computed."""
+    blocks = list(block_hashes(ids, BLOCK_SIZE))
+    known = next((index for index, block in enumerate(blocks) if block not in cache), len(blocks))
+    cache.update(blocks)
+    return min(known, (len(ids) - 1) // BLOCK_SIZE) * BLOCK_SIZE
+
+
+def table(found: Sequence[Sums]) -> str:
+    lines = [
+        "| instructions | extension | the base computes in a turn, tokens | turns extended | computed ahead, a turn "
+        "| found by a later turn | wasted |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for sums in found:
+        ahead = "| | | | |"
+        if sums.extends:
+            shares = [f"{100 * part / max(1, sums.ahead):.0f} %" for part in (sums.found, sums.wasted)]
+            turns = f"{100 * sums.extensions / sums.turns:.0f} %"
+            ahead = f"| {turns} | {sums.ahead / sums.turns:.0f} | {shares[0]} | {shares[1]} |"
+        mode = "on" if sums.extends else "off"
+        lines.append(f"| `{sums.placement}` | {mode} | {sums.computed / sums.turns:.0f} {ahead}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.extension.replay",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("sessions", type=Path, help="recorded sessions, one JSON object a line")
+    sessions = parser.parse_args().sessions
+    token, tokenise = tokeniser()
+    rows = load_rows(sessions)
+    found = [
+        replay(rows, tokenise, placement, extends=extends)
+        for placement in get_args(Placement)
+        for extends in (False, True)
+    ]
+    about = {"sessions": sessions.name, "number_of_sessions": len(rows), "token": token, "block_size": BLOCK_SIZE}
+    RESULTS.write_text(json.dumps({**about, "replays": [asdict(sums) for sums in found]}, indent=1) + "\n")
+    write_section(PAGE, START, table(found))
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()

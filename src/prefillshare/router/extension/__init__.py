@@ -1,0 +1,1 @@
+"""Prefills the next turn's context while the agent is busy with something else."""
