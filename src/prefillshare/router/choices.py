@@ -16,6 +16,7 @@ from prefillshare.router.accounting import Attribution
 from prefillshare.router.admission import Call
 from prefillshare.router.errors import RouterError, bad_request
 from prefillshare.router.exchange import Exchange
+from prefillshare.router.record import CallRecord
 from prefillshare.router.tenants import Visit
 
 _SEPARATOR = b"\n\n"
@@ -76,18 +77,19 @@ async def serve_all(exchange: Exchange, prompts: Sequence[Sequence[Call]], serve
     The first failure ends all of them: with its status while nothing has been sent, else as the stream's last event.
     """
     whole = _Whole(exchange)
-    choices = [choice for calls in prompts for choice in _choices(whole, calls)]
-    firsts = [choice for choice in choices if choice.first is choice]
+    for calls in prompts:
+        first = whole.add(calls[0], None)
+        for call in calls[1:]:
+            whole.add(call, first)
     try:
-        await _all(_answer(choice, serve) for choice in choices)
+        await _all(_answer(choice, serve) for choice in whole.choices)
     except RouterError as error:
         await exchange.fail(error)
     else:
-        exchange.headers |= choices[0].headers
-        await whole.end(choices)
+        await whole.end()
         exchange.record.status = 200
     finally:
-        _note(exchange, choices, firsts)
+        _note(exchange.record, whole.choices)
 
 
 class _Whole:
@@ -95,10 +97,14 @@ class _Whole:
 
     def __init__(self, exchange: Exchange) -> None:
         self.exchange = exchange
-        self.choices = 0
+        self.choices: list[_Choice] = []
         kind = "chatcmpl" if exchange.record.endpoint == "chat/completions" else "cmpl"
         self._head = {"id": f"{kind}-{exchange.record.request_id}", "created": int(time.time())}
         self._sending = asyncio.Lock()
+
+    def add(self, call: Call, first: "_Choice | None") -> "_Choice":
+        self.choices.append(_Choice(self, call, len(self.choices), first))
+        return self.choices[-1]
 
     def own(self, answer: dict[str, Any], index: int) -> dict[str, Any]:
         """An answer or event of the choice at `index`, as part of the whole."""
@@ -107,21 +113,21 @@ class _Whole:
             choice["index"] = index
         return answer
 
-    async def send(self, events: Sequence[bytes], headers: Mapping[str, str]) -> None:
+    async def send(self, events: bytes) -> None:
         async with self._sending:
-            if not self.exchange.streaming:
-                self.exchange.headers |= headers
-            await self.exchange.events(b"".join(events))
+            self.exchange.headers |= self.choices[0].headers
+            await self.exchange.events(events)
 
-    async def end(self, choices: "Sequence[_Choice]") -> None:
-        usage = _sum_of_usage(choices)
+    async def end(self) -> None:
+        usage = _sum_of_usage(self.choices)
+        first = self.choices[0]
         if self.exchange.record.stream:
-            if usage:
-                await self.exchange.events(_event(choices[0].closing | self._head | {"usage": usage}))
-            await self.exchange.events(_DONE + _SEPARATOR)
+            closing = _event(first.closing | self._head | {"usage": usage}) if usage else b""
+            await self.send(closing + _DONE + _SEPARATOR)
             await self.exchange.body(b"")
             return
-        answer = choices[0].answer | {"choices": [each for choice in choices for each in choice.answer["choices"]]}
+        self.exchange.headers |= first.headers
+        answer = first.answer | {"choices": [each for choice in self.choices for each in choice.answer["choices"]]}
         await self.exchange.whole(200, _dump(answer | ({"usage": usage} if usage else {})))
 
 
@@ -149,8 +155,8 @@ class _Choice(Exchange):
     async def events(self, data: bytes) -> None:
         self.streaming = True
         events = (event for event in data.split(_SEPARATOR) if event and event != _DONE)
-        if ready := [own for event in events if (own := self._own(event))]:
-            await self._whole.send(ready, self.headers)
+        if ready := b"".join(map(self._own, events)):
+            await self._whole.send(ready)
 
     def _own(self, event: bytes) -> bytes:
         answer = json.loads(event.removeprefix(_DATA))
@@ -173,17 +179,8 @@ class _Choice(Exchange):
         return (self.answer or self.closing).get("usage")
 
 
-def _choices(whole: _Whole, calls: Sequence[Call]) -> list[_Choice]:
-    """Those of one prompt."""
-    found: list[_Choice] = []
-    for call in calls:
-        found.append(_Choice(whole, call, whole.choices, found[0] if found else None))
-        whole.choices += 1
-    return found
-
-
 async def _answer(choice: _Choice, serve: Serve) -> None:
-    if choice.first is not choice:
+    if not choice.owns_prompt:
         await choice.first.has_prompt.wait()
     await serve(choice, choice.call)
 
@@ -204,7 +201,7 @@ def _sum_of_usage(choices: Sequence[_Choice]) -> dict[str, Any]:
     known = [choice.usage for choice in choices if choice.usage]
     if len(known) < len(choices):
         return {}
-    firsts = [choice.usage for choice in choices if choice.first is choice and choice.usage]
+    firsts = [choice.usage for choice in choices if choice.owns_prompt and choice.usage]
     usage: dict[str, Any] = dict(firsts[0])
     usage["prompt_tokens"] = sum(each["prompt_tokens"] for each in firsts)
     usage["completion_tokens"] = sum(each["completion_tokens"] for each in known)
@@ -222,16 +219,16 @@ def _sum(details: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _note(exchange: Exchange, choices: Sequence[_Choice], firsts: Sequence[_Choice]) -> None:
+def _note(record: CallRecord, choices: Sequence[_Choice]) -> None:
     """What is known of the call as a whole."""
-    record, first = exchange.record, choices[0].record
+    first = choices[0].record
     record.prefill_worker, record.decode_worker = first.prefill_worker, first.decode_worker
     record.prefill_seconds = first.prefill_seconds
     record.retries = sum(choice.record.retries for choice in choices)
     record.prefilled_again = any(choice.record.prefilled_again for choice in choices)
-    tokens = [choice.record.tokens for choice in firsts if choice.record.tokens]
-    if len(tokens) == len(firsts):
-        record.tokens = _total(tokens)
+    tokens = [choice.record.tokens for choice in choices if choice.owns_prompt]
+    if None not in tokens:
+        record.tokens = _total([each for each in tokens if each])
     outputs = [choice.record.output_tokens for choice in choices]
     if record.status == 200 and None not in outputs:
         record.output_tokens = sum(filter(None, outputs))
