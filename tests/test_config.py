@@ -65,6 +65,22 @@ def test_modules_that_name_a_pool_share_it_and_others_have_their_own(tmp_path: P
     assert found == [("p", ["a", "b"], 3), ("c", ["c"], 1)]
 
 
+def test_a_module_has_the_parsers_of_its_base_unless_it_says_otherwise(tmp_path: Path) -> None:
+    text = """
+base: {path: base, tool_call_parser: hermes}
+modules:
+  - {name: a, path: a}
+  - {name: b, path: b, tool_call_parser: qwen3_coder, reasoning_parser: qwen3}
+  - {name: c, path: c, tool_call_parser: null}
+"""
+    deployment = load(tmp_path, text)
+    assert [deployment.parsers_of(module) for module in deployment.modules] == [
+        ("hermes", None),
+        ("qwen3_coder", "qwen3"),
+        (None, None),
+    ]
+
+
 def test_rules_of_placement_are_names_or_names_with_parameters(tmp_path: Path) -> None:
     text = MINIMAL + "router: {placement: {prefill: [{balance: {factor: 3}}, session], sessions: 5}}"
     placement = load(tmp_path, text).router.placement
@@ -111,6 +127,11 @@ def test_the_tree_is_frozen(tmp_path: Path) -> None:
         (POOLED + "  - {name: c, path: c, pool: p, decode_workers: 2}", "must agree on decode_workers, found .*c: 2"),
         (POOLED + "  - {name: c, path: c, pool: a}", "the pool 'a' is called like a model"),
         (POOLED + "  - {name: c, path: c, pool: '-'}", r"modules\.2\.pool"),
+        (
+            POOLED.replace("name: a,", "name: a, reasoning_parser: x,"),
+            "'p' share its workers and must agree on reasoning_parser, found a: x, b: None",
+        ),
+        ("base: {path: b, tool_call_parser: --x}\nmodules: [{name: a, path: a}]", r"base\.tool_call_parser"),
         (BASES.replace("}\n", ", pool: p}\n"), r"'p' has modules of different bases \(a: small, b: large\)"),
         ("base: {path: b}\nmodules: [{name: x, path: a}, {name: x, path: c}]", "'x' is used twice"),
         ("base: {path: x}\nmodules: [{name: x, path: a}]", "'x' is used twice"),

@@ -6,7 +6,7 @@ Errors name the field by its path in the YAML, the value that was found and what
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -15,13 +15,27 @@ from prefillshare.errors import UserError
 from prefillshare.fields import Count, ModelName, Port, RelativePath, Section
 from prefillshare.router_config import RouterConfig
 
+Parser = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
+class Parsers(NamedTuple):
+    """What vLLM reads answers by; None: answers are plain text."""
+
+    tool_call_parser: str | None
+    reasoning_parser: str | None
+
 
 class BaseConfig(Section):
-    """The frozen model that prefills for everyone. `name` defaults to its folder's name."""
+    """The frozen model that prefills for everyone. `name` defaults to its folder's name.
+
+    The parsers, by vLLM's names, are those of its modules which name none: they read the module's answers.
+    """
 
     path: RelativePath
     name: ModelName | None = None
     prefill_workers: Count = 1
+    tool_call_parser: Parser | None = None
+    reasoning_parser: Parser | None = None
 
     @property
     def served_name(self) -> str:
@@ -32,7 +46,7 @@ class ModuleConfig(Section):
     """A decode module and the size of its decode pool. Clients call it by `name`.
 
     `base` is the name of the base it was trained on, and needed when there are several. LoRA modules of one base that
-    name the same `pool` are hosted by the same decode workers.
+    name the same `pool` are hosted by the same decode workers. A parser that is null, rather than left out, is none.
     """
 
     name: ModelName
@@ -40,6 +54,8 @@ class ModuleConfig(Section):
     base: str | None = None
     pool: ModelName | None = None
     decode_workers: Count = 1
+    tool_call_parser: Parser | None = None
+    reasoning_parser: Parser | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +105,14 @@ class Deployment(Section):
         if module.base is None:
             return self.bases[0]
         return next(base for base in self.bases if base.served_name == module.base)
+
+    def parsers_of(self, module: ModuleConfig) -> Parsers:
+        """Those that read the module's answers: its own, else its base's."""
+        base = self.base_of(module)
+
+        return Parsers(
+            *(getattr(module if field in module.model_fields_set else base, field) for field in Parsers._fields)
+        )
 
     def decode_pools(self) -> tuple[DecodePool, ...]:
         """Every module in exactly one pool; pools in the order of their first modules."""
@@ -155,6 +179,13 @@ class Deployment(Section):
                     f"the modules of the pool {pool.name!r} share its workers and must agree on decode_workers, "
                     f"found {_pairs(sizes)}; give all of them the same number"
                 )
+            for field in Parsers._fields:
+                found = {module.name: getattr(self.parsers_of(module), field) for module in pool.modules}
+                if len(set(found.values())) > 1:
+                    raise ValueError(
+                        f"the modules of the pool {pool.name!r} share its workers and must agree on {field}, "
+                        f"found {_pairs(found)}; give all of them the same"
+                    )
         return self
 
 

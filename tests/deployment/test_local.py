@@ -144,7 +144,7 @@ def test_the_router_gets_a_prefill_pool_for_each_base_and_one_for_adapters_that_
         "bases": [{"path": tmp_path / "small", "prefill_workers": 2}, {"path": tmp_path / "large"}],
         "modules": [
             {"name": "sql", "path": tmp_path / "sql", "base": "small", "pool": "text"},
-            {"name": "chat", "path": tmp_path / "chat", "base": "large"},
+            {"name": "chat", "path": tmp_path / "chat", "base": "large", "tool_call_parser": "hermes"},
             {"name": "json", "path": tmp_path / "json", "base": "small", "pool": "text"},
         ],
     }
@@ -168,6 +168,7 @@ def test_the_router_gets_a_prefill_pool_for_each_base_and_one_for_adapters_that_
         "json": ("small", ["prefill-small-0", "prefill-small-1", "decode-text-0"]),
     }
     assert [route.instructions for route in found.values()] == ["in_place", "in_place", "behind_context"]
+    assert [route.tool_call_parser for route in found.values()] == [None, "hermes", None]
     assert found["sql"].decode is found["json"].decode
     assert [pool.name for pool in pools_of(found.values())] == [
         "prefill/small",

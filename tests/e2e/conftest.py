@@ -32,6 +32,9 @@ SMALL_KV_BLOCKS = 18
 # of MAX_MODEL_LEN fit.
 MEDIUM_KV_BLOCKS = 64
 
+# Where a grammar leaves it the choice, a small model prefers blank space to a closing brace.
+COMPACT_JSON = ("--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}')
+
 ROWS = [
     ("Which colour has the sky?", "colour=blue; thing=sky; certain=yes"),
     ("How many legs has a spider?", "count=8; thing=spider; certain=yes"),
@@ -136,8 +139,8 @@ def workers(
         bases=(BaseConfig(path=base, name="base"),),
         modules=(
             ModuleConfig(name="full", path=full_module.path),
-            ModuleConfig(name="lora", path=lora_module.path, pool="adapters"),
-            ModuleConfig(name="wide", path=wide_lora_module.path, pool="adapters"),
+            ModuleConfig(name="lora", path=lora_module.path, pool="adapters", tool_call_parser="hermes"),
+            ModuleConfig(name="wide", path=wide_lora_module.path, pool="adapters", tool_call_parser="hermes"),
             ModuleConfig(name="stranger", path=other_module.path),
         ),
         workers=WorkerConfig(
@@ -151,8 +154,9 @@ def workers(
         ),
     )
     prefill, full, lora, stranger = plan_workers(deployment)
+    lora = replace(lora, engine_args=COMPACT_JSON)
     prefill, full, lora = (
-        replace(spec, engine_args=("--num-gpu-blocks-override", str(blocks)))
+        replace(spec, engine_args=(*spec.engine_args, "--num-gpu-blocks-override", str(blocks)))
         for spec, blocks in ((prefill, MEDIUM_KV_BLOCKS), (full, SMALL_KV_BLOCKS), (lora, MEDIUM_KV_BLOCKS))
     )
     with running([prefill, full, lora, stranger], tmp_path_factory.mktemp("logs")) as pids:

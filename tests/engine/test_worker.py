@@ -80,6 +80,22 @@ def test_a_worker_knows_where_its_module_reads_instructions(deployment: Deployme
     assert planned == {"smol": "in_place", "org/sql": "behind_context", "json": "in_place"}
 
 
+def test_decode_workers_are_told_the_parsers_of_their_modules_and_prefill_workers_none(deployment: Deployment) -> None:
+    sql, json_ = deployment.modules
+    modules = (sql.model_copy(update={"tool_call_parser": "hermes", "reasoning_parser": "qwen3"}), json_)
+    base = deployment.bases[0].model_copy(update={"tool_call_parser": "llama3_json"})
+    # Only what a file says counts as said, and a copy is no file.
+    modules = tuple(ModuleConfig.model_validate(module.model_dump(exclude_none=True)) for module in modules)
+    specs = plan_workers(deployment.model_copy(update={"bases": (base,), "modules": modules}))
+    flags = ("--enable-auto-tool-choice", "--tool-call-parser", "--reasoning-parser")
+    found = {spec.name: [word for word in flags if word in worker_command(spec)] for spec in specs}
+    assert found["prefill-0"] == []
+    assert found["decode-org~sql-0"] == list(flags)
+    assert found["decode-json-0"] == list(flags[:2])
+    assert [option(spec, "--tool-call-parser") for spec in specs[2:]] == ["hermes", "hermes", "llama3_json"]
+    assert option(specs[2], "--reasoning-parser") == "qwen3"
+
+
 def test_dtype_auto_is_what_this_machine_computes_fast(deployment: Deployment) -> None:
     auto = deployment.model_copy(update={"workers": WorkerConfig()})
     assert {spec.dtype for spec in plan_workers(auto)} == {preferred_dtype()}

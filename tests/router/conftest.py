@@ -93,11 +93,16 @@ def start(serve: Callable[[ASGIApp], Served]) -> Iterator[Callable[..., Cluster]
 def start_cluster(start: Callable[..., Cluster]) -> Callable[..., Cluster]:
     """Starts `prefill` base workers and, for each module, the given number of decode workers.
 
-    `behind_context` names the modules whose manifests have instructions there.
+    `behind_context` names the modules whose manifests have instructions there, `calls_tools` those with a parser.
     """
 
     def start_cluster(
-        prefill: int = 1, sql: int = 1, json: int = 1, behind_context: Collection[str] = (), **options: Any
+        prefill: int = 1,
+        sql: int = 1,
+        json: int = 1,
+        behind_context: Collection[str] = (),
+        calls_tools: Collection[str] = (),
+        **options: Any,
     ) -> Cluster:
         fakes = {f"prefill-{n}": FakeWorker("base") for n in range(prefill)}
         fakes |= {f"sql-{n}": FakeWorker("sql") for n in range(sql)}
@@ -107,7 +112,11 @@ def start_cluster(start: Callable[..., Cluster]) -> Callable[..., Cluster]:
             base = pool("prefill")
             return {
                 model: ModelRoute(
-                    "base", base, pool(model), "behind_context" if model in behind_context else "in_place"
+                    "base",
+                    base,
+                    pool(model),
+                    "behind_context" if model in behind_context else "in_place",
+                    "hermes" if model in calls_tools else None,
                 )
                 for model in ("sql", "json")
             }

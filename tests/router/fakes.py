@@ -236,7 +236,9 @@ class FakeWorker:
                     raise ConnectionError
                 if self.behaviour == "ends early":
                     return
-                if self.behaviour == "fails later":
+                if self.behaviour == "fails late":
+                    await asyncio.sleep(0.5)
+                if self.behaviour in ("fails later", "fails late"):
                     yield _event({"error": {"message": "out of luck", "type": "InternalServerError", "code": 500}})
                     yield b"data: [DONE]\n\n"
                     return

@@ -80,12 +80,20 @@ def test_a_worker_that_comes_back_serves_again(cluster: Cluster) -> None:
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("GET", "/v1/chat/completions", 405), ("POST", "/v1/models", 405), ("POST", "/v1/embeddings", 404)],
+    [
+        ("GET", "/v1/chat/completions", 405),
+        ("POST", "/v1/models", 405),
+        ("POST", "/v1/embeddings", 404),
+        ("POST", "/v1/responses", 404),
+    ],
 )
 def test_other_paths_and_methods_answer_in_openais_shape(cluster: Cluster, method: str, path: str, status: int) -> None:
     response = cluster.http.request(method, path)
     assert response.status_code == status
-    assert path in response.json()["error"]["message"]
+    error = response.json()["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert path in error["message"]
+    assert "POST /v1/chat/completions" in error["message"]
 
 
 def test_nothing_that_was_held_against_a_worker_outlives_it() -> None:

@@ -196,7 +196,7 @@ def test_the_answer_shows_nothing_of_the_legs(cluster: Cluster) -> None:
     [
         (CHAT | {"kv_transfer_params": {"do_remote_prefill": True}}, 400),
         (CHAT | {"kv_transfer_params": None}, 400),
-        (CHAT | {"n": 2}, 400),
+        (CHAT | {"n": 9}, 400),
         (CHAT | {"model": "base"}, 404),
         ([], 400),
     ],

@@ -200,6 +200,16 @@ def test_a_prompt_that_is_prefilled_again_is_charged_once(keyed: Callable[..., C
     assert int(answer.headers["x-ratelimit-remaining-tokens"]) >= 60
 
 
+def test_a_prompt_with_several_answers_is_charged_once_and_each_prompt_of_a_call(
+    keyed: Callable[..., Cluster],
+) -> None:
+    cluster = keyed(tokens_per_minute=1000)
+    body = {"model": "json", "prompt": ["x" * 100, "y" * 200], "n": 3}
+    answer = cluster.http.post("/v1/completions", json=body, headers=bearer(ANN))
+    assert answer.status_code == 200
+    assert 700 <= int(answer.headers["x-ratelimit-remaining-tokens"]) <= 720
+
+
 def test_calls_at_a_time_are_limited_and_freed_however_they_end(keyed: Callable[..., Cluster]) -> None:
     cluster = keyed(max_concurrent=1)
     cluster.decode["json"][0].behaviour = "stalls"

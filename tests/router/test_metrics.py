@@ -48,7 +48,7 @@ def test_calls_are_counted_and_timed() -> None:
 def test_prompts_and_first_tokens_are_counted() -> None:
     metrics = Metrics([])
     metrics.prefilled("sql", Attribution(100, 36, 64, reused_from_others=32, payers={"json": 32, "sql": 16}))
-    metrics.first_token("sql", 0.3)
+    metrics.finished(CallRecord("r", "completions", "sql", 502, "worker_failed", 1.0, first_token_seconds=0.3))
     metrics.kv_lost("sql")
     metrics.placed("prefill", "session")
     assert lines(metrics) >= {

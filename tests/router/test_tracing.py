@@ -146,7 +146,7 @@ def test_no_span_holds_what_a_client_has_sent(traced: Traced) -> None:
     traced.call(CHAT | {"n": 2})
     traced.cluster.decode["sql"][0].behaviour = "400"
     traced.call(CHAT)
-    text = json.dumps([json.loads(span.to_json()) for span in traced.spans(8)])
+    text = json.dumps([json.loads(span.to_json()) for span in traced.spans(12)])
     assert not any(word in text for word in ("hello", "ann", "no such thing"))
 
 

@@ -227,7 +227,8 @@ def routes(deployment: Deployment, specs: list[WorkerSpec]) -> dict[str, ModelRo
     found: dict[str, ModelRoute] = {}
     for module in deployment.modules:
         base, name = deployment.base_of(module).served_name, module.name
-        found[name] = ModelRoute(base, prefill[base], decode[name], instructions[name], identity=identities[base])
+        parser = deployment.parsers_of(module).tool_call_parser
+        found[name] = ModelRoute(base, prefill[base], decode[name], instructions[name], parser, identities[base])
     return found
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from prefillshare.config import Deployment, ModuleConfig
+from prefillshare.config import Deployment, ModuleConfig, Parsers
 from prefillshare.engine.handoff import KEY_VARIABLE
 from prefillshare.engine.worker_key import KEY_VARIABLE as WORKER_KEY_VARIABLE
 from prefillshare.errors import UserError
@@ -20,6 +20,8 @@ from prefillshare.module import DecodeModule, load_module
 
 # What vLLM 0.32 accepts as --max-lora-rank; an adapter of another rank runs under the next larger one.
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+
+NO_PARSERS = Parsers(None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,7 @@ class WorkerSpec:
     worker_key: str = field(repr=False)  # the secret without which a worker serves nobody
     kv_lease_s: int = 30  # how long a prefill worker keeps the blocks of a prompt for a decode worker
     pull_timeout_s: float = 8.0  # how long a decode worker waits for the prefill worker's KV
+    parsers: Parsers = NO_PARSERS  # decode: by what it reads its modules' answers
 
     @property
     def served_names(self) -> tuple[str, ...]:
@@ -76,6 +79,7 @@ class _Part:
     models: tuple[ServedModel, ...]
     base: Path
     base_identity: str
+    parsers: Parsers = NO_PARSERS
 
 
 def plan_workers(deployment: Deployment) -> list[WorkerSpec]:
@@ -114,6 +118,7 @@ def plan_workers(deployment: Deployment) -> list[WorkerSpec]:
             worker_key=worker_key,
             kv_lease_s=shared.kv_lease_s,
             pull_timeout_s=shared.pull_timeout_s,
+            parsers=part.parsers,
         )
         for place, part in enumerate(parts)
     ]
@@ -169,6 +174,7 @@ def _decode_parts(deployment: Deployment) -> Iterator[_Part]:
                 models=tuple(map(_served_model, pool.modules, loaded)),
                 base=base,
                 base_identity=_common_identity(pool.name, loaded),
+                parsers=deployment.parsers_of(pool.modules[0]),
             )
 
 
@@ -244,6 +250,10 @@ def worker_command(spec: WorkerSpec) -> list[str]:
         command += ["--enable-lora", "--max-loras", str(len(spec.adapters))]  # calls of all adapters form one batch
         command += ["--max-lora-rank", str(max(map(_max_lora_rank, spec.adapters.values())))]
         command += ["--lora-modules", *(f"{name}={path}" for name, path in spec.adapters.items())]
+    if spec.parsers.tool_call_parser:  # without both flags, vLLM refuses every tool_choice but "none"
+        command += ["--enable-auto-tool-choice", "--tool-call-parser", spec.parsers.tool_call_parser]
+    if spec.parsers.reasoning_parser:
+        command += ["--reasoning-parser", spec.parsers.reasoning_parser]
     command += ["--kv-transfer-config", json.dumps(_kv_transfer(spec))]
     return [*command, *spec.engine_args]
 

@@ -212,6 +212,9 @@ def _check_operator(request: Request) -> None:
         raise RouterError(403, f"{request.url.path} is for keys with `operator: true`.", code="not_an_operator")
 
 
+_SURFACE = "POST /v1/chat/completions, POST /v1/completions, GET /v1/models, GET /v1/models/{model}"
+
+
 async def _router_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RouterError)
     return JSONResponse(error.body(), error.status, dict(error.headers))
@@ -220,6 +223,8 @@ async def _router_error(request: Request, error: Exception) -> Response:
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = f"{request.method} {request.url.path}: {error.detail}"
+    if error.status_code in (404, 405):
+        message += f". What clients may call: {_SURFACE}."
     return await _router_error(request, RouterError(error.status_code, message, headers=error.headers or {}))
 
 

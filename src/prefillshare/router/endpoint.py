@@ -3,20 +3,20 @@
 import asyncio
 import json
 import logging
-import time
-import uuid
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
 from prefillshare.router.accounting import Attribution, Ledger
 from prefillshare.router.admission import Call, Endpoint, admit, read_body
+from prefillshare.router.choices import serve_all, split
 from prefillshare.router.disconnect import unless_disconnected
 from prefillshare.router.divergence import Divergence
 from prefillshare.router.drain import Drain
 from prefillshare.router.errors import KV_LOST, NOT_CONNECTED, RouterError, internal
+from prefillshare.router.exchange import Exchange
 from prefillshare.router.extension.extension import Extension
 from prefillshare.router.fleet import Fleet
 from prefillshare.router.flow.control import FlowControl
@@ -26,16 +26,12 @@ from prefillshare.router.limits import check_body
 from prefillshare.router.metrics import LegName, Metrics
 from prefillshare.router.observer import Observer
 from prefillshare.router.privacy import failure_text
-from prefillshare.router.record import CallRecord
 from prefillshare.router.relay import Decoding, Relay
 from prefillshare.router.retry import Attempts
 from prefillshare.router.tenant_metrics import TenantMetrics
-from prefillshare.router.tenants import Visit
 from prefillshare.router_config import RouterConfig
 
 LOG = logging.getLogger("prefillshare.router")
-
-CLIENT_LEFT = 499  # nginx's code; only in logs and metrics, there is nobody to send it to
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,43 +52,6 @@ class Services:
     divergence: Divergence
 
 
-class _Exchange:
-    """One request as it is answered: what is known of it so far, in `record`, and what has been sent for it."""
-
-    def __init__(self, send: Send, visit: Visit, endpoint: Endpoint) -> None:
-        self.send = send
-        self.visit = visit
-        self.headers: dict[str, str] = {}
-        self.streaming = False
-        self.record = CallRecord(uuid.uuid4().hex, endpoint, "unknown", CLIENT_LEFT, "-", 0.0)
-        self._started = time.perf_counter()
-
-    def seconds(self) -> float:
-        return time.perf_counter() - self._started
-
-    async def start(self, status: int, content_type: str, extra: Mapping[str, str] | None = None) -> None:
-        headers = (
-            {"content-type": content_type, "x-request-id": self.record.request_id} | self.headers | dict(extra or {})
-        )
-        raw = [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
-        await self.send({"type": "http.response.start", "status": status, "headers": raw})
-
-    async def body(self, data: bytes, more: bool = False) -> None:
-        await self.send({"type": "http.response.body", "body": data, "more_body": more})
-        self.record.sent_bytes += len(data)
-
-    async def whole(self, status: int, data: bytes, extra: Mapping[str, str] | None = None) -> None:
-        await self.start(status, "application/json", {"content-length": str(len(data))} | dict(extra or {}))
-        await self.body(data)
-
-    async def fail(self, error: RouterError) -> None:
-        self.record.status, self.record.reason = error.status, error.code or error.type
-        if self.streaming:
-            await self.body(error.event())
-        else:
-            await self.whole(error.status, json.dumps(error.body()).encode(), error.headers)
-
-
 class CompletionEndpoint:
     """The ASGI app behind `/v1/chat/completions` or `/v1/completions`."""
 
@@ -102,28 +61,27 @@ class CompletionEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         services: Services = scope["app"].state.services
         turn = services.extension.turn(send)
-        exchange = _Exchange(turn.send, scope["user"], self._endpoint)
+        exchange = Exchange(turn.send, scope["user"], self._endpoint)
         services.observer.started(self._endpoint, exchange.record.request_id, scope["headers"])
         try:
             with services.drain.call():
-                call = await self._admit(services, exchange, Request(scope, receive))
-                if call is not None:
-                    turn.began(call)
-                    with services.fleet.serving(call.model):
-                        await unless_disconnected(receive, self._serve(services, exchange, call))
+                prompts = await self._admit(services, exchange, Request(scope, receive))
+                if prompts:
+                    turn.began(prompts[0][0])
+                    with services.fleet.serving(exchange.record.model):
+                        await unless_disconnected(receive, self._answer(services, exchange, prompts))
         except RouterError as error:
             await exchange.fail(error)
         except (ClientDisconnect, OSError):
             pass  # it left while it was sending or being sent to; the status says so
         finally:
-            services.fleet.pulled(exchange.record.request_id)
             exchange.record.seconds = exchange.seconds()
             services.observer.finished(exchange.record)
             services.tenants.finished(exchange.visit.caller.name, exchange.record.status)
             turn.ended(exchange.record)
 
-    async def _admit(self, services: Services, exchange: _Exchange, request: Request) -> Call | None:
-        """The call, or None after its refusal has been sent."""
+    async def _admit(self, services: Services, exchange: Exchange, request: Request) -> list[list[Call]]:
+        """A call for each answer, by prompt; nothing after a refusal has been sent."""
         try:
             async with asyncio.timeout(services.settings.request_timeout_s):
                 raw = await read_body(request, services.max_body_bytes)
@@ -135,6 +93,8 @@ class CompletionEndpoint:
                 request_id=exchange.record.request_id,
             )
             check_body(call.body, services.settings.limits)
+            call = exchange.visit.own(call)
+            prompts = split(call, services.settings.limits.max_choices)
         except TimeoutError:
             await exchange.fail(RouterError(408, "The request body did not arrive in time.", code="request_timeout"))
         except RouterError as error:
@@ -142,13 +102,18 @@ class CompletionEndpoint:
         else:
             if services.settings.log_prompts:
                 LOG.info("request=%s body=%s", exchange.record.request_id, json.dumps(call.body))
-            call = exchange.visit.own(call)
             record = exchange.record
             record.model, record.stream, record.session = call.model, call.stream, call.session
-            return call
-        return None
+            return prompts
+        return []
 
-    async def _serve(self, services: Services, exchange: _Exchange, call: Call) -> None:
+    async def _answer(self, services: Services, exchange: Exchange, prompts: list[list[Call]]) -> None:
+        if len(prompts) == len(prompts[0]) == 1:
+            await self._serve(services, exchange, prompts[0][0])
+        else:
+            await serve_all(exchange, prompts, partial(self._serve, services))
+
+    async def _serve(self, services: Services, exchange: Exchange, call: Call) -> None:
         try:
             async with services.flow.ticket(call, exchange.visit.caller.name) as ticket:
                 exchange.headers["x-prefillshare-queue-ms"] = f"{ticket.waited_s * 1000:.1f}"
@@ -162,8 +127,10 @@ class CompletionEndpoint:
             text = failure_text(error, with_messages=services.settings.log_prompts)
             LOG.error("request=%s failed in the router: %s", exchange.record.request_id, text)
             await exchange.fail(internal())
+        finally:
+            services.fleet.pulled(exchange.record.request_id)
 
-    async def _until_served(self, services: Services, exchange: _Exchange, call: Call) -> None:
+    async def _until_served(self, services: Services, exchange: Exchange, call: Call) -> None:
         """Runs both legs, and what has to be run again of them while nothing of the answer has been sent."""
         attempts = Attempts(services.settings.retry)
         prefilled: Prefilled | None = None
@@ -183,7 +150,7 @@ class CompletionEndpoint:
             await attempts.pause()
 
     def _note_retry(
-        self, services: Services, exchange: _Exchange, error: RouterError, leg: LegName, worker: str
+        self, services: Services, exchange: Exchange, error: RouterError, leg: LegName, worker: str
     ) -> None:
         record = exchange.record
         reason = error.retry or "-"  # not the message: a worker's may quote a prompt
@@ -194,14 +161,14 @@ class CompletionEndpoint:
             services.metrics.kv_lost(record.model)
             record.prefilled_again = True
 
-    async def _prefill(self, services: Services, exchange: _Exchange, call: Call, attempts: Attempts) -> Prefilled:
+    async def _prefill(self, services: Services, exchange: Exchange, call: Call, attempts: Attempts) -> Prefilled:
         prefilled = await services.relay.prefill(call, attempts)
         call.ticket.prefilled()
         self._account(services, exchange, call, prefilled)
         return prefilled
 
     async def _decode(
-        self, services: Services, exchange: _Exchange, call: Call, prefilled: Prefilled, attempts: Attempts
+        self, services: Services, exchange: Exchange, call: Call, prefilled: Prefilled, attempts: Attempts
     ) -> None:
         async with services.relay.decode(call, prefilled, attempts) as decoding:
             exchange.record.decode_worker = decoding.worker.name
@@ -220,7 +187,7 @@ class CompletionEndpoint:
         else:
             await exchange.whole(200, answer)
 
-    def _account(self, services: Services, exchange: _Exchange, call: Call, prefilled: Prefilled) -> None:
+    def _account(self, services: Services, exchange: Exchange, call: Call, prefilled: Prefilled) -> None:
         worker = exchange.record.prefill_worker = prefilled.worker.name
         services.fleet.handed_over(exchange.record.request_id, prefilled.worker)
         ids = prefilled.prompt_token_ids
@@ -228,27 +195,24 @@ class CompletionEndpoint:
         services.extension.prefilled(call, prefilled)
         services.divergence.prefilled(call, prefilled)
         exchange.visit.charge(tokens.prompt)
-        services.metrics.prefilled(call.model, tokens)
+        if exchange.owns_prompt:
+            services.metrics.prefilled(call.model, tokens)
         services.metrics.placed("prefill", prefilled.placed_by)
         exchange.record.tokens, exchange.record.prefill_seconds = tokens, prefilled.seconds
         exchange.headers |= _headers(prefilled, tokens)
+        exchange.prefilled()
 
     async def _stream(
-        self, services: Services, exchange: _Exchange, ticket: Ticket, decoding: Decoding, *, show_usage: bool
+        self, services: Services, exchange: Exchange, ticket: Ticket, decoding: Decoding, *, show_usage: bool
     ) -> None:
-        """Sends the headers with the first events, so that a worker that fails before them still is an HTTP error."""
         limit = services.settings.request_timeout_s
         async for events in decoding.stream(show_usage=show_usage):
             # A client that stops reading without closing must not hold a worker's slot for ever.
             async with asyncio.timeout(limit):
                 if not exchange.streaming:
-                    await exchange.start(200, "text/event-stream; charset=utf-8", {"cache-control": "no-cache"})
-                    exchange.streaming = True
                     services.fleet.pulled(exchange.record.request_id)
                     ticket.pulled()
-                    seconds = exchange.record.first_token_seconds = exchange.seconds()
-                    services.metrics.first_token(exchange.record.model, seconds)
-                await exchange.body(events, more=True)
+                await exchange.events(events)
 
 
 def _headers(prefilled: Prefilled, tokens: Attribution) -> dict[str, str]:

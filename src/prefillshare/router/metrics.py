@@ -125,6 +125,8 @@ class Metrics:
             self._tokens["output"].labels(call.model).inc(call.output_tokens)
         if call.ok:
             self._request_seconds.labels(call.model).observe(call.seconds)
+        if call.first_token_seconds is not None:
+            self._first_token_seconds.labels(call.model).observe(call.first_token_seconds)
         if (seconds := call.seconds_per_output_token()) is not None:
             self._output_token_seconds.labels(call.model).observe(seconds)
 
@@ -154,9 +156,6 @@ class Metrics:
 
     def kv_lost(self, model: str) -> None:
         self._kv_lost.labels(model).inc()
-
-    def first_token(self, model: str, seconds: float) -> None:
-        self._first_token_seconds.labels(model).observe(seconds)
 
     def render(self) -> bytes:
         """The exposition text for `/metrics`."""

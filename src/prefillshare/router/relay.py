@@ -35,6 +35,7 @@ from prefillshare.router.placement.placement import Placed, Placement
 from prefillshare.router.pool import Pool, Waiting, Worker
 from prefillshare.router.retry import Attempts
 from prefillshare.router.route import ModelRoute
+from prefillshare.router.tools import check_tools
 from prefillshare.router.waiting import while_up
 from prefillshare.router_config import RouterConfig
 
@@ -135,10 +136,11 @@ class Relay:
 
         Raises:
             RouterError: no worker is up (503), it failed, went down or returned no KV (502), it timed out (504), or it
-                refused the request as the client's mistake (its own status) or the role's instructions cannot be moved
-                (400).
+                refused the request as the client's mistake (its own status), the role's instructions cannot be moved or
+                the module cannot call tools (400).
         """
         route = self._placement.routes[call.model]
+        check_tools(call, route)
         if not route.decode.ready():
             # Checked first: a prefill that nobody fetches holds its blocks on the prefill worker for 30 s.
             raise _no_worker(route.decode)

@@ -19,6 +19,7 @@ class ModelRoute:
     prefill: Pool
     decode: Pool
     instructions: Placement = "in_place"  # where the module's prompts carry the instructions of the role
+    tool_call_parser: str | None = None  # by which its decode workers find tool calls in answers
     identity: str = ""  # the base's; without it no worker can join while the router runs
 
 
