@@ -84,6 +84,13 @@ def test_a_chat_template_does_not_get_in_by_its_arguments() -> None:
     assert error.param == "chat_template_kwargs"
 
 
+@pytest.mark.parametrize("value", [[], [{}], "x", 0, False])
+def test_what_a_worker_would_fail_on_is_refused_before(value: object) -> None:
+    assert refusal(CHAT | {"structured_outputs": value}).param == "structured_outputs"
+    admit_body(CHAT | {"structured_outputs": {"regex": "a"}})
+    admit_body(CHAT | {"structured_outputs": None})
+
+
 @pytest.mark.parametrize("prompt", [["a", "b"], [[1], [2]], [1, "a"]])
 def test_several_prompts_in_one_request_are_refused(prompt: object) -> None:
     error = refusal(TEXT | {"prompt": prompt})
