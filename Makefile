@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements/cpu-py311.txt
 
-.PHONY: help setup browser demo test lint unit e2e exactness figures training-cost handoff-cost accuracy clean
+.PHONY: help setup browser demo test lint unit e2e exactness figures training-cost handoff-cost overhead hostile accuracy clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets
@@ -54,6 +54,12 @@ training-cost: setup  ## The table of docs/training.md: a step against TRL's SFT
 
 handoff-cost: setup  ## The tables of docs/handoff.md: decode speed, a session's second turn (under 10 minutes)
 	$(BIN)/python -m experiments.handoff_cost
+
+overhead: setup  ## The tables of docs/overhead.md: what the router adds (about 10 minutes)
+	$(BIN)/python -m experiments.overhead
+
+hostile: setup  ## The table of docs/security.md: 10,000 hostile requests at real workers (about half an hour)
+	$(BIN)/python -m experiments.hostile
 
 accuracy: setup  ## The table of docs/accuracy.md (hours on a small CPU; resumes where it stopped)
 	$(BIN)/python -m experiments.accuracy run
