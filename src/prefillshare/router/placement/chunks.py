@@ -51,7 +51,7 @@ def chain_of_request(body: Mapping[str, Any]) -> Chain:
 
 
 def chain_of_tokens(token_ids: Sequence[int], block_size: int, salt: str | None = None) -> Chain:
-    return Chain(list(block_hashes(token_ids, block_size, salt)), len(token_ids), block_size)
+    return Chain(block_hashes(token_ids, block_size, salt), len(token_ids), block_size)
 
 
 def _canonical(value: object) -> bytes:
