@@ -9,8 +9,15 @@ from experiments.overhead.systems import DIRECT, OURS, RUST
 
 def record(cell: str, system: str, number: int, p50: float, cpu: float | None) -> dict[str, Any]:
     return {
-        "round": number, "cell": cell, "system": system, "requests": 1000, "answer_tokens": 256, "wall_s": 3.0,
-        "p50_ms": p50, "p99_ms": 2 * p50, "cpu_s": cpu,
+        "round": number,
+        "cell": cell,
+        "system": system,
+        "requests": 1000,
+        "answer_tokens": 256,
+        "wall_s": 3.0,
+        "p50_ms": p50,
+        "p99_ms": 2 * p50,
+        "cpu_s": cpu,
     }
 
 
