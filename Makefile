@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements/cpu-py311.txt
 
-.PHONY: help setup demo test lint unit e2e exactness figures training-cost handoff-cost extension chaos overload accuracy clean
+.PHONY: help setup browser demo test lint unit e2e exactness figures training-cost handoff-cost extension chaos overload
+.PHONY: overhead hostile accuracy clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets
@@ -17,6 +18,14 @@ $(VENV)/.installed: $(LOCK) pyproject.toml
 	@touch $@
 
 setup: $(VENV)/.installed  ## Create .venv with every pinned package (about 3 minutes, 4 GB)
+
+# Only where it can be had at once: elsewhere the tests that need it say how to get it. Never in the way of the others.
+browser:  ## Debian's Chromium, for the tests of the status page (needs root)
+	@if ! command -v chromium >/dev/null && command -v apt-get >/dev/null; then \
+		echo "installing Debian's chromium, for the tests of the status page"; \
+		(apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium) \
+			>/dev/null 2>&1 || echo "chromium could not be installed; the tests of the status page will be skipped"; \
+	fi
 
 demo: setup  ## Train two decode modules, serve them over one prefill, play a session
 	@$(BIN)/python -m examples.demo
@@ -55,6 +64,12 @@ chaos: setup  ## Kill and stop workers at random while sessions run (25 minutes)
 
 overload: setup  ## The table of docs/overload.md: five times the load that workers can serve (about 10 minutes)
 	$(BIN)/python -m experiments.overload
+
+overhead: setup  ## The tables of docs/overhead.md: what the router adds (about 10 minutes)
+	$(BIN)/python -m experiments.overhead
+
+hostile: setup  ## The table of docs/security.md: 10,000 hostile requests at real workers (about half an hour)
+	$(BIN)/python -m experiments.hostile
 
 accuracy: setup  ## The table of docs/accuracy.md (hours on a small CPU; resumes where it stopped)
 	$(BIN)/python -m experiments.accuracy run

@@ -107,6 +107,13 @@ def test_a_chat_template_does_not_get_in_by_its_arguments() -> None:
     assert error.param == "chat_template_kwargs"
 
 
+@pytest.mark.parametrize("value", [[], [{}], "x", 0, False])
+def test_what_a_worker_would_fail_on_is_refused_before(value: object) -> None:
+    assert refusal(CHAT | {"structured_outputs": value}).param == "structured_outputs"
+    admit_body(CHAT | {"structured_outputs": {"regex": "a"}})
+    admit_body(CHAT | {"structured_outputs": None})
+
+
 @pytest.mark.parametrize("prompt", ["a", ["a"], [1, 2, 3], [[1, 2, 3]]])
 def test_one_prompt_may_have_any_form(prompt: object) -> None:
     admit_body(TEXT | {"prompt": prompt}, endpoint="completions")

@@ -154,3 +154,37 @@ async def test_a_stream_tells_its_output_tokens_and_shows_them_only_if_it_should
     assert (b'"usage":{' in out) is shown
     assert out.startswith(TEXT)
     assert out.endswith(DONE)
+
+
+NAMES = st.sampled_from(
+    ["choices", "usage", "error", "code", "delta", "finish_reason", "kv_transfer_params", "completion_tokens"]
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=4),
+    max_leaves=10,
+)
+EVENT = st.one_of(
+    st.sampled_from([TEXT, USAGE, ERROR, ABORT, OPENING, LOST, b": ping\n\n", b"data: {\n\n", b'data: {"error": \n\n']),
+    JSON.map(lambda value: b"data: " + json.dumps(value).encode() + b"\n\n"),
+    JSON.map(lambda value: b"data: " + json.dumps(value, separators=(",", ":")).encode() + b"\n\n"),
+    JSON.map(lambda value: b'data: {"error": ' + json.dumps(value).encode() + b"}\n\n"),
+    st.binary(max_size=20),
+)
+
+
+@given(st.lists(EVENT, max_size=6))
+async def test_a_worker_may_stream_anything_and_the_client_gets_events_or_an_error(events: list[bytes]) -> None:
+    """Whatever a worker sends: an error of the router's own would be a 500 that says nothing."""
+    _, error = await run(*events, DONE)
+    assert error is None or error.status in (400, 413, 422, 502, 503)
+
+
+@given(JSON | st.fixed_dictionaries({"choices": JSON, "usage": JSON}))
+def test_a_worker_may_answer_anything_and_the_client_gets_an_object_or_an_error(answer: object) -> None:
+    try:
+        raw, status = rewrite_answer(json.dumps(answer).encode(), 5, "sql-0"), 200
+    except RouterError as error:
+        raw, status = b"{}", error.status
+    assert status in (200, 502)
+    assert not json.loads(raw).keys() & {"kv_transfer_params", "ec_transfer_params"}

@@ -4,11 +4,13 @@ A prefill worker's cache keeps whole blocks, each identified by all tokens up to
 chain of hashes, per worker, and beside each block the model whose call had the base compute it.
 """
 
-from array import array
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from typing import NamedTuple
+
+from prefillshare.router.fast_json import to_json
 
 MAX_BLOCKS_PER_WORKER = 100_000  # about 15 MB; 12.8 million tokens at 128 tokens a block
 
@@ -66,10 +68,28 @@ class Ledger:
         self._payers.pop(worker, None)
 
 
-def block_hashes(token_ids: Sequence[int], block_size: int, salt: str | None = None) -> Iterator[bytes]:
+def block_hashes(token_ids: Sequence[int], block_size: int, salt: str | None = None) -> Sequence[bytes]:
     """One hash for each whole block, over the block's tokens and the hash before it; the salt is before the first."""
-    previous = (salt or "").encode()
+    global _last
+    known = _last
+    if known.token_ids is token_ids and (known.block_size, known.salt) == (block_size, salt):
+        return known.hashes
+    hashes, previous = [], (salt or "").encode()
     for start in range(0, len(token_ids) - block_size + 1, block_size):
-        tokens = array("q", token_ids[start : start + block_size]).tobytes()
-        previous = blake2b(previous + tokens, digest_size=16).digest()
-        yield previous
+        # As JSON: orjson writes it five times faster than `array` makes integers of a list.
+        block = to_json(list(token_ids[start : start + block_size]))
+        previous = blake2b(previous + block, digest_size=16).digest()
+        hashes.append(previous)
+    _last = _Hashed(token_ids, block_size, salt, hashes)
+    return hashes
+
+
+class _Hashed(NamedTuple):
+    token_ids: Sequence[int]  # never changed: a prefill worker's answer
+    block_size: int
+    salt: str | None
+    hashes: Sequence[bytes]
+
+
+# A call's prompt is asked for twice, by the ledger and right after it for placing the decode leg.
+_last = _Hashed((), 0, None, ())

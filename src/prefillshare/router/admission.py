@@ -16,6 +16,9 @@ from prefillshare.router.unsupported import check_fields
 
 Endpoint = Literal["chat/completions", "completions"]
 
+# Of these vLLM 0.32 refuses anything but an object with a 500, which looks like a worker that fails.
+_OBJECTS = ("structured_outputs",)
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -69,6 +72,9 @@ def admit(
     if stream is not None and not isinstance(stream, bool):
         # Workers also read "yes" and 1 as true; the router and its workers must not disagree about it.
         raise bad_request("`stream` must be true or false.", "stream")
+    for field in _OBJECTS:
+        if not isinstance(body.get(field), dict | None):
+            raise bad_request(f"`{field}` must be an object.", field)
     return Call(
         request_id=request_id,
         endpoint=endpoint,

@@ -34,13 +34,11 @@ def rewrite_answer(raw: bytes, cached_tokens: int, worker: str, usage: Usage | N
     Raises:
         RouterError: 502 when the worker gave up the answer (it was told to stop) or sent no JSON object.
     """
-    try:
-        answer = json.loads(raw)
-    except ValueError:
-        raise worker_failed(worker, "sent an answer that is not JSON") from None
-    if not isinstance(answer, dict):
-        raise worker_failed(worker, "sent an answer that is not a JSON object")
-    if any(choice.get("finish_reason") == "abort" for choice in answer.get("choices") or []):
+    answer = _object(raw, worker)
+    choices = answer.get("choices") or []
+    if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
+        raise worker_failed(worker, "sent an answer whose choices are none")
+    if any(choice.get("finish_reason") == "abort" for choice in choices):
         raise worker_failed(worker, "stopped before the answer was complete")
     _read_usage(answer, usage or Usage())
     return _dump(_rewrite(answer, cached_tokens))
@@ -69,7 +67,12 @@ async def rewrite_stream(
             event += _SEPARATOR
             if failure := _failure(event, worker):
                 break
-            if rewritten := _rewrite_event(event, cached_tokens, usage):
+            try:
+                rewritten = _rewrite_event(event, cached_tokens, worker, usage)
+            except RouterError as error:
+                failure = error
+                break
+            if rewritten:
                 ready.append(rewritten)
         if len(ready) == 1 and _OPENING in ready[0]:
             if failure:
@@ -90,18 +93,22 @@ async def rewrite_stream(
 def _failure(event: bytes, worker: str) -> RouterError | None:
     if event.startswith(b'data: {"error":'):
         data = event.removeprefix(b"data: ")
-        code = json.loads(data)["error"].get("code")
+        try:
+            error = json.loads(data)["error"]
+        except ValueError:
+            error = None
+        code = error.get("code") if isinstance(error, dict) else None
         return worker_refused(worker, code if isinstance(code, int) else 500, data)
     if _ABORTED in event:
         return worker_failed(worker, "stopped before the answer was complete")
     return None
 
 
-def _rewrite_event(event: bytes, cached_tokens: int, usage: Usage) -> bytes:
+def _rewrite_event(event: bytes, cached_tokens: int, worker: str, usage: Usage) -> bytes:
     """The event as the client gets it; empty when it is not for the client."""
     if not any(key in event for key in _REWRITTEN):
         return event
-    data = json.loads(event.removeprefix(b"data: "))
+    data = _object(event.removeprefix(b"data: "), worker)
     _read_usage(data, usage)
     if data.get("usage") and not data.get("choices") and not usage.shown:
         return b""
@@ -118,10 +125,23 @@ def _read_usage(answer: dict[str, Any], usage: Usage) -> None:
 def _rewrite(answer: dict[str, Any], cached_tokens: int) -> dict[str, Any]:
     for field in _INTERNAL:
         answer.pop(field, None)
-    if usage := answer.get("usage"):
-        details = usage.get("prompt_tokens_details") or {}
-        usage["prompt_tokens_details"] = details | {"cached_tokens": cached_tokens}
+    if isinstance(usage := answer.get("usage"), dict) and usage:
+        details = usage.get("prompt_tokens_details")
+        usage["prompt_tokens_details"] = (details if isinstance(details, dict) else {}) | {
+            "cached_tokens": cached_tokens
+        }
     return answer
+
+
+def _object(raw: bytes, worker: str) -> dict[str, Any]:
+    """Raises RouterError (502) when it is none."""
+    try:
+        found = json.loads(raw)
+    except ValueError:
+        raise worker_failed(worker, "sent an answer that is not JSON") from None
+    if not isinstance(found, dict):
+        raise worker_failed(worker, "sent an answer that is not a JSON object")
+    return found
 
 
 def _dump(value: dict[str, Any]) -> bytes:

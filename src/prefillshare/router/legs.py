@@ -178,7 +178,7 @@ def _prompt_token_ids(call: Call, response: Mapping[str, Any]) -> list[int]:
         choices = response.get("choices")
         holder = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
     ids = holder.get("prompt_token_ids")
-    return ids if isinstance(ids, list) and all(type(token) is int for token in ids) else []
+    return ids if isinstance(ids, list) and set(map(type, ids)) <= {int} else []
 
 
 def _cached_tokens(response: Mapping[str, Any], params: Mapping[str, Any]) -> int:

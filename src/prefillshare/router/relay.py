@@ -6,7 +6,6 @@ prefills.
 """
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
@@ -28,6 +27,7 @@ from prefillshare.router.errors import (
     worker_refused,
     worker_timed_out,
 )
+from prefillshare.router.fast_json import from_json, to_json
 from prefillshare.router.hedge import first_of
 from prefillshare.router.legs import Prefilled, decode_body, prefill_body, read_prefill
 from prefillshare.router.observer import Leg, unobserved
@@ -56,7 +56,9 @@ def open_http(settings: RouterConfig, worker_key: str | None = None) -> aiohttp.
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=settings.connect_timeout_s)
     headers = {"authorization": f"Bearer {worker_key}"} if worker_key else {}
     jar = aiohttp.DummyCookieJar()
-    return aiohttp.ClientSession(connector=connector, timeout=timeout, cookie_jar=jar, headers=headers)
+    return aiohttp.ClientSession(
+        connector=connector, timeout=timeout, cookie_jar=jar, headers=headers, json_serialize_bytes=to_json
+    )
 
 
 class Decoding:
@@ -259,7 +261,7 @@ def _no_worker(pool: Pool) -> RouterError:
 
 def _json(raw: bytes, worker: Worker) -> Any:
     try:
-        return json.loads(raw)
+        return from_json(raw)
     except ValueError:
         raise worker_failed(worker.name, "sent an answer that is not JSON") from None
 

@@ -83,3 +83,14 @@ def test_tenants_have_no_prefix_in_common_in_either_leg() -> None:
     hashes = [each for chain in chains for each in chain]
     assert len(set(hashes)) == len(hashes) > 6
     assert chain_of_request(body | {"cache_salt": "one"}).hashes == chains[1]
+
+
+def test_hashes_of_one_prompt_after_another_are_not_mixed_up() -> None:
+    """The last prompt's are kept; by which prompt, which size and which salt they are of."""
+    one, other = list(range(64)), list(range(64))
+    other[0] = 7
+    first = block_hashes(one, 32)
+    for different in ((other, 32, None), (one, 16, None), (one, 32, "salt")):
+        assert block_hashes(one, 32) == first
+        assert list(block_hashes(*different)) != list(first)
+    assert block_hashes(list(one), 32) == first

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 CHROMIUM = Path("/usr/bin/chromium")
-needs_chromium = pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Debian's chromium (apt-get install chromium)")
+needs_chromium = pytest.mark.skipif(
+    not CHROMIUM.exists(), reason="needs Debian's chromium: `make browser` as root, or apt-get install chromium"
+)
 
 # No --no-sandbox but for root, whom Chromium refuses otherwise. The rest keeps it from asking the network for itself.
 _FLAGS = (

@@ -56,7 +56,7 @@ def before_messages(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def chain_of_tokens(token_ids: Sequence[int], block_size: int, salt: str | None = None) -> Chain:
-    return Chain(list(block_hashes(token_ids, block_size, salt)), len(token_ids), block_size)
+    return Chain(block_hashes(token_ids, block_size, salt), len(token_ids), block_size)
 
 
 def canonical(value: object) -> bytes:
