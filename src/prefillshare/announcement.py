@@ -12,13 +12,17 @@ PATH = "/prefillshare/worker"  # needs the worker key, as all but a worker's hea
 
 
 class AnnouncedModel(BaseModel):
-    """A name that the worker serves; `instructions` as in the module's manifest, `digest` of its weights and config."""
+    """A name that the worker serves; `instructions` as in the module's manifest, `digest` of its weights and config.
+
+    `tool_call_parser` is how it finds tool calls in answers; without one it is asked for none.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     name: str
     instructions: Placement = "in_place"
     digest: str = ""  # none for a base, which has its identity
+    tool_call_parser: str | None = None
 
 
 class Announcement(BaseModel):

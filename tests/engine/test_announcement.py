@@ -31,7 +31,8 @@ def state(kv_role: str, **args: Any) -> SimpleNamespace:
         model_config=SimpleNamespace(max_model_len=512, dtype="torch.float32"),
         parallel_config=SimpleNamespace(tensor_parallel_size=1),
     )
-    return SimpleNamespace(vllm_config=config, args=SimpleNamespace(**{"lora_modules": None, **args}))
+    flags = {"lora_modules": None, "enable_auto_tool_choice": False, "tool_call_parser": None}
+    return SimpleNamespace(vllm_config=config, args=SimpleNamespace(**flags | args))
 
 
 def test_a_prefill_worker_announces_its_base() -> None:
@@ -49,6 +50,17 @@ def test_a_decode_worker_announces_its_module_as_the_manifest_has_it(checkpoint:
     said = announce(state("kv_consumer", served_model_name=["sql"], model=str(module)))
     assert said.role == "decode"
     assert [(model.name, model.instructions) for model in said.models] == [("sql", "behind_context")]
+
+
+def test_a_parser_is_announced_where_it_is_used(checkpoint: Path, tmp_path: Path) -> None:
+    module = write_module(tmp_path / "sql", checkpoint, "full")
+
+    def parser(**flags: Any) -> str | None:
+        (model,) = announce(state("kv_consumer", served_model_name=["sql"], model=str(module), **flags)).models
+        return model.tool_call_parser
+
+    assert parser(tool_call_parser="hermes", enable_auto_tool_choice=True) == "hermes"
+    assert parser(tool_call_parser="hermes") is None
 
 
 def test_a_module_is_told_from_another_one_of_its_name_by_its_weights(checkpoint: Path, tmp_path: Path) -> None:

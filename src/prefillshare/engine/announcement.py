@@ -77,9 +77,15 @@ def _modules(args: Any) -> Iterator[AnnouncedModel]:
     named = [(adapter.name, adapter.path) for adapter in adapters] or [
         (name, args.model) for name in args.served_model_name
     ]
+    parser = args.tool_call_parser if args.enable_auto_tool_choice else None
     for name, path in named:
         module = load_module(Path(path))
-        yield AnnouncedModel(name=name, instructions=module.manifest.instructions, digest=_digest_of(module.path))
+        yield AnnouncedModel(
+            name=name,
+            instructions=module.manifest.instructions,
+            digest=_digest_of(module.path),
+            tool_call_parser=parser,
+        )
 
 
 def _digest_of(path: Path) -> str:

@@ -80,6 +80,14 @@ def test_two_versions_of_a_module_are_not_served_by_turns() -> None:
     assert verdict(version("a"), peers={"sql-0": version("a"), "prefill-0": said("prefill", "base")}) == ""
 
 
+def test_workers_of_a_pool_find_tool_calls_in_the_same_way() -> None:
+    def parsing(parser: str | None) -> Announcement:
+        return said(models=[{"name": "sql", "tool_call_parser": parser}])
+
+    assert "tool_call_parser None, sql-0 has hermes" in verdict(parsing(None), peers={"sql-0": parsing("hermes")})
+    assert verdict(parsing("hermes"), peers={"sql-0": parsing("hermes")}) == ""
+
+
 @pytest.fixture
 async def http() -> AsyncIterator[aiohttp.ClientSession]:
     async with aiohttp.ClientSession(headers={"authorization": "Bearer worker-key"}) as session:

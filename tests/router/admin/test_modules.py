@@ -36,6 +36,15 @@ def test_instructions_are_placed_as_the_workers_manifest_says(site: Site) -> Non
     assert answer.json()["choices"][0]["message"]["content"] == "chat read <user>U\n\nS"
 
 
+@pytest.mark.parametrize(("parser", "status"), [("hermes", 200), (None, 400)])
+def test_tools_are_taken_where_the_workers_parse_calls(site: Site, parser: str | None, status: int) -> None:
+    announced = announcement("decode", models=[{"name": "chat", "tool_call_parser": parser}])
+    add(site, "chat", site.start("chat-0", announced))
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    answer = site.ask("chat", endpoint="chat/completions", messages=[{"role": "user", "content": "U"}], tools=tools)
+    assert answer.status_code == status, answer.text
+
+
 def test_a_key_with_a_list_of_models_sees_a_new_one_only_if_it_is_listed(site: Site) -> None:
     add(site, "chat", site.start("chat-0", announcement("decode", "chat")))
     assert site.models(JOE) == ["json"]

@@ -135,7 +135,7 @@ def judge(worker: Worker, said: Announcement, expected: Expected, peers: Mapping
     _judge_models(worker, said, expected)
     for name, peer in peers.items():
         _judge_beside(worker, said, name, peer)
-        _judge_weights(worker, said, name, peer, expected.models)
+        _judge_modules(worker, said, name, peer, expected.models)
 
 
 def mismatch(worker: Worker, why: str) -> RouterError:
@@ -164,14 +164,19 @@ def _judge_beside(worker: Worker, said: Announcement, name: str, peer: Announcem
         raise mismatch(worker, f"it was started with another PREFILLSHARE_HANDOFF_KEY than {name}; give it the same")
 
 
-def _judge_weights(worker: Worker, said: Announcement, name: str, peer: Announcement, models: Iterable[str]) -> None:
+def _judge_modules(worker: Worker, said: Announcement, name: str, peer: Announcement, models: Iterable[str]) -> None:
     """Two versions of a module in one pool would answer by turns."""
-    own, others = ({model.name: model.digest for model in each.models} for each in (said, peer))
-    for model in models:
-        if model in others and own[model] != others[model]:
+    own, others = ({model.name: model for model in each.models} for each in (said, peer))
+    for model in (model for model in models if model in others):
+        if own[model].digest != others[model].digest:
             raise mismatch(
                 worker,
                 f"its module {model!r} has other weights than that of {name}; serve another version under another name",
+            )
+        mine, theirs = own[model].tool_call_parser, others[model].tool_call_parser
+        if mine != theirs:
+            raise mismatch(
+                worker, f"its module {model!r} has tool_call_parser {mine}, {name} has {theirs}; they must be the same"
             )
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from prefillshare.instructions import Placement
+from prefillshare.announcement import AnnouncedModel
 from prefillshare.router.admin.bodies import NewModule, Options
 from prefillshare.router.admin.joining import Joining
 from prefillshare.router.admin.waiting import busy, until
@@ -82,13 +82,11 @@ class ModuleChanges:
         workers: list[Worker] = []
         for member in new.workers:
             workers.append(distinct_worker(self._fleet, member, "decode", workers))
-        instructions = await self._check(new, base, workers)
+        module = await self._check(new, base, workers)
         pool = Pool(new.pool_name, workers)
         self._fleet.withdraw(new.name)  # known to health checks, and not to clients before they have passed
         self._fleet.add_pool(pool, base)
-        self._fleet.add_module(
-            new.name, ModelRoute(base.name, base.prefill, pool, instructions, identity=base.identity)
-        )
+        self._fleet.add_module(new.name, _route(base, pool, module))
         try:
             if not await until(lambda: bool(pool.ready()), FIRST_HEALTH_S):
                 message = f"None of the workers is healthy ({pool.why_down() or 'they were removed'})."
@@ -108,13 +106,11 @@ class ModuleChanges:
                 "leave them out here, or name a new pool." if new.workers else "add one that hosts the module first."
             )
             raise bad_request(message, "workers", "invalid_field")
-        instructions = await self._check(new, base, list(pool.workers))
-        self._fleet.add_module(
-            new.name, ModelRoute(base.name, base.prefill, pool, instructions, identity=base.identity)
-        )
+        module = await self._check(new, base, list(pool.workers))
+        self._fleet.add_module(new.name, _route(base, pool, module))
 
-    async def _check(self, new: NewModule, base: Base, workers: list[Worker]) -> Placement:
-        """Where the workers' manifests have the instructions; all must have the same module."""
+    async def _check(self, new: NewModule, base: Base, workers: list[Worker]) -> AnnouncedModel:
+        """The module as the workers have it; all must have the same."""
         found = {
             await self._joining.check_for_module(worker, base, new.name, new.instructions): worker.name
             for worker in workers
@@ -122,4 +118,15 @@ class ModuleChanges:
         if len(found) > 1:
             message = f"Workers have different modules called {new.name!r}: {' and '.join(found.values())}."
             raise RouterError(409, message, param="workers", code="worker_mismatch")
-        return next(iter(found)).instructions
+        return next(iter(found))
+
+
+def _route(base: Base, pool: Pool, module: AnnouncedModel) -> ModelRoute:
+    return ModelRoute(
+        base.name,
+        base.prefill,
+        pool,
+        module.instructions,
+        identity=base.identity,
+        tool_call_parser=module.tool_call_parser,
+    )
