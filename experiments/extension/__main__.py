@@ -29,9 +29,11 @@ from experiments.environment import versions
 from experiments.extension.report import START, table
 from experiments.extension.sessions import CONTEXT_WORDS, NEW_WORDS, PLANS, THINK_S, measure
 from experiments.handoff_cost.client import MeasurementFailed, open_client
-from experiments.handoff_cost.scrape import growth, scrape
-from experiments.handoff_cost.systems import make_module, plan
+from experiments.handoff_cost.scrape import growth
+from experiments.handoff_cost.systems import BASE, MODULE, plan
 from experiments.section import write_section
+from prefillshare.bench.modules import make_module
+from prefillshare.bench.scrape import scrape
 from prefillshare.deployment.local import LocalDeployment, routes, visibly
 from prefillshare.deployment.signals import StopSignals
 from prefillshare.deployment.status import say_stopping
@@ -61,7 +63,7 @@ def main() -> None:
 async def run(first_port: int, console: Console) -> int:
     """Returns the exit code. Whatever ends it, no process is left behind."""
     base = prepare_base(ROOT / "artifacts" / "base")
-    make_module(base, SCRATCH / "module")
+    make_module(base, SCRATCH / "module", name=MODULE, base_name=BASE)
     deployment = plan(base, SCRATCH / "module", SCRATCH / "logs", first_port)
     extending = RouterConfig(port=first_port, extension="auto")
     local = LocalDeployment(deployment.model_copy(update={"router": extending}))

@@ -1,9 +1,9 @@
 """What extension would find and waste in recorded agent sessions: the same sessions with it and without, in tokens.
 
-    python -m experiments.extension.replay sessions.jsonl
+    python -m experiments.extension.replay react:trajectories.jsonl    # or any other source of docs/workloads.md
 
-No worker is needed: prompts are made by the router's own code and cut into tokens by the demo base's tokenizer (into
-pieces of four characters where it has not been made yet), and a cache without end keeps their blocks. Every tool takes
+No worker is needed: prompts are made by the router's own code and cut into tokens by the demo base's tokenizer, and a
+cache without end keeps a session's blocks. Every tool takes
 long enough, and a session's last turn is extended like the others, since nobody knows that it is the last. Writes
 docs/results/extension-replay.json and a table of docs/extension.md.
 """
@@ -15,8 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import get_args
 
-from experiments.affinity import tokeniser
-from experiments.agent_calls import ROLES, Row, Tokenise, load_rows
+from examples.demo.prepare_base import prepare_base
 from experiments.section import write_section
 from prefillshare.instructions import Placement
 from prefillshare.router.accounting import block_hashes
@@ -24,6 +23,10 @@ from prefillshare.router.admission import Call
 from prefillshare.router.extension.next_prompt import adds_blocks, next_prompt
 from prefillshare.router.extension.tally import Tally
 from prefillshare.router.legs import prefill_body
+from prefillshare.workloads.conversation import Conversation
+from prefillshare.workloads.session import Session, Workload
+from prefillshare.workloads.sources import open_workload
+from prefillshare.workloads.tokens import Tokenise, load_tokenise
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results" / "extension-replay.json"
@@ -48,17 +51,17 @@ class Sums:
     wasted: int = 0
 
 
-def replay(rows: Sequence[Row], tokenise: Tokenise, placement: Placement, *, extends: bool) -> Sums:
-    """Plays each row as a session of its own, between a planner and an actor."""
+def replay(workload: Workload, tokenise: Tokenise, placement: Placement, *, extends: bool) -> Sums:
+    """Plays each session alone, every role a model of its own."""
     sums = Sums(placement, extends)
 
     def waste(_: str, tokens: int) -> None:
         sums.wasted += tokens
 
-    for row in rows:
+    for session in workload.sessions:
         tally = Tally(BLOCK_SIZE, waste)
         cache: set[bytes] = set()
-        for call, answer in _turns(row):
+        for call, answer in _turns(workload, session):
             ids = _rendered(prefill_body(call, "base", placement), tokenise)
             cached = _prefill(cache, ids)
             answered = len(tokenise(answer)) + 1
@@ -75,14 +78,12 @@ def replay(rows: Sequence[Row], tokenise: Tokenise, placement: Placement, *, ext
     return sums
 
 
-def _turns(row: Row) -> Iterator[tuple[Call, str]]:
-    context = [{"role": "user", "content": f"Question: {row['question']}"}]
-    for step in row["steps"]:
-        for model, answer in (("planner", f"Thought: {step['thought']}"), ("actor", f"Action: {step['action']}")):
-            messages = [{"role": "system", "content": ROLES[model]}, *context]
-            yield Call("", "chat/completions", model, {"model": model, "messages": messages}, False, None), answer
-            context.append({"role": "assistant", "content": answer})
-        context.append({"role": "user", "content": f"Observation: {step['observation']}"})
+def _turns(workload: Workload, session: Session) -> Iterator[tuple[Call, str]]:
+    conversation = Conversation(workload.preamble)
+    for turn in session.turns:
+        request = {"model": turn.role, "messages": conversation.prompt(turn)}
+        yield Call("", "chat/completions", turn.role, request, False, None), turn.output
+        conversation.answered(turn, turn.output)
 
 
 def _rendered(body: dict, tokenise: Tokenise) -> list[int]:
@@ -125,16 +126,22 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("sessions", type=Path, help="recorded sessions, one JSON object a line")
-    sessions = parser.parse_args().sessions
-    token, tokenise = tokeniser()
-    rows = load_rows(sessions)
+    parser.add_argument("workload", help="where sessions come from, e.g. react:trajectories.jsonl or tool_heavy")
+    parser.add_argument("--sessions", type=int, help="how many; drawn ones need it")
+    options = parser.parse_args()
+    tokenise = load_tokenise(prepare_base(ROOT / "artifacts" / "base"))
+    workload = open_workload(options.workload, tokenise, sessions=options.sessions)
     found = [
-        replay(rows, tokenise, placement, extends=extends)
+        replay(workload, tokenise, placement, extends=extends)
         for placement in get_args(Placement)
         for extends in (False, True)
     ]
-    about = {"sessions": sessions.name, "number_of_sessions": len(rows), "token": token, "block_size": BLOCK_SIZE}
+    about = {
+        "sessions": workload.name,
+        "number_of_sessions": len(workload.sessions),
+        "token": "SmolLM2-135M-Instruct",
+        "block_size": BLOCK_SIZE,
+    }
     RESULTS.write_text(json.dumps({**about, "replays": [asdict(sums) for sums in found]}, indent=1) + "\n")
     write_section(PAGE, START, table(found))
     print(table(found))

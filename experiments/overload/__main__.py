@@ -26,11 +26,12 @@ from rich.progress import Progress
 from examples.demo.prepare_base import prepare_base
 from experiments.environment import versions
 from experiments.handoff_cost.client import MeasurementFailed
-from experiments.handoff_cost.systems import BASE, MODULE, make_module
+from experiments.handoff_cost.systems import BASE, MODULE
 from experiments.overload.load import OUTPUT_TOKENS, PROMPT_TOKENS, Answer, Clients
 from experiments.overload.plot import draw
 from experiments.overload.summary import START, Figures, as_json, figures, table
 from experiments.section import write_section
+from prefillshare.bench.modules import make_module
 from prefillshare.config import BaseConfig, Deployment, ModuleConfig, WorkerConfig
 from prefillshare.deployment.checks import check
 from prefillshare.deployment.local import LocalDeployment, visibly
@@ -104,7 +105,7 @@ def _prepare(options: argparse.Namespace, console: Console) -> LocalDeployment:
     if load > _BUSY_LOAD:
         console.print(f"warning: the machine is busy (load {load:.1f}), so its timings say little", style="yellow")
     base = prepare_base(ROOT / "artifacts" / "base")
-    make_module(base, SCRATCH / "module")
+    make_module(base, SCRATCH / "module", name=MODULE, base_name=BASE)
     cores = sorted(os.sched_getaffinity(0))
     flow = FlowConfig() if options.queue_share is None else FlowConfig(queue_share=options.queue_share)
     deployment = Deployment(

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from prefillshare import __version__
 from prefillshare.admin import modules, workers
+from prefillshare.bench.commands import app as bench_app
 from prefillshare.config import load_deployment
 from prefillshare.errors import Refused, UserError
 
@@ -31,6 +32,7 @@ keys_app = typer.Typer(name="keys", help="API keys of the router.", no_args_is_h
 app.add_typer(keys_app)
 app.add_typer(workers.app)
 app.add_typer(modules.app)
+app.add_typer(bench_app)
 
 DeploymentFile = Annotated[
     Path,

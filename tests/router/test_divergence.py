@@ -7,7 +7,6 @@ from zlib import crc32
 import prometheus_client
 import pytest
 
-from experiments.agent_calls import ROLES, Row, generate_rows, load_rows
 from prefillshare.instructions import Message, Placement, place_instructions
 from prefillshare.router import divergence as divergence_module
 from prefillshare.router.accounting import block_hashes
@@ -16,7 +15,11 @@ from prefillshare.router.divergence import Divergence
 from prefillshare.router.legs import Prefilled
 from prefillshare.router.pool import Pool
 from prefillshare.router.route import ModelRoute
+from prefillshare.workloads.conversation import Conversation
+from prefillshare.workloads.session import Session, Workload
+from prefillshare.workloads.sources import open_workload
 from tests.router.fakes import prefill_worker
+from tests.workloads.tokenisers import words
 
 BLOCK = 32
 RECORDED = Path(__file__).parents[3] / "shared/data/agent_sessions/react_hotpotqa.jsonl"
@@ -203,34 +206,31 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(map(len, chunks.values())) == divergence_module.MAX_HEADS
 
 
-def turns(row: Row) -> Iterator[tuple[str, list[Message]]]:
-    """The calls of a planner and an actor on one session: the model, and the context."""
-    context: list[Message] = [{"role": "user", "content": f"Question: {row['question']}"}]
-    for step in row["steps"]:
-        yield "planner", list(context)
-        context.append({"role": "assistant", "content": f"Thought: {step['thought']}"})
-        yield "actor", list(context)
-        context.append({"role": "assistant", "content": f"Action: {step['action']}"})
-        context.append({"role": "user", "content": f"Observation: {step['observation']}"})
+def turns(workload: Workload, session: Session) -> Iterator[tuple[str, list[Message]]]:
+    """The calls on one session: the role, which is a model of its own, and the messages."""
+    conversation = Conversation(workload.preamble)
+    for turn in session.turns:
+        yield turn.role, conversation.prompt(turn)
+        conversation.answered(turn, turn.output)
 
 
-def rows_of(source: str) -> Sequence[Row]:
-    if source == "made up":
-        return generate_rows(sessions=12)
+def workload_of(source: str) -> Workload:
+    if source == "drawn":
+        return open_workload("react", words, sessions=12)
     if not RECORDED.exists():
         pytest.skip("the recorded sessions are not here")
-    return load_rows(RECORDED)[:40]
+    return open_workload(f"react:{RECORDED}", words, sessions=40)
 
 
-@pytest.mark.parametrize("source", ["made up", "recorded"])
+@pytest.mark.parametrize("source", ["drawn", "recorded"])
 def test_the_figure_is_about_what_the_cure_would_save(source: str) -> None:
-    computed = {}
+    workload, computed = workload_of(source), {}
     for placement in ("in_place", "behind_context"):
-        base = Base(planner=placement, actor=placement)  # type: ignore[arg-type]
+        base = Base(**dict.fromkeys(workload.roles(), placement))  # type: ignore[arg-type]
         computed[placement] = sum(
-            base.call(model, [{"role": "system", "content": ROLES[model]}, *context], session=("user", str(number)))
-            for number, row in enumerate(rows_of(source))
-            for model, context in turns(row)
+            base.call(role, messages, session=("user", session.name))
+            for session in workload.sessions
+            for role, messages in turns(workload, session)
         )
         if placement == "in_place":
             lost = base.lost()
