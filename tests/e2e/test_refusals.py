@@ -118,16 +118,3 @@ def test_a_preempted_request_ends_with_an_error(workers: Workers) -> None:
     with ThreadPoolExecutor(2) as pool:
         assert sorted(pool.map(call, prompts)) == ["answered", "preempted"]
     assert serves(workers)
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_grammar_that_cannot_be_compiled_is_refused_as_the_clients_mistake(workers: Workers, stream: bool) -> None:
-    recursive = {"grammar": "root ::= root"}
-    response = complete(
-        workers.full, PROMPT, kv_transfer_params=handoff(workers), structured_outputs=recursive, stream=stream
-    )
-    if stream:
-        assert '"code": "grammar_failed"' in response.text
-    else:
-        assert refused(response) == "grammar_failed"
-    assert serves(workers)

@@ -99,7 +99,6 @@ class Request(SimpleNamespace):
             "num_preemptions": 0,
             "resumable": False,
             "lora_request": None,
-            "structured_output_request": None,
         }
         super().__init__(
             kv_transfer_params=copy.deepcopy(params),
@@ -281,19 +280,6 @@ def test_a_preempted_request_is_refused() -> None:
     tokens, told = schedule(connector, request)  # preemption: scheduled once more, from token 0
     assert (tokens, told.refused) == (1, {request.request_id})
     assert REFUSALS.get(request.request_id).reason == "preempted"
-
-
-def test_a_grammar_that_cannot_be_compiled_is_the_clients_mistake() -> None:
-    for grammar in ("compiled", None, RuntimeError("it is left-recursive")):
-        connector = make_connector()
-        request = Request(HANDOFF, structured_output_request=SimpleNamespace(grammar=grammar))
-        request.request_id = f"grammar-{next(NUMBERS)}"
-        connector.on_new_request(request)
-        connector.request_finished_all_groups(request, ())
-        told = REFUSALS.get(request.request_id)
-        assert (told and (told.reason, "left-recursive" in told.message)) == (
-            ("grammar_failed", True) if isinstance(grammar, Exception) else None
-        )
 
 
 def test_a_prompt_of_one_token_may_be_computed_here() -> None:

@@ -236,13 +236,6 @@ class SharedPrefillConnector(NixlPullConnector):
     def request_finished_all_groups(
         self, request: "Request", block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
-        if isinstance(error := hooks.grammar_of(request), Exception):
-            # vLLM calls a grammar that cannot be compiled an internal error; it is the client's.
-            refusal = Refusal(
-                "grammar_failed", f"no grammar could be made of the structure asked for: {str(error)[:500]}"
-            )
-            REFUSALS.note(request.request_id, refusal)
-            self._stats.record_refusal(request.request_id, refusal)
         held, params = super().request_finished_all_groups(request, block_ids)
         if held and params is not None and self.connector_scheduler is not None:
             deadline = hooks.lease_deadline(self.connector_scheduler, request.request_id)

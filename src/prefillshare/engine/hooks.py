@@ -108,12 +108,6 @@ def keep_listening(scheduler: NixlBaseConnectorScheduler) -> None:
     scheduler._nixl_handshake_listener = listen_on
 
 
-def grammar_of(request: Any) -> object | None:
-    """What came of compiling the request's grammar: the grammar, or the exception; None while it is compiled."""
-    asked = request.structured_output_request
-    return None if asked is None else asked.grammar
-
-
 def lease_deadline(scheduler: NixlBaseConnectorScheduler, request_id: str) -> float:
     """When a prefill worker gives up the blocks of the request that just finished, on its monotonic clock."""
     return float(scheduler._reqs_need_send[request_id])
