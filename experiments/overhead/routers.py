@@ -22,7 +22,7 @@ from prefillshare.router.app import create_app
 from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.route import ModelRoute
 from prefillshare.router.server import server_config
-from prefillshare.router_config import RouterConfig
+from prefillshare.router_config import FlowConfig, RouterConfig
 
 MODEL = "module"
 BLOCK_SIZE = 128
@@ -68,7 +68,9 @@ def ours(prefill: list[str], decode: list[str]) -> Starlette:
         Pool("prefill", [Worker(f"prefill-{number}", "prefill", url) for number, url in enumerate(prefill)]),
         Pool("decode/module", [Worker(f"decode-{number}", "decode", url) for number, url in enumerate(decode)]),
     )
-    return create_app(RouterConfig(), {MODEL: route}, block_size=BLOCK_SIZE, worker_key="secret")
+    # Workers that answer at once are never full: calls pass flow control, and none waits in it.
+    roomy = FlowConfig(prefill_tokens=10**9, decode_tokens=10**9, decode_calls=10**6)
+    return create_app(RouterConfig(flow=roomy), {MODEL: route}, block_size=BLOCK_SIZE, worker_key="secret")
 
 
 def main() -> None:

@@ -372,6 +372,18 @@ def test_a_worker_on_which_calls_fail_is_taken_out_until_it_makes_a_token(
     assert sum("breaker=open" in message for message in caplog.messages) == 1
 
 
+def test_no_client_takes_a_worker_out_with_a_structure_that_no_grammar_can_be_made_of(
+    start_cluster: Callable[..., Cluster],
+) -> None:
+    cluster = start_cluster(router={"health": {"poll_every_s": 0.05, "failures": 1}})
+    cluster.decode["sql"][0].behaviour = "500"
+    body = CHAT | {"response_format": {"type": "json_object"}}
+    assert cluster.http.post("/v1/chat/completions", json=body).status_code == 502
+    assert 'prefillshare_breaker_openings_total{worker="sql-0"} 0.0' in cluster.http.get("/metrics").text
+    assert cluster.http.post("/v1/chat/completions", json=CHAT).status_code in (502, 503)
+    assert 'prefillshare_breaker_openings_total{worker="sql-0"} 1.0' in cluster.http.get("/metrics").text
+
+
 def test_a_prefill_that_takes_long_is_also_asked_of_another_worker_where_that_was_chosen(
     start_cluster: Callable[..., Cluster],
 ) -> None:

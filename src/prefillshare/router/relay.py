@@ -42,6 +42,7 @@ from prefillshare.router_config import RouterConfig
 LOG = logging.getLogger("prefillshare.router")
 
 _NOT_CONNECTED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
+_STRUCTURES = ("response_format", "structured_outputs", "tools")
 # Shorter than the 5 s after which a vLLM worker closes an idle connection: reusing one just then would fail a call.
 _KEEPALIVE_S = 2.0
 
@@ -226,7 +227,8 @@ class Relay:
                         # not be read further: closing it is what tells the worker to abort.
                         response.close()
             except RouterError as error:
-                self._breaker.failed(pool, worker, error)
+                if worker.role == "prefill" or not _wants_structure(body):
+                    self._breaker.failed(pool, worker, error)
                 raise
             self._breaker.succeeded(worker)
             pool.heard(worker)
@@ -247,6 +249,11 @@ class Relay:
             raise worker_failed(worker.name, "the connection ended before it answered") from None
         except TimeoutError:
             raise worker_timed_out(worker.name, self._timeout_s) from None
+
+
+def _wants_structure(body: Mapping[str, Any]) -> bool:
+    """Then a client can make the worker fail: vLLM 0.32 answers 500 where no grammar can be made of the structure."""
+    return any(body.get(field) for field in _STRUCTURES)
 
 
 def _mark_down(pool: Pool, worker: Worker, reason: str) -> None:
