@@ -9,7 +9,7 @@ import pytest
 import prefillshare
 
 SOURCE = Path(prefillshare.__file__).parent
-ROOMS = ("training", "evaluation", "engine", "router", "deployment")
+ROOMS = ("training", "evaluation", "engine", "router", "deployment", "workloads")
 
 UPPER = {"prefillshare.evaluation", "prefillshare.deployment"}
 FORBIDDEN = {
@@ -18,6 +18,7 @@ FORBIDDEN = {
     "engine": {*UPPER, "prefillshare.training", "prefillshare.router"},
     "router": {*UPPER, "prefillshare.training", "prefillshare.engine", "vllm", "torch"},
     "deployment": {"prefillshare.training", "prefillshare.evaluation", "vllm", "torch"},
+    "workloads": {*(f"prefillshare.{room}" for room in ROOMS if room != "workloads"), "vllm", "torch"},
     "": {f"prefillshare.{room}" for room in ROOMS} | {"vllm", "torch"},
 }
 

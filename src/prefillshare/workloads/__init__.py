@@ -1,0 +1,1 @@
+"""Agent sessions as data: read, generated, placed on models and in time. Imports neither torch nor vLLM."""

@@ -1,0 +1,80 @@
+"""A session: several roles that are called in turn on one growing context.
+
+Before a call, what was observed (a question, a tool's answer) joins the context; then the call generates its output,
+which joins the context too. The prompt of a call is therefore
+
+    the workload's preamble + everything observed and put out so far + the role's instructions
+
+and two calls of a session share all but the end of their prompts, whichever roles they are of. When sessions arrive and
+which model plays a role are decided apart from them (`arrivals`, `models`).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One call. Counts of tokens are those of the texts alone, without what a chat template puts around them.
+
+    `observed` may be empty, when a role goes on where another stopped. `think_s` passes between the end of the call
+    before and this one, in seconds: the tool is at work, or the user. `restarts` drops the context before this turn,
+    except the preamble: a new trial of the same task. `observed` is then the first of it again.
+
+    Raises:
+        ValueError: a count or a time is negative, or nothing is put out.
+    """
+
+    role: str
+    observed: str
+    observed_tokens: int
+    output: str
+    output_tokens: int
+    think_s: float
+    instructions: str
+    instructions_tokens: int = 0
+    restarts: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("observed_tokens", "think_s", "instructions_tokens"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
+        if self.output_tokens < 1:
+            raise ValueError(f"output_tokens must be at least 1, found {self.output_tokens}")
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """Turns in the order in which they are called, each when the one before has ended. At least one."""
+
+    name: str
+    turns: tuple[Turn, ...]
+
+    def __post_init__(self) -> None:
+        if not self.turns:
+            raise ValueError(f"session {self.name!r} has no turns")
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Sessions that begin with the same preamble (task description, few-shot examples; may be empty)."""
+
+    name: str
+    preamble: str
+    preamble_tokens: int
+    sessions: tuple[Session, ...]
+
+    def roles(self) -> tuple[str, ...]:
+        """Every role once, in the order of first appearance."""
+        return tuple(dict.fromkeys(turn.role for session in self.sessions for turn in session.turns))
+
+
+def prompt_tokens(workload: Workload, session: Session) -> Iterator[int]:
+    """How long each turn's prompt is, in tokens, without what a chat template adds."""
+    context = workload.preamble_tokens
+    for turn in session.turns:
+        if turn.restarts:
+            context = workload.preamble_tokens
+        context += turn.observed_tokens
+        yield context + turn.instructions_tokens
+        context += turn.output_tokens

@@ -1,0 +1,41 @@
+import pytest
+
+from prefillshare.workloads.session import Session, Turn, Workload, prompt_tokens
+
+
+def turn(role: str, observed: int, output: int, **fields) -> Turn:
+    return Turn(role, "o" * observed, observed, "a" * output, output, 0.0, f"You are {role}.", 3, **fields)
+
+
+def test_a_prompt_holds_what_was_seen_and_said_and_the_roles_instructions() -> None:
+    session = Session("s", (turn("planner", 10, 4), turn("actor", 0, 2), turn("planner", 7, 5)))
+    workload = Workload("w", "p" * 100, 100, (session,))
+    assert list(prompt_tokens(workload, session)) == [113, 117, 126]
+    assert workload.roles() == ("planner", "actor")
+
+
+def test_a_new_trial_keeps_the_preamble_alone() -> None:
+    session = Session("s", (turn("planner", 10, 4), turn("planner", 12, 4, restarts=True), turn("actor", 0, 1)))
+    assert list(prompt_tokens(Workload("w", "", 100, (session,)), session)) == [113, 115, 119]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("observed_tokens", -1), ("output_tokens", 0), ("think_s", -0.5), ("instructions_tokens", -2)]
+)
+def test_what_cannot_be_is_refused_by_name(field: str, value: float) -> None:
+    fields = {
+        "role": "planner",
+        "observed": "",
+        "observed_tokens": 0,
+        "output": "x",
+        "output_tokens": 1,
+        "think_s": 0.0,
+        "instructions": "",
+    }
+    with pytest.raises(ValueError, match=f"{field} must .*{value}"):
+        Turn(**{**fields, field: value})
+
+
+def test_a_session_has_turns() -> None:
+    with pytest.raises(ValueError, match="'empty' has no turns"):
+        Session("empty", ())
