@@ -1,0 +1,56 @@
+"""Files of JSON rows, checked against a model: what is wrong is said by file, line and field."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from prefillshare.errors import UserError
+
+Row = TypeVar("Row", bound=BaseModel)
+
+
+def read_rows(file: Path, model: type[Row]) -> Iterator[tuple[int, Row]]:
+    """Every row with its line, empty lines left out.
+
+    Raises:
+        UserError: an unreadable file, or a row that is not one of the model, by file, line and field.
+    """
+    for line, text in lines_of(file):
+        try:
+            yield line, model.model_validate_json(text)
+        except ValidationError as error:
+            raise UserError(f"{file}, line {line}: {_problems(error)}") from None
+
+
+def lines_of(file: Path) -> Iterator[tuple[int, str]]:
+    """The lines that are not empty, with their numbers. Raises UserError when the file is unreadable or not UTF-8."""
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file}: cannot read it: {error.strerror}") from None
+    for line, text in enumerate(content.split(b"\n"), start=1):
+        if text.strip():
+            try:
+                yield line, text.decode("utf-8-sig")
+            except UnicodeDecodeError as error:
+                raise UserError(f"{file}, line {line}: not UTF-8: {error}") from None
+
+
+def write_rows(file: Path, rows: Iterator[dict[str, object]]) -> None:
+    """One object a line, in place of what the file held."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w") as out:
+        for row in rows:
+            out.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _problems(error: ValidationError) -> str:
+    found = []
+    for problem in error.errors(include_url=False):
+        field = ".".join(str(part) for part in problem["loc"])
+        value = "" if problem["type"] in ("missing", "json_invalid") else f" (found {problem['input']!r:.80})"
+        found.append(f"{f'field {field}: ' if field else ''}{problem['msg']}{value}")
+    return "; ".join(found)

@@ -1,0 +1,49 @@
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from prefillshare.errors import UserError
+from prefillshare.workloads.rows import read_rows, write_rows
+
+
+class Row(BaseModel):
+    name: str
+    sizes: tuple[int, ...] = ()
+
+
+def written(folder: Path, content: bytes) -> Path:
+    file = folder / "rows.jsonl"
+    file.write_bytes(content)
+    return file
+
+
+def test_rows_come_with_their_lines(tmp_path: Path) -> None:
+    file = written(tmp_path, b'\xef\xbb\xbf{"name": "a"}\n\n{"name": "b", "sizes": [1]}\n')
+    assert list(read_rows(file, Row)) == [(1, Row(name="a")), (3, Row(name="b", sizes=(1,)))]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"name": "a"}\n{"name": 3}\n', r"rows\.jsonl, line 2: field name: .*found 3"),
+        (b'{"name": "a", "sizes": [1, "x"]}', r"line 1: field sizes\.1: .*found 'x'"),
+        (b'{"sizes": []}', "line 1: field name: Field required$"),
+        (b"{", "line 1: Invalid JSON"),
+        (b'{"name": "\xff"}', "line 1: not UTF-8"),
+    ],
+)
+def test_what_is_wrong_is_said_by_line_and_field(tmp_path: Path, content: bytes, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        list(read_rows(written(tmp_path, content), Row))
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.jsonl: cannot read it"):
+        list(read_rows(tmp_path / "none.jsonl", Row))
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "folder" / "rows.jsonl"
+    write_rows(file, iter([{"name": "ä"}, {"name": "b"}]))
+    assert [row.name for _, row in read_rows(file, Row)] == ["ä", "b"]

@@ -1,0 +1,45 @@
+import random
+from pathlib import Path
+
+import pytest
+
+from prefillshare.errors import UserError
+from prefillshare.workloads.tokens import Salad, load_tokenise
+from tests.workloads.tokenisers import characters, words
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 7, 700])
+def test_text_has_exactly_as_many_tokens_as_asked_for(tokens: int) -> None:
+    text = Salad(words).text(tokens, random.Random(1))
+    assert len(words(text)) == tokens
+
+
+def test_the_same_draw_makes_the_same_text_and_another_one_another() -> None:
+    salad = Salad(words)
+    assert salad.text(20, random.Random(1)) == salad.text(20, random.Random(1)) != salad.text(20, random.Random(2))
+
+
+def test_only_words_of_one_token_are_taken() -> None:
+    def splits_long_words(text: str) -> list[int]:
+        return [token for token in words(text) for _ in range(2 if "mountain" in text and len(text) < 10 else 1)]
+
+    assert "mountain" not in Salad(splits_long_words).text(5000, random.Random(0)).split()
+    assert "mountain" in Salad(words).text(5000, random.Random(0)).split()
+
+
+def test_a_tokenizer_without_words_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"only 0 of .* ordinary words"):
+        Salad(characters)
+
+
+def test_a_tokenizer_is_read_from_a_checkpoint(tmp_path: Path) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"so": 0, "far": 1, "?": 2}, unk_token="?"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert load_tokenise(tmp_path)("so far so") == [0, 1, 0]
+
+
+def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"tokenizer\.json: no such file"):
+        load_tokenise(tmp_path)
