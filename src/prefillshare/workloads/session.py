@@ -9,8 +9,8 @@ and two calls of a session share all but the end of their prompts, whichever rol
 which model plays a role are decided apart from them (`arrivals`, `models`).
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,3 +78,27 @@ def prompt_tokens(workload: Workload, session: Session) -> Iterator[int]:
         context += turn.observed_tokens
         yield context + turn.instructions_tokens
         context += turn.output_tokens
+
+
+def fitting(turns: Iterable[Turn], preamble_tokens: int, limit: int | None) -> tuple[Turn, ...]:
+    """The turns up to the first whose prompt and output together are more than `limit` tokens. None means no limit."""
+    taken: list[Turn] = []
+    context = preamble_tokens
+    for turn in turns:
+        if turn.restarts:
+            context = preamble_tokens
+        context += turn.observed_tokens
+        if limit is not None and context + turn.instructions_tokens + turn.output_tokens > limit:
+            break
+        taken.append(turn)
+        context += turn.output_tokens
+    return tuple(taken)
+
+
+def within(workload: Workload, limit: int) -> Workload:
+    """The workload for a context of `limit` tokens: sessions end early where they would outgrow it.
+
+    Sessions whose first turn is too long are left out.
+    """
+    cut = ((session.name, fitting(session.turns, workload.preamble_tokens, limit)) for session in workload.sessions)
+    return replace(workload, sessions=tuple(Session(name, turns) for name, turns in cut if turns))

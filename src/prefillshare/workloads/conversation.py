@@ -1,0 +1,57 @@
+"""A session as the requests that its calls send.
+
+Two modes. In *replay* the recorded outputs join the context and every call generates exactly as many tokens as were
+recorded: every system does identical work, whatever its models say. In *live* mode the models' own outputs join, and
+end where the models end them, at the latest after twice the recorded tokens.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from prefillshare.instructions import place_instructions
+from prefillshare.workloads.session import Turn
+
+Mode = Literal["replay", "live"]
+
+_LIVE_LIMIT = 2
+
+
+@dataclass
+class Conversation:
+    """One session under way. Call `request`, then `answered`, turn by turn."""
+
+    preamble: str
+    mode: Mode = "replay"
+    _messages: list[dict[str, str]] = field(default_factory=list)
+
+    def request(self, turn: Turn, model: str) -> dict[str, Any]:
+        """The body of a streamed chat completion.
+
+        The role's instructions stand behind the context, so that roles share its KV, and are not part of the next
+        prompt. They are placed here, not by a server: every system is then sent the same prompt.
+        """
+        self._observe(turn)
+        system = {"role": "system", "content": turn.instructions}
+        messages = place_instructions([system, *self._messages], "behind_context")
+        body = {
+            "model": model,
+            "messages": messages,
+            "temperature": 0,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        if self.mode == "replay":
+            exactly = turn.output_tokens
+            return body | {"max_tokens": exactly, "min_tokens": exactly, "ignore_eos": True}
+        return body | {"max_tokens": _LIVE_LIMIT * turn.output_tokens}
+
+    def answered(self, turn: Turn, text: str) -> None:
+        """What the call put out. In replay mode `text` is not read."""
+        self._messages.append({"role": "assistant", "content": turn.output if self.mode == "replay" else text})
+
+    def _observe(self, turn: Turn) -> None:
+        if turn.restarts or not self._messages:
+            first = "\n\n".join(text for text in (self.preamble, turn.observed) if text)
+            self._messages = [{"role": "user", "content": first}]
+        elif turn.observed:
+            self._messages.append({"role": "user", "content": turn.observed})
