@@ -1,0 +1,50 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from prefillshare.errors import UserError
+from prefillshare.workloads.session import prompt_tokens
+from prefillshare.workloads.sources import open_workload
+from tests.workloads.tokenisers import words
+
+STEP = {"thought": "so far", "action": "Search[x]", "observation": "x is y"}
+
+
+def written(file: Path, *rows: dict) -> Path:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def test_a_family_is_drawn() -> None:
+    workload = open_workload("react", words, sessions=3, seed=5)
+    assert [session.name for session in workload.sessions] == ["react-5-0", "react-5-1", "react-5-2"]
+    with pytest.raises(UserError, match="say how many sessions"):
+        open_workload("react", words)
+
+
+def test_files_are_read_as_what_they_are_said_to_be(tmp_path: Path) -> None:
+    own = written(tmp_path / "own.jsonl", {"session": "a", "turns": [{"role": "r", "output": "x"}]})
+    assert open_workload(str(own), words).roles() == ("r",)
+    trials = written(tmp_path / "trials.jsonl", *({"question": q, "steps": [STEP]} for q in "abccdd"))
+    assert len(open_workload(f"react:{trials}", words).sessions) == 4
+    assert len(open_workload(f"reflexion:{trials}", words).sessions) == 2
+    assert len(open_workload(f"react:{trials}", words, sessions=1).sessions) == 1
+    trace = written(tmp_path / "trace.jsonl", {"timestamp": 0, "input_length": 5, "output_length": 2, "hash_ids": [0]})
+    assert open_workload(f"mooncake:{trace}", words).roles() == ("model",)
+
+
+def test_sessions_end_where_they_would_outgrow_the_context() -> None:
+    whole, cut = (open_workload("tool_heavy", words, sessions=10, context_limit=limit) for limit in (None, 3000))
+    assert max(max(prompt_tokens(cut, session)) for session in cut.sessions) <= 3000
+    assert all(
+        short.turns == long.turns[: len(short.turns)] for short, long in zip(cut.sessions, whole.sessions, strict=True)
+    )
+    with pytest.raises(UserError, match="no session fits into 100 tokens"):
+        open_workload("tool_heavy", words, sessions=10, context_limit=100)
+
+
+@pytest.mark.parametrize("source", ["sql", "bfcl:live", "sessions.csv", "mooncake"])
+def test_an_unknown_source_is_refused_with_those_there_are(source: str) -> None:
+    with pytest.raises(UserError, match=f"workload '{source}': give react, reflexion, tool_heavy, a .jsonl file"):
+        open_workload(source, words)
