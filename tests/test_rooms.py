@@ -9,15 +9,22 @@ import pytest
 import prefillshare
 
 SOURCE = Path(prefillshare.__file__).parent
-ROOMS = ("training", "evaluation", "engine", "router", "deployment", "workloads")
+ROOMS = ("training", "evaluation", "engine", "router", "deployment", "workloads", "bench")
 
-UPPER = {"prefillshare.evaluation", "prefillshare.deployment"}
+UPPER = {"prefillshare.evaluation", "prefillshare.deployment", "prefillshare.bench"}
 FORBIDDEN = {
     "training": {*UPPER, "prefillshare.engine", "prefillshare.router", "vllm"},
-    "evaluation": {"prefillshare.engine", "prefillshare.router", "prefillshare.deployment", "vllm"},
+    "evaluation": {
+        "prefillshare.engine",
+        "prefillshare.router",
+        "prefillshare.deployment",
+        "prefillshare.bench",
+        "vllm",
+    },
     "engine": {*UPPER, "prefillshare.training", "prefillshare.router"},
     "router": {*UPPER, "prefillshare.training", "prefillshare.engine", "vllm", "torch"},
-    "deployment": {"prefillshare.training", "prefillshare.evaluation", "vllm", "torch"},
+    "deployment": {"prefillshare.training", "prefillshare.evaluation", "prefillshare.bench", "vllm", "torch"},
+    "bench": {"prefillshare.training", "prefillshare.evaluation", "vllm", "torch"},
     "workloads": {*(f"prefillshare.{room}" for room in ROOMS if room != "workloads"), "vllm", "torch"},
     "": {f"prefillshare.{room}" for room in ROOMS} | {"vllm", "torch"},
 }

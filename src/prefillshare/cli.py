@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from prefillshare import __version__
+from prefillshare.bench.commands import app as bench_app
 from prefillshare.config import load_deployment
 from prefillshare.errors import UserError
 
@@ -28,6 +29,7 @@ app = typer.Typer(
 
 keys_app = typer.Typer(name="keys", help="API keys of the router.", no_args_is_help=True)
 app.add_typer(keys_app)
+app.add_typer(bench_app)
 
 DeploymentFile = Annotated[
     Path,
