@@ -40,6 +40,16 @@ def test_trials_begin_again_with_what_was_learnt() -> None:
     assert again.think_s == 0
 
 
+@pytest.mark.parametrize(("answered", "last"), [(1.0, 1000), (0.0, 10)])
+def test_the_last_step_reads_a_finding_where_the_trial_is_answered(answered: float, last: int) -> None:
+    family = load_family("react")
+    lengths = {**family.lengths, "finding": (1000.0, 1000.0), "observation": (10.0, 10.0)}
+    change = {"lengths": lengths, "answered": dict.fromkeys(range(2, 7), answered)}
+    for session in generate(family.model_copy(update=change), 5, words).sessions:
+        *before, end = [turn.observed_tokens for turn in session.turns[1:] if turn.observed]
+        assert (set(before) | {10}, end) == ({10}, last)
+
+
 def test_roles_take_turns_as_in_the_trajectories() -> None:
     for session in generate(load_family("react"), 20, words).sessions:
         roles = [turn.role for turn in session.turns]

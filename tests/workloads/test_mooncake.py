@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from prefillshare.errors import UserError
 from prefillshare.workloads.family import load_family
 from prefillshare.workloads.generate import generate
 from prefillshare.workloads.mooncake import read_trace, write_trace
-from prefillshare.workloads.session import Session, Workload, prompt_tokens
+from prefillshare.workloads.session import Session, Turn, Workload, prompt_tokens
 from tests.workloads.tokenisers import words
 
 
@@ -59,6 +60,14 @@ def test_blocks_are_shared_as_far_as_prompts_are(workload: Workload, tmp_path: P
             assert shared >= (common if turn.restarts else context // 64)
 
 
+def test_the_same_words_behind_other_words_are_another_block(tmp_path: Path) -> None:
+    turn = Turn("r", "on and on " * 8, 24, "so", 1, 0.0, "")
+    write_trace(tmp_path / "t.jsonl", Workload("w", "", 0, (Session("s", (turn,)),)), (0.0,), words, block_size=6)
+    (row,) = rows(tmp_path / "t.jsonl")
+    assert row["hash_ids"] == list(range(len(row["hash_ids"])))
+    assert len(row["hash_ids"]) > 3
+
+
 @pytest.mark.parametrize("session_ids", [True, False])
 def test_what_is_written_is_read(workload: Workload, tmp_path: Path, session_ids: bool) -> None:
     react = generate(load_family("react"), 6, words)
@@ -79,9 +88,7 @@ def test_what_is_written_is_read(workload: Workload, tmp_path: Path, session_ids
             assert right.think_s == pytest.approx(left.think_s, abs=0.002)
 
 
-def _without_instructions(turn):
-    from dataclasses import replace
-
+def _without_instructions(turn: Turn) -> Turn:
     return replace(turn, instructions="", instructions_tokens=0)
 
 

@@ -19,12 +19,13 @@ def test_the_same_draw_makes_the_same_text_and_another_one_another() -> None:
     assert salad.text(20, random.Random(1)) == salad.text(20, random.Random(1)) != salad.text(20, random.Random(2))
 
 
-def test_only_words_of_one_token_are_taken() -> None:
-    def splits_long_words(text: str) -> list[int]:
-        return [token for token in words(text) for _ in range(2 if "mountain" in text and len(text) < 10 else 1)]
+@pytest.mark.parametrize("split", ["mountain", " mountain"])
+def test_only_words_of_one_token_are_taken_wherever_they_stand(split: str) -> None:
+    def splits_one_word(text: str) -> list[int]:
+        return [*words(text), 0] if text == split else words(text)
 
-    assert "mountain" not in Salad(splits_long_words).text(5000, random.Random(0)).split()
-    assert "mountain" in Salad(words).text(5000, random.Random(0)).split()
+    assert "mountain" not in Salad(splits_one_word).text(9000, random.Random(0)).split()
+    assert "mountain" in Salad(words).text(9000, random.Random(0)).split()
 
 
 def test_a_tokenizer_without_words_is_refused() -> None:
