@@ -26,8 +26,9 @@ from experiments.environment import versions
 from experiments.handoff_cost import decode_speed, second_turn
 from experiments.handoff_cost.client import MeasurementFailed, open_client
 from experiments.handoff_cost.report import DECODE_START, TURNS_START, decode_table, turns_table
-from experiments.handoff_cost.systems import MAX_MODEL_LEN, MAX_NUM_SEQS, PlainVllm, make_module, plan
+from experiments.handoff_cost.systems import BASE, MAX_MODEL_LEN, MAX_NUM_SEQS, MODULE, plain_vllm, plan
 from experiments.section import write_section
+from prefillshare.bench.plain import PlainVllm, make_module
 from prefillshare.deployment.checks import check
 from prefillshare.deployment.local import LocalDeployment, visibly
 from prefillshare.deployment.signals import StopSignals
@@ -97,12 +98,12 @@ def _prepare(options: argparse.Namespace, console: Console) -> tuple[LocalDeploy
     if load > _BUSY_LOAD:
         console.print(f"warning: the machine is busy (load {load:.1f}), so its timings say little", style="yellow")
     base = prepare_base(ROOT / "artifacts" / "base")
-    make_module(base, SCRATCH / "module")
+    make_module(base, SCRATCH / "module", name=MODULE, base_name=BASE)
     deployment = plan(base, SCRATCH / "module", SCRATCH / "logs", options.first_port)
     for warning in check(deployment).warnings:
         console.print(f"warning: {warning.subject}: {warning.detail}", style="yellow", markup=False)
     local = LocalDeployment(deployment)
-    return local, PlainVllm(deployment, _worker(local, "decode").spec)
+    return local, plain_vllm(deployment, _worker(local, "decode").spec)
 
 
 async def _measure(

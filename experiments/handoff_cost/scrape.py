@@ -2,40 +2,15 @@
 
 import asyncio
 import time
-from collections import defaultdict
-from collections.abc import Mapping
 
 import aiohttp
-from prometheus_client.parser import text_string_to_metric_families
 
 from experiments.handoff_cost.client import MeasurementFailed
-
-Totals = Mapping[str, float]
+from prefillshare.bench.scrape import Totals, growth, scrape
 
 # vLLM observes this once for every request, when it has ended.
 _REQUESTS = "vllm:request_queue_time_seconds_count"
 _PATIENCE_S = 10.0
-
-
-def totals(text: str) -> dict[str, float]:
-    """Counters, and the sums and counts of histograms, each summed over its labels."""
-    found: dict[str, float] = defaultdict(float)
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            if sample.name.endswith(("_total", "_sum", "_count")):
-                found[sample.name] += sample.value
-    return dict(found)
-
-
-def growth(before: Totals, after: Totals) -> dict[str, float]:
-    """By how much each total has grown; one that is new started at 0."""
-    return {name: value - before.get(name, 0.0) for name, value in after.items()}
-
-
-async def scrape(http: aiohttp.ClientSession, url: str) -> dict[str, float]:
-    async with http.get(f"{url}/metrics") as response:
-        response.raise_for_status()
-        return totals(await response.text())
 
 
 async def growth_by_one_request(http: aiohttp.ClientSession, url: str, before: Totals) -> dict[str, float]:

@@ -9,8 +9,9 @@ from typing import Any
 import aiohttp
 
 from experiments.handoff_cost.client import Answer, MeasurementFailed, random_tokens, stream
-from experiments.handoff_cost.scrape import Totals, growth_by_one_request, scrape
+from experiments.handoff_cost.scrape import growth_by_one_request
 from experiments.handoff_cost.systems import MODULE
+from prefillshare.bench.scrape import Totals, scrape
 
 CONTEXT_TOKENS = 2000
 ANSWER_TOKENS = 32

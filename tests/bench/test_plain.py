@@ -1,4 +1,4 @@
-from experiments.handoff_cost.systems import plain_command
+from prefillshare.bench.plain import plain_command
 
 
 def test_plain_vllm_has_nothing_of_ours() -> None:
