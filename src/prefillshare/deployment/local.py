@@ -37,14 +37,21 @@ class LocalDeployment:
     """A running deployment, as an async context manager.
 
     Entering starts everything and returns when all workers are healthy and the router listens; leaving stops
-    everything. No process is left behind, also when entering fails or is cancelled.
+    everything. No process is left behind, also when entering fails or is cancelled. `plan` stands in for `plan_workers`
+    where workers are to be started with what the deployment file has no field for.
 
     Raises (on entering):
         StartupFailed: a worker did not become healthy.
         UserError: the router's port is taken.
     """
 
-    def __init__(self, deployment: Deployment, *, timing: Timing = DEFAULT_TIMING) -> None:
+    def __init__(
+        self,
+        deployment: Deployment,
+        *,
+        timing: Timing = DEFAULT_TIMING,
+        plan: Callable[[Deployment], list[WorkerSpec]] | None = None,
+    ) -> None:
         self.deployment = deployment
         self.listeners: list[Callable[[Event], None]] = []
         self._timing = timing
@@ -66,7 +73,7 @@ class LocalDeployment:
                 starting=starting,
                 report=self._report,
             )
-            for spec in plan_workers(deployment)
+            for spec in (plan or plan_workers)(deployment)
         ]
 
     @property

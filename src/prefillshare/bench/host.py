@@ -1,0 +1,126 @@
+"""Runs one system in a process of its own, so that it shares neither an event loop nor a CPU account with the driver.
+
+    python -m prefillshare.bench.host REQUEST_JSON
+
+Prints one line of JSON when everything is healthy (`Hosted`), or {"error": ...}; then runs until its standard input
+ends, and leaves no process behind.
+"""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import aiohttp
+from pydantic import BaseModel
+
+from prefillshare.bench.plain import PlainVllm
+from prefillshare.bench.systems import (
+    Machine,
+    SystemName,
+    kv_blocks,
+    kv_bytes_per_token,
+    model_names,
+    plan,
+    plan_system_workers,
+)
+from prefillshare.deployment.local import LocalDeployment
+from prefillshare.deployment.supervision import StartupFailed, WorkerProcess
+from prefillshare.errors import UserError
+
+
+class HostRequest(BaseModel):
+    system: SystemName
+    models: int
+    base: Path
+    folder: Path
+    machine: Machine
+
+
+class HostedWorker(BaseModel):
+    """`role` is prefill, decode, or both for an ordinary vLLM. `core` and `kv_tokens` are what it was given."""
+
+    name: str
+    role: str
+    url: str
+    pid: int
+    core: int | None
+    kv_tokens: int
+
+
+class Hosted(BaseModel):
+    """Where to call each model, and what serves them. `pid` is of the process that the router lives in."""
+
+    endpoints: dict[str, str]
+    api_key: str
+    workers: list[HostedWorker]
+    pid: int
+    dtype: str
+    kv_bytes_per_token: int
+
+
+@asynccontextmanager
+async def serving(request: HostRequest) -> AsyncIterator[Hosted]:
+    """The running system.
+
+    Raises:
+        StartupFailed: a worker did not become healthy.
+        UserError: the system cannot be planned, or a port is taken.
+    """
+    deployment = plan(request.system, request.models, request.base.resolve(), request.folder.resolve(), request.machine)
+    plan_workers = partial(plan_system_workers, request.system, request.machine)
+    names = model_names(request.models)
+    if request.system != "colocated":
+        async with LocalDeployment(deployment, plan=plan_workers) as local:
+            yield _hosted(dict.fromkeys(names, local.url), local.workers)
+        return
+    async with AsyncExitStack() as stack:
+        workers = [PlainVllm(deployment, spec) for spec in plan_workers(deployment)]
+        for worker in workers:
+            await stack.enter_async_context(worker)
+        async with aiohttp.ClientSession() as http:
+            await asyncio.gather(*(worker.ready(http) for worker in workers))
+        yield _hosted({name: worker.url for name, worker in zip(names, workers, strict=True)}, workers)
+
+
+def _hosted(endpoints: dict[str, str], workers: Sequence[PlainVllm | WorkerProcess]) -> Hosted:
+    first = workers[0].spec
+    return Hosted(
+        endpoints=endpoints,
+        api_key=first.worker_key,
+        workers=[
+            HostedWorker(
+                name=worker.spec.name,
+                role="both" if isinstance(worker, PlainVllm) else worker.spec.role,
+                url=worker.url,
+                pid=worker.pid or 0,
+                core=worker.spec.core,
+                kv_tokens=(kv_blocks(worker.spec) - 1) * worker.spec.block_size,
+            )
+            for worker in workers
+        ],
+        pid=os.getpid(),
+        dtype=first.dtype,
+        kv_bytes_per_token=kv_bytes_per_token(first.model, first.dtype),
+    )
+
+
+async def _serve(request: HostRequest) -> None:
+    try:
+        async with serving(request) as hosted:
+            print(hosted.model_dump_json(), flush=True)
+            await asyncio.to_thread(sys.stdin.read)  # until whoever asked for it goes away
+    except (UserError, StartupFailed) as error:
+        print(json.dumps({"error": str(error)}), flush=True)
+
+
+def main() -> None:
+    asyncio.run(_serve(HostRequest.model_validate_json(sys.argv[1])))
+
+
+if __name__ == "__main__":
+    main()

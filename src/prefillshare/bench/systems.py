@@ -1,0 +1,139 @@
+"""The systems that are compared, each on the same cores, with the same KV memory in total, from the same checkpoint.
+
+- `shared`: one prefill worker for all models, a decode worker for each.
+- `per-model`: disaggregation without sharing. Every model is its own base: it has a prefill worker of its own, which
+  runs its weights, and a decode worker. Handoff, connector, router and session affinity are those of `shared`, so that
+  sharing alone makes the difference.
+- `colocated`: one ordinary vLLM for each model, with prefix caching, called directly: no router stands in its way.
+
+The models are the base's weights under several names: speed does not depend on what weights say. Prefill workers share
+the prefill cores and decode workers the decode cores, as two kinds of devices would; ordinary vLLMs take turns on all.
+"""
+
+import json
+from dataclasses import replace
+from itertools import cycle
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+from pydantic import Field
+
+from prefillshare.bench.plain import make_module
+from prefillshare.config import BaseConfig, Deployment, ModuleConfig, WorkerConfig
+from prefillshare.engine.worker import WorkerSpec, plan_workers
+from prefillshare.errors import UserError
+from prefillshare.fields import Count, Port, Section
+from prefillshare.router_config import RouterConfig
+
+SystemName = Literal["shared", "per-model", "colocated"]
+SYSTEMS: tuple[SystemName, ...] = get_args(SystemName)
+
+_BASE = "base"
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+Core = Annotated[int, Field(ge=0)]
+
+
+class Machine(Section):
+    """What every system gets. KV is in tokens, in total: workers of a kind divide it evenly."""
+
+    prefill_cores: Annotated[tuple[Core, ...], Field(min_length=1)] = (0,)
+    decode_cores: Annotated[tuple[Core, ...], Field(min_length=1)] = (1,)
+    prefill_kv_tokens: Count = 49_152
+    decode_kv_tokens: Count = 49_152
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    block_size: Annotated[int, Field(ge=32, multiple_of=32)] = 128
+    max_model_len: Count = 8192
+    max_num_seqs: Count = 16
+    first_port: Port = 8400
+    first_side_channel_port: Port = 5900
+    engine_args: tuple[str, ...] = ()
+
+
+def model_names(count: int) -> tuple[str, ...]:
+    return tuple(f"model-{number}" for number in range(count))
+
+
+def plan(system: SystemName, models: int, base: Path, folder: Path, machine: Machine) -> Deployment:
+    """The deployment that the system is, or whose decode workers it stands in for (`colocated`).
+
+    Writes decode modules into `folder`, as links to the base's files.
+
+    Raises:
+        UserError: the base is not a checkpoint.
+    """
+    names = model_names(models)
+    made = {name: make_module(base, folder / name, name=name, base_name=_BASE) for name in names}
+    if system == "per-model":
+        bases = tuple(BaseConfig(path=path, name=f"{name}-prefill") for name, path in made.items())
+        modules = tuple(ModuleConfig(name=name, path=path, base=f"{name}-prefill") for name, path in made.items())
+    else:
+        bases = (BaseConfig(path=base, name=_BASE),)
+        modules = tuple(ModuleConfig(name=name, path=path) for name, path in made.items())
+    return Deployment(
+        bases=bases,
+        modules=modules,
+        workers=WorkerConfig(
+            first_port=machine.first_port + 1,
+            first_side_channel_port=machine.first_side_channel_port,
+            dtype=machine.dtype,
+            block_size=machine.block_size,
+            max_model_len=machine.max_model_len,
+            max_num_seqs=machine.max_num_seqs,
+            engine_args=machine.engine_args,
+        ),
+        router=RouterConfig(port=machine.first_port),
+        log_dir=folder / "logs",
+    )
+
+
+def plan_system_workers(system: SystemName, machine: Machine, deployment: Deployment) -> list[WorkerSpec]:
+    """Every worker of the system as it is to be started: on its core, with its share of the KV memory.
+
+    Raises:
+        UserError: a worker's share of the KV memory cannot hold a longest prompt.
+    """
+    specs = plan_workers(deployment)
+    if system == "colocated":
+        own = [replace(spec, name=spec.name.replace("decode-", "plain-")) for spec in specs if spec.role == "decode"]
+        cores = (*machine.prefill_cores, *machine.decode_cores)
+        return _share_out(own, cores, machine.prefill_kv_tokens + machine.decode_kv_tokens)
+    prefill = [spec for spec in specs if spec.role == "prefill"]
+    decode = [spec for spec in specs if spec.role == "decode"]
+    return [
+        *_share_out(prefill, machine.prefill_cores, machine.prefill_kv_tokens),
+        *_share_out(decode, machine.decode_cores, machine.decode_kv_tokens),
+    ]
+
+
+def kv_blocks(spec: WorkerSpec) -> int:
+    """How many blocks of KV a planned worker has."""
+    return int(spec.engine_args[spec.engine_args.index("--num-gpu-blocks-override") + 1])
+
+
+def kv_bytes_per_token(checkpoint: Path, dtype: str) -> int:
+    """Keys and values of one token in all layers."""
+    config = json.loads((checkpoint / "config.json").read_text())
+    heads = config["num_attention_heads"]
+    width = config.get("head_dim") or config["hidden_size"] // heads
+    values = 2 * config["num_hidden_layers"] * config.get("num_key_value_heads", heads) * width
+    return int(values * _BYTES[dtype])
+
+
+def _share_out(specs: list[WorkerSpec], cores: tuple[int, ...], kv_tokens: int) -> list[WorkerSpec]:
+    return [
+        _with_kv(replace(spec, core=core), kv_tokens // len(specs))
+        for spec, core in zip(specs, cycle(cores), strict=False)
+    ]
+
+
+def _with_kv(spec: WorkerSpec, tokens: int) -> WorkerSpec:
+    if tokens < spec.max_model_len:
+        raise UserError(
+            f"machine: {tokens:,} tokens of KV for {spec.name} do not hold one prompt of max_model_len="
+            f"{spec.max_model_len}; give more {spec.role}_kv_tokens, or lower max_model_len"
+        )
+    # One block is vLLM's own; it is never given to a request.
+    blocks = tokens // spec.block_size + 1
+    gib = -(-blocks * spec.block_size * kv_bytes_per_token(spec.model, spec.dtype) // 2**30)
+    arguments = (*spec.engine_args, "--num-gpu-blocks-override", str(blocks))
+    return replace(spec, engine_args=arguments, kv_cache_gib=gib)

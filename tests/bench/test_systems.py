@@ -1,0 +1,89 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from prefillshare.bench.plain import plain_command
+from prefillshare.bench.systems import (
+    SYSTEMS,
+    Machine,
+    SystemName,
+    kv_blocks,
+    kv_bytes_per_token,
+    plan,
+    plan_system_workers,
+)
+from prefillshare.deployment.local import routes
+from prefillshare.engine.worker import WorkerSpec, worker_command
+from prefillshare.errors import UserError
+
+MACHINE = Machine(dtype="bfloat16", prefill_kv_tokens=49_152, decode_kv_tokens=49_152)
+CONFIG = {"num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 576, "num_hidden_layers": 30}
+
+
+@pytest.fixture
+def base(checkpoint: Path) -> Path:
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | CONFIG))
+    return checkpoint
+
+
+def workers(system: SystemName, base: Path, models: int = 4, machine: Machine = MACHINE) -> list[WorkerSpec]:
+    deployment = plan(system, models, base, base.parent / system, machine)
+    return plan_system_workers(system, machine, deployment)
+
+
+def test_systems_have_the_workers_that_their_names_say(base: Path) -> None:
+    roles = {system: [spec.role for spec in workers(system, base)] for system in SYSTEMS}
+    assert roles == {
+        "shared": ["prefill", *["decode"] * 4],
+        "per-model": [*["prefill"] * 4, *["decode"] * 4],
+        "colocated": ["decode"] * 4,
+    }
+
+
+def test_all_systems_have_the_same_kv_memory_cores_and_limits(base: Path) -> None:
+    for system in SYSTEMS:
+        specs = workers(system, base)
+        held = sum((kv_blocks(spec) - 1) * spec.block_size for spec in specs)
+        assert held == 98_304, system
+        assert {spec.core for spec in specs} == {0, 1}
+        assert {spec.max_num_seqs for spec in specs} == {16}
+        assert all(worker_command(spec).count("--num-gpu-blocks-override") == 1 for spec in specs)
+
+
+@pytest.mark.parametrize("system", ["shared", "per-model"])
+def test_prefill_and_decode_have_a_core_each(system: SystemName, base: Path) -> None:
+    assert all(spec.core == (0 if spec.role == "prefill" else 1) for spec in workers(system, base))
+
+
+def test_a_model_of_per_model_is_prefilled_by_itself(base: Path) -> None:
+    deployment = plan("per-model", 3, base, base.parent / "x", MACHINE)
+    found = routes(deployment, plan_system_workers("per-model", MACHINE, deployment))
+    pools = [(route.base, [worker.name for worker in route.prefill.workers]) for route in found.values()]
+    assert pools == [(f"model-{n}-prefill", [f"prefill-model-{n}-prefill-0"]) for n in range(3)]
+    shared = plan("shared", 3, base, base.parent / "y", MACHINE)
+    together = routes(shared, plan_system_workers("shared", MACHINE, shared))
+    assert {route.prefill for route in together.values()} == {next(iter(together.values())).prefill}
+
+
+def test_colocated_vllms_have_nothing_of_ours_and_take_turns_on_the_cores(base: Path) -> None:
+    specs = workers("colocated", base)
+    assert [spec.core for spec in specs] == [0, 1, 0, 1]
+    assert [spec.name for spec in specs] == [f"plain-model-{n}-0" for n in range(4)]
+    command = plain_command(worker_command(specs[0]))
+    assert "--enable-prefix-caching" in command
+    assert not any("prefillshare." in part for part in command)
+
+
+def test_kv_that_does_not_hold_one_prompt_is_refused(base: Path) -> None:
+    small = Machine(dtype="bfloat16", prefill_kv_tokens=16_000)
+    workers("shared", base, machine=small)
+    with pytest.raises(UserError, match=r"4,000 tokens of KV for prefill-model-0-prefill-0 .* more prefill_kv_tokens"):
+        workers("per-model", base, machine=small)
+
+
+def test_kv_has_room_in_what_vllm_reserves(base: Path) -> None:
+    assert kv_bytes_per_token(base, "bfloat16") == 23_040
+    for spec in workers("shared", base):
+        assert spec.kv_cache_gib * 2**30 >= kv_blocks(spec) * spec.block_size * 23_040
