@@ -1,0 +1,172 @@
+"""Plays a workload's sessions against a server, and tells of every call and session as it ends."""
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from time import perf_counter
+from typing import Any
+
+import aiohttp
+
+from prefillshare.bench.client import call
+from prefillshare.workloads.arrivals import Arrivals, Closed
+from prefillshare.workloads.conversation import Conversation, Mode
+from prefillshare.workloads.models import cast
+from prefillshare.workloads.session import Session, Workload
+
+
+@dataclass(frozen=True, slots=True)
+class CallRecord:
+    """Times in seconds; `at` is when it was sent, from the beginning of the run."""
+
+    session: str
+    turn: int
+    role: str
+    model: str
+    at: float
+    ttft_s: float | None
+    latency_s: float
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    expected_output_tokens: int
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRecord:
+    """`at` is when it was due: an open loop's arrival, or when a place in a closed loop was free.
+
+    `latency_s` holds the think time, `busy_s` the calls alone. A session that did not end by itself, because the run
+    was over or a call failed, has fewer `calls` than `planned_calls`.
+    """
+
+    session: str
+    at: float
+    latency_s: float
+    busy_s: float
+    calls: int
+    planned_calls: int
+    error: str | None
+
+    @property
+    def finished(self) -> bool:
+        return self.error is None and self.calls == self.planned_calls
+
+
+Record = CallRecord | SessionRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Play:
+    """What is played: how sessions arrive, which model plays which role, where each model is called.
+
+    `limit_s` ends the run, whatever is under way by then; `salt` begins every prompt, so that nothing of an earlier run
+    is found in any cache.
+    """
+
+    workload: Workload
+    arrivals: Arrivals
+    models: Sequence[str]
+    endpoints: Mapping[str, str]
+    mode: Mode = "replay"
+    limit_s: float | None = None
+    salt: str = ""
+
+
+async def play(http: aiohttp.ClientSession, what: Play, tell: Callable[[Record], None]) -> float:
+    """Plays all sessions; returns how long it took, in seconds.
+
+    `tell` hears of every call and session when it ends, sessions that the limit cut off included.
+    """
+    player = _Player(http, what, tell)
+    try:
+        async with asyncio.timeout(what.limit_s):
+            await player.play()
+    except TimeoutError:
+        pass
+    return perf_counter() - player.began
+
+
+class _Player:
+    def __init__(self, http: aiohttp.ClientSession, what: Play, tell: Callable[[Record], None]) -> None:
+        self.began = perf_counter()
+        self._http = http
+        self._what = what
+        self._tell = tell
+        self._roles = what.workload.roles()
+        self._preamble = " ".join(text for text in (what.salt, what.workload.preamble) if text)
+
+    async def play(self) -> None:
+        sessions = self._what.workload.sessions
+        async with asyncio.TaskGroup() as tasks:
+            if isinstance(self._what.arrivals, Closed):
+                waiting = iter(sessions)
+                for _ in range(min(self._what.arrivals.concurrent, len(sessions))):
+                    tasks.create_task(self._one_after_the_other(waiting))
+            else:
+                for session, due in zip(sessions, self._what.arrivals.times(len(sessions)), strict=True):
+                    tasks.create_task(self._when_due(session, due))
+
+    async def _one_after_the_other(self, waiting: Iterator[Session]) -> None:
+        for session in waiting:
+            await self._session(session, self._now())
+
+    async def _when_due(self, session: Session, due: float) -> None:
+        await asyncio.sleep(due - self._now())
+        await self._session(session, due)
+
+    async def _session(self, session: Session, due: float) -> None:
+        calls: list[CallRecord] = []
+        try:
+            conversation = Conversation(self._preamble, self._what.mode)
+            for number, model in enumerate(cast(session, self._roles, self._what.models)):
+                record = await self._turn(session, number, model, conversation)
+                calls.append(record)
+                self._tell(record)
+                if record.error is not None:
+                    break
+        finally:
+            self._tell(
+                SessionRecord(
+                    session=session.name,
+                    at=due,
+                    latency_s=self._now() - due,
+                    busy_s=sum(record.latency_s for record in calls),
+                    calls=sum(record.error is None for record in calls),
+                    planned_calls=len(session.turns),
+                    error=calls[-1].error if calls else None,
+                )
+            )
+
+    async def _turn(self, session: Session, number: int, model: str, conversation: Conversation) -> CallRecord:
+        turn = session.turns[number]
+        await asyncio.sleep(turn.think_s)
+        body = conversation.request(turn, model)
+        answer = await call(self._http, self._what.endpoints[model], body, session.name)
+        conversation.answered(turn, answer.text)
+        return CallRecord(
+            session=session.name,
+            turn=number,
+            role=turn.role,
+            model=model,
+            at=answer.began - self.began,
+            ttft_s=None if answer.first is None else answer.first - answer.began,
+            latency_s=answer.ended - answer.began,
+            prompt_tokens=answer.prompt_tokens,
+            cached_tokens=answer.cached_tokens,
+            output_tokens=answer.output_tokens,
+            expected_output_tokens=turn.output_tokens,
+            error=answer.error,
+        )
+
+    def _now(self) -> float:
+        return perf_counter() - self.began
+
+
+def as_row(record: Record) -> dict[str, Any]:
+    """One row of the raw records; `kind` tells calls and sessions apart."""
+    kind = "call" if isinstance(record, CallRecord) else "session"
+    return {"kind": kind} | {
+        name: round(value, 4) if isinstance(value, float) else value for name, value in asdict(record).items()
+    }

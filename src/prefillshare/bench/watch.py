@@ -1,0 +1,115 @@
+"""What the workers did during a run: tokens computed and found, KV in use, bytes moved, processor time."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from time import perf_counter
+
+import aiohttp
+import psutil
+
+from prefillshare.bench.host import Hosted, HostedWorker
+from prefillshare.bench.scrape import fetch, gauges, growth, totals
+
+_EVERY_S = 1.0
+_KV_USAGE = "vllm:kv_cache_usage_perc"
+_RUNNING = "vllm:num_requests_running"
+_WAITING = "vllm:num_requests_waiting"
+
+
+@dataclass(slots=True)
+class WorkerUse:
+    """Of one worker, over a run. Peaks are of samples a second apart; `cpu_s` is of all its processes.
+
+    `queried_tokens` and `hit_tokens` are the prefix cache's, `computed_tokens` what it had to compute of prompts. Those
+    of a decode worker tell nothing about prefill: it counts what it pulled.
+    """
+
+    name: str
+    role: str
+    core: int | None
+    cpu_s: float = 0.0
+    queried_tokens: float = 0.0
+    hit_tokens: float = 0.0
+    prompt_tokens: float = 0.0
+    output_tokens: float = 0.0
+    pulled_tokens: float = 0.0
+    pulled_bytes: float = 0.0
+    preemptions: float = 0.0
+    peak_kv_tokens: float = 0.0
+    peak_running: float = 0.0
+    peak_waiting: float = 0.0
+
+
+@dataclass(slots=True)
+class Use:
+    """Of all workers. `router_cpu_s` is of the process that hosts the system: the router, if it has one."""
+
+    seconds: float = 0.0
+    workers: list[WorkerUse] = field(default_factory=list)
+    router_cpu_s: float = 0.0
+    driver_cpu_s: float = 0.0
+
+
+_TOTALS = {
+    "queried_tokens": "vllm:prefix_cache_queries_total",
+    "hit_tokens": "vllm:prefix_cache_hits_total",
+    "prompt_tokens": "vllm:prompt_tokens_total",
+    "output_tokens": "vllm:generation_tokens_total",
+    "pulled_tokens": "prefillshare_handoff_pulled_tokens_total",
+    "pulled_bytes": "prefillshare_handoff_pulled_bytes_total",
+    "preemptions": "vllm:num_preemptions_total",
+}
+
+
+@asynccontextmanager
+async def watching(http: aiohttp.ClientSession, system: Hosted) -> AsyncIterator[Use]:
+    """Fills in the yielded `Use` when left.
+
+    Raises:
+        aiohttp.ClientError: a worker does not answer.
+    """
+    use = Use(workers=[WorkerUse(worker.name, worker.role, worker.core) for worker in system.workers])
+    before = await asyncio.gather(*(fetch(http, worker.url) for worker in system.workers))
+    cpu = [_cpu_s(worker.pid) for worker in system.workers]
+    router, driver, began = _own_cpu_s(system.pid), _own_cpu_s(None), perf_counter()
+    sampler = asyncio.create_task(_sample(http, system.workers, use.workers))
+    try:
+        yield use
+    finally:
+        sampler.cancel()
+        use.seconds = perf_counter() - began
+        use.router_cpu_s = _own_cpu_s(system.pid) - router
+        use.driver_cpu_s = _own_cpu_s(None) - driver
+        for worker, found, spent in zip(system.workers, use.workers, cpu, strict=True):
+            found.cpu_s = _cpu_s(worker.pid) - spent
+    after = await asyncio.gather(*(fetch(http, worker.url) for worker in system.workers))
+    for found, old, new in zip(use.workers, before, after, strict=True):
+        grown = growth(totals(old), totals(new))
+        for name, metric in _TOTALS.items():
+            setattr(found, name, grown.get(metric, 0.0))
+
+
+async def _sample(http: aiohttp.ClientSession, workers: list[HostedWorker], uses: list[WorkerUse]) -> None:
+    while True:
+        for worker, use in zip(workers, uses, strict=True):
+            with contextlib.suppress(aiohttp.ClientError):  # a peak more or less; the totals are what must be there
+                found = gauges(await fetch(http, worker.url), _KV_USAGE, _RUNNING, _WAITING)
+                use.peak_kv_tokens = max(use.peak_kv_tokens, found.get(_KV_USAGE, 0.0) * worker.kv_tokens)
+                use.peak_running = max(use.peak_running, found.get(_RUNNING, 0.0))
+                use.peak_waiting = max(use.peak_waiting, found.get(_WAITING, 0.0))
+        await asyncio.sleep(_EVERY_S)
+
+
+def _cpu_s(pid: int) -> float:
+    """Processor time of a process and its descendants."""
+    leader = psutil.Process(pid)
+    return sum(_own_cpu_s(process.pid) for process in (leader, *leader.children(recursive=True)))
+
+
+def _own_cpu_s(pid: int | None) -> float:
+    """Processor time of one process, of this one without `pid`."""
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)

@@ -1,0 +1,61 @@
+import asyncio
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from aiohttp.test_utils import TestServer
+
+from prefillshare.bench import watch
+from prefillshare.bench.client import open_client
+from prefillshare.bench.host import Hosted, HostedWorker
+from tests.bench.fake_server import FakeServer
+
+BEFORE = """# TYPE vllm:prefix_cache_queries counter
+vllm:prefix_cache_queries_total{engine="0"} 1000.0
+# TYPE vllm:kv_cache_usage_perc gauge
+vllm:kv_cache_usage_perc{engine="0"} 0.1
+"""
+AFTER = (
+    BEFORE.replace("1000.0", "1500.0")
+    + """# TYPE vllm:prefix_cache_hits counter
+vllm:prefix_cache_hits_total{engine="0"} 400.0
+# TYPE prefillshare_handoff_pulled_bytes counter
+prefillshare_handoff_pulled_bytes_total{engine="0"} 9000.0
+"""
+)
+BUSY = "import time\nend = time.process_time() + 0.3\nwhile time.process_time() < end: pass\ntime.sleep(60)"
+
+
+async def test_a_run_is_told_by_what_has_grown_and_by_its_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "_EVERY_S", 0.02)
+    fake = FakeServer(metrics=BEFORE)
+    async with TestServer(fake.app()) as server, open_client("key") as http:
+        url = str(server.make_url("")).rstrip("/")
+        hosted = HostedWorker(name="p", role="prefill", url=url, pid=os.getpid(), core=0, kv_tokens=5000)
+        system = Hosted(
+            endpoints={}, api_key="", workers=[hosted], pid=os.getpid(), dtype="float32", kv_bytes_per_token=1
+        )
+        async with watch.watching(http, system) as use:
+            fake.metrics = BEFORE.replace("0.1", "0.6")
+            await asyncio.sleep(0.1)
+            fake.metrics = AFTER
+    (found,) = use.workers
+    assert (found.queried_tokens, found.hit_tokens, found.pulled_bytes) == (500, 400, 9000)
+    assert found.peak_kv_tokens == 3000
+    assert use.seconds >= 0.1
+
+
+def test_processor_time_is_that_of_all_processes_of_a_worker() -> None:
+    code = f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', {BUSY!r}])\ninput()"
+    worker = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 20
+        while watch._cpu_s(worker.pid) < 0.3 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert watch._cpu_s(worker.pid) >= 0.3
+        assert watch._own_cpu_s(worker.pid) < 0.3
+    finally:
+        os.killpg(worker.pid, 9)
+        worker.wait()
