@@ -20,6 +20,46 @@ class Format(StrEnum):
 
 
 @app.command()
+def run(
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="The folder for what is measured.")],
+    base: Annotated[Path, typer.Option(help="The base: a checkpoint, in safetensors.")],
+    matrix: Annotated[
+        Path | None, typer.Option(metavar="FILE.YAML", help="What to run; without it, the short matrix.")
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="The full matrix: hours on two cores.")] = False,
+) -> None:
+    """Run a matrix of systems, workloads and loads on real workers.
+
+    The short matrix takes under 15 minutes on two cores: `prefillshare bench run results --base ./base`. One of your
+    own is a file such as
+
+        systems: [shared, per-model, colocated]
+        workloads:
+          - {source: reflexion, sessions: 16, max_calls: 24}
+          - {source: ./sessions.jsonl, sessions: 20}
+        loads: ["closed:4", "poisson:0.1"]      # sessions at a time, or sessions a second
+        models: [2, 4]
+        repeats: 3
+        limit_s: 600                            # a run ends then, whatever is under way
+        machine: {prefill_cores: [0], decode_cores: [1], prefill_kv_tokens: 49152, decode_kv_tokens: 49152}
+
+    All systems get the same cores, KV memory in total and limits. What is done is kept: after Ctrl-C or a crash the
+    same command goes on with the run that was under way. Timings are worth something on a machine that does nothing
+    else.
+    """
+    from rich.console import Console
+
+    from prefillshare.bench import matrix as matrices
+    from prefillshare.bench.run import run as run_matrix
+    from prefillshare.errors import UserError
+
+    if matrix is not None and full:
+        raise UserError("--matrix and --full exclude each other: the file says what to run")
+    wanted = matrices.load_matrix(matrix) if matrix is not None else matrices.FULL if full else matrices.SHORT
+    raise typer.Exit(run_matrix(wanted, base, output, Console(stderr=True)))
+
+
+@app.command()
 def workload(
     source: Annotated[
         str,

