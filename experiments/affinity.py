@@ -1,13 +1,13 @@
 """How much of the KV that could be reused is reused: the router's placement on agent sessions.
 
-    python -m experiments.affinity --sessions sessions.jsonl    # without it, on made-up sessions
+    python -m experiments.affinity reflexion:trajectories.jsonl    # or any other source of docs/workloads.md
 
 A simulation: the router's own code places every call on one of three prefill workers, then on one of two decode workers
 of the called model. The workers are prefix caches of whole blocks, bounded and least recently used first, that compute
 as fast as one GPU does for a model of a few billion parameters. The measure of all things is one cache as large as all
 of a pool's together: no placement can exceed by much what it would have reused of the same calls in the same order.
-Prints the table of docs/router.md; figures of recorded sessions go to docs/results/affinity.json. Tokens are those of
-artifacts/base if `make demo` has made it, else four characters each.
+Prints the table of docs/router.md; those figures go to docs/results/affinity.json with --publish. Tokens are those of
+artifacts/base, which `make demo` makes.
 """
 
 import argparse
@@ -23,21 +23,23 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.agent_calls import ROLES, AgentCall, Tokenise, generate_rows, load_rows, sessions_of
+from examples.demo.prepare_base import prepare_base
+from experiments.agent_calls import AgentCall, calls_of
 from prefillshare.router.accounting import block_hashes
 from prefillshare.router.placement.placement import Placement
 from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.route import ModelRoute, pools_of
 from prefillshare.router_config import PlacementConfig
+from prefillshare.workloads.sources import open_workload
+from prefillshare.workloads.tokens import load_tokenise
 
 REPOSITORY = Path(__file__).parent.parent
-TOKENIZER = REPOSITORY / "artifacts" / "base"
+BASE = REPOSITORY / "artifacts" / "base"
 RESULTS = REPOSITORY / "docs" / "results" / "affinity.json"
 
 BLOCK_SIZE = 128
 PREFILL_WORKERS, DECODE_WORKERS = 3, 2
 PREFILL_RATE, DECODE_RATE = 5000.0, 50.0  # tokens a second
-TOOL_SECONDS = (0.2, 2.0)
 
 
 class Load(NamedTuple):
@@ -116,7 +118,7 @@ class Simulation:
     def __init__(self, system: System, sessions: Sequence[Sequence[AgentCall]], load: Load, seed: int) -> None:
         prefill = Pool("prefill", [Worker(f"prefill-{n}", "prefill", "") for n in range(PREFILL_WORKERS)])
         routes = {}
-        for model in ROLES:
+        for model in sorted({call.model for session in sessions for call in session}):
             workers = [Worker(f"{model}-{n}", "decode", "") for n in range(DECODE_WORKERS)]
             routes[model] = ModelRoute("base", prefill, Pool(f"decode/{model}", workers), "behind_context")
         for pool in pools_of(routes.values()):
@@ -183,7 +185,7 @@ class Simulation:
         if number + 1 == len(self._sessions[session]):
             self._begin(now)
             return
-        pause = self._draw.uniform(*TOOL_SECONDS) if self._sessions[session][number + 1].waits else 0.0
+        pause = self._sessions[session][number + 1].think_s
         self._at(now + pause, lambda now: self._call(now, session, number + 1))
 
     def _serve(self, tally: Tally, pool: Pool, worker: Worker, call: AgentCall) -> int:
@@ -239,38 +241,29 @@ def table(records: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def tokeniser() -> tuple[str, Tokenise]:
-    if (TOKENIZER / "tokenizer.json").is_file():
-        from tokenizers import Tokenizer
-
-        tokenizer = Tokenizer.from_file(str(TOKENIZER / "tokenizer.json"))
-        return "SmolLM2-135M-Instruct", lambda text: tokenizer.encode(text).ids
-    return "four characters", lambda text: [
-        int.from_bytes(text[start : start + 4].encode()[:7], "big") for start in range(0, len(text), 4)
-    ]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sessions", type=Path, help="recorded sessions, one JSON object a line")
+    parser.add_argument("workload", help="where sessions come from, e.g. reflexion:trajectories.jsonl or tool_heavy")
+    parser.add_argument("--sessions", type=int, help="how many; drawn ones need it")
     parser.add_argument("--seeds", type=int, default=3, help="orders of the sessions (3)")
-    parser.add_argument("--output", type=Path, help="the figures; by default docs/results/affinity.json for --sessions")
+    parser.add_argument("--publish", action="store_true", help=f"write {RESULTS.relative_to(REPOSITORY)}")
     arguments = parser.parse_args()
-    token, tokenise = tokeniser()
-    sessions = sessions_of(load_rows(arguments.sessions) if arguments.sessions else generate_rows(), tokenise)
+    tokenise = load_tokenise(prepare_base(BASE))
+    workload = open_workload(arguments.workload, tokenise, sessions=arguments.sessions)
+    sessions = calls_of(workload, tokenise)
     records = [
         measure(system, sessions, load, seed) for load in LOADS for system in SYSTEMS for seed in range(arguments.seeds)
     ]
     about = {
-        "sessions": arguments.sessions.name if arguments.sessions else "made up",
+        "sessions": workload.name,
         "number_of_sessions": len(sessions),
-        "token": token,
+        "token": "SmolLM2-135M-Instruct",
         "prefill_workers": PREFILL_WORKERS,
         "decode_workers_a_model": DECODE_WORKERS,
         "block_size": BLOCK_SIZE,
     }
-    if output := arguments.output or (RESULTS if arguments.sessions else None):
-        output.write_text(json.dumps({"settings": about, "records": records}, indent=1) + "\n")
+    if arguments.publish:
+        RESULTS.write_text(json.dumps({"settings": about, "records": records}, indent=1) + "\n")
     print(table(records))
 
 

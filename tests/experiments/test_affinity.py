@@ -1,17 +1,17 @@
 import pytest
 
 from experiments.affinity import SYSTEMS, BlockCache, Load, measure, table
-from experiments.agent_calls import AgentCall, generate_rows, sessions_of
+from experiments.agent_calls import AgentCall, calls_of
+from prefillshare.workloads.family import load_family
+from prefillshare.workloads.generate import generate
+from tests.workloads.tokenisers import words
 
 LOAD = Load(concurrent=6, cache_tokens=20_000)
 
 
 @pytest.fixture(scope="module")
 def sessions() -> list[list[AgentCall]]:
-    def tokenise(text: str) -> list[int]:
-        return [hash(text[start : start + 4]) for start in range(0, len(text), 4)]
-
-    return sessions_of(generate_rows(sessions=20), tokenise)
+    return calls_of(generate(load_family("reflexion"), 20, words), words)
 
 
 def share(record: dict) -> float:
