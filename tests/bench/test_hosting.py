@@ -31,6 +31,8 @@ async def test_a_system_lasts_as_long_as_it_is_wanted(tmp_path: Path, monkeypatc
     async with hosting.hosted(request(tmp_path), tmp_path / "log") as system:
         assert system.endpoints == {"m": "http://x"}
         assert psutil.pid_exists(system.pid)
+        began = time.monotonic()
+    assert time.monotonic() - began < 10  # it was asked to stop, not killed
     assert not psutil.pid_exists(system.pid)
 
 

@@ -60,6 +60,23 @@ def run(
 
 
 @app.command()
+def report(
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="The folder that `bench run` wrote.")],
+    ttft: Annotated[float, typer.Option(min=0, help="For goodput: seconds to the first token, at most.")] = 5.0,
+    tpot: Annotated[float, typer.Option(min=0, help="For goodput: seconds for each further token, at most.")] = 0.25,
+) -> None:
+    """Write tables and plots of what was run, as Markdown and as a page.
+
+    Example: `prefillshare bench report results`. It may be asked for while runs are still under way.
+    """
+    from prefillshare.bench.figures import Slo
+    from prefillshare.bench.report import write_report
+
+    files = write_report(output, Slo(ttft, tpot))
+    typer.echo("written: " + ", ".join(map(str, files)))
+
+
+@app.command()
 def workload(
     source: Annotated[
         str,

@@ -1,0 +1,165 @@
+"""The figures of one run, from its two files."""
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefillshare.errors import UserError
+
+_BUSY = 0.85  # a core used more than this is what limits
+
+
+@dataclass(frozen=True, slots=True)
+class Slo:
+    """What a call must keep to count for goodput, in seconds."""
+
+    ttft_s: float = 5.0
+    tpot_s: float = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """`values` by name, None where a run says nothing about it. `limit` is the core that was busy throughout."""
+
+    run: str
+    system: str
+    models: int
+    workload: str
+    load: str
+    repeat: int
+    values: dict[str, float | None]
+    limit: str
+    facts: dict[str, Any]
+
+    @property
+    def cell(self) -> tuple[str, int, str]:
+        """What systems are compared within."""
+        return (self.workload, self.models, self.load)
+
+
+def read_runs(output: Path, slo: Slo) -> list[Figures]:
+    """The figures of every run that ended, by name.
+
+    Raises:
+        UserError: there are none.
+    """
+    files = sorted((output / "runs").glob("*.json"))
+    if not files:
+        raise UserError(f"{output}: no run has ended here; run `prefillshare bench run {output} --base ...`")
+    return [_figures(file, slo) for file in files]
+
+
+def percentile(values: Sequence[float], share: float) -> float | None:
+    """The smallest value that at least this share of all does not exceed; None of none."""
+    if not values:
+        return None
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, max(0, -int(-share * len(ordered) // 1) - 1))]
+
+
+def _figures(file: Path, slo: Slo) -> Figures:
+    facts = json.loads(file.read_text())
+    rows = [json.loads(line) for line in file.with_suffix(".jsonl").read_text().splitlines()]
+    calls = [row for row in rows if row["kind"] == "call"]
+    sessions = [row for row in rows if row["kind"] == "session"]
+    config = facts["workload"]
+    name = Path(config["source"]).stem + (f", {config['max_calls']} calls" if config["max_calls"] else "")
+    cores = _core_use(facts)
+    busiest = max(cores, key=lambda group: cores[group])
+    return Figures(
+        run=facts["run"],
+        system=facts["system"],
+        models=facts["models"],
+        workload=name,
+        load=facts["load"],
+        repeat=facts["repeat"],
+        values={
+            **_latencies(calls, sessions),
+            **_rates(calls, sessions, facts["seconds"], slo),
+            **_prefill(facts, sessions),
+            **{f"cpu of {group}": use for group, use in cores.items()},
+        },
+        limit=busiest if cores[busiest] >= _BUSY else "none",
+        facts=facts,
+    )
+
+
+def _latencies(calls: Sequence[Any], sessions: Sequence[Any]) -> dict[str, float | None]:
+    good = [call for call in calls if call["error"] is None]
+    ttft = [call["ttft_s"] for call in good if call["ttft_s"] is not None]
+    measured = {
+        "call s": [call["latency_s"] for call in good],
+        "session s": [session["latency_s"] for session in sessions if _finished(session)],
+        "ttft s": ttft,
+    }
+    found: dict[str, float | None] = {
+        f"{name} p{round(100 * share)}": percentile(values, share)
+        for name, values in measured.items()
+        for share in (0.5, 0.95, 0.99)
+    }
+    tpot = [value for call in good if (value := _tpot(call)) is not None]
+    return found | {"tpot s": statistics.mean(tpot) if tpot else None}
+
+
+def _rates(calls: Sequence[Any], sessions: Sequence[Any], seconds: float, slo: Slo) -> dict[str, float | None]:
+    good = [call for call in calls if call["error"] is None]
+    kept = [
+        call
+        for call in good
+        if call["ttft_s"] is not None and call["ttft_s"] <= slo.ttft_s and (_tpot(call) or 0.0) <= slo.tpot_s
+    ]
+    return {
+        "calls a minute": 60 * len(good) / seconds,
+        # Sessions that the limit cut off count for the calls that they made.
+        "sessions a minute": 60 * _done(sessions) / seconds,
+        "goodput, calls a minute": 60 * len(kept) / seconds,
+        "unfinished sessions": float(sum(not _finished(session) for session in sessions)),
+        "failed calls": float(len(calls) - len(good)),
+    }
+
+
+def _prefill(facts: dict[str, Any], sessions: Sequence[Any]) -> dict[str, float | None]:
+    """Measured where prompts are computed: at prefill workers, or at ordinary vLLMs. In MB and tokens."""
+    workers = facts["use"]["workers"]
+    prefill = [worker for worker in workers if worker["role"] in ("prefill", "both")]
+    queried, hit = (sum(worker[key] for worker in prefill) for key in ("queried_tokens", "hit_tokens"))
+    done = _done(sessions)
+    per_token = facts["environment"]["kv_bytes_per_token"]
+    return {
+        "prefix hit ratio": hit / queried if queried else None,
+        "prefill tokens a session": (queried - hit) / done if done else None,
+        "KV moved a session, MB": sum(worker["pulled_bytes"] for worker in workers) / 1e6 / done if done else None,
+        "peak KV, MB": sum(worker["peak_kv_tokens"] for worker in workers) * per_token / 1e6,
+        "preemptions": sum(worker["preemptions"] for worker in workers),
+    }
+
+
+def _core_use(facts: dict[str, Any]) -> dict[str, float]:
+    """Processor seconds a second, by what runs on a core: the prefill workers, the decode workers, ..."""
+    use, seconds = facts["use"], facts["use"]["seconds"]
+    on_core: dict[Any, tuple[set[str], float]] = {}
+    for worker in use["workers"]:
+        roles, spent = on_core.get(worker["core"], (set(), 0.0))
+        on_core[worker["core"]] = (roles | {worker["role"]}, spent + worker["cpu_s"])
+    named = {
+        f"core {core} ({', '.join('vLLM' if role == 'both' else role for role in sorted(roles))})": spent / seconds
+        for core, (roles, spent) in sorted(on_core.items(), key=lambda item: str(item[0]))
+    }
+    return named | {"router": use["router_cpu_s"] / seconds, "driver": use["driver_cpu_s"] / seconds}
+
+
+def _tpot(call: Any) -> float | None:
+    if call["ttft_s"] is None or call["output_tokens"] < 2:
+        return None
+    return float((call["latency_s"] - call["ttft_s"]) / (call["output_tokens"] - 1))
+
+
+def _finished(session: Any) -> bool:
+    return session["error"] is None and session["calls"] == session["planned_calls"]
+
+
+def _done(sessions: Sequence[Any]) -> float:
+    return float(sum(session["calls"] / session["planned_calls"] for session in sessions))

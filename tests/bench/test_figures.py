@@ -1,0 +1,82 @@
+from pathlib import Path
+
+import pytest
+
+from prefillshare.bench.figures import Figures, Slo, percentile, read_runs
+from prefillshare.errors import UserError
+from tests.bench.written import CALL, DECODE, PREFILL, SESSION, write_run
+
+ROWS = [
+    CALL,
+    CALL | {"ttft_s": 6.0, "latency_s": 7.0},  # too late for goodput
+    CALL | {"latency_s": 5.0},  # too slow for it: 0.4 s a token
+    CALL | {"error": "HTTP 429", "ttft_s": None, "latency_s": 0.1},
+    SESSION,
+    SESSION | {"calls": 2, "latency_s": 99.0},  # cut off
+]
+
+
+def figures(folder: Path, **fields) -> Figures:
+    write_run(folder, ROWS, **fields)
+    (run,) = read_runs(folder, Slo(ttft_s=5.0, tpot_s=0.25))
+    return run
+
+
+def test_latencies_are_of_what_was_answered_to_its_end(tmp_path: Path) -> None:
+    values = figures(tmp_path).values
+    assert (values["call s p50"], values["call s p95"]) == (5.0, 7.0)
+    assert (values["session s p50"], values["session s p99"]) == (20.0, 20.0)
+    assert values["ttft s p95"] == 6.0
+    assert values["tpot s"] == pytest.approx((0.2 + 0.1 + 0.4) / 3)
+
+
+def test_rates_count_sessions_by_the_calls_that_they_made(tmp_path: Path) -> None:
+    values = figures(tmp_path).values
+    assert values["calls a minute"] == 3
+    assert values["sessions a minute"] == 1.5
+    assert values["goodput, calls a minute"] == 1
+    assert (values["unfinished sessions"], values["failed calls"]) == (1, 1)
+
+
+def test_hits_are_measured_where_prompts_are_computed(tmp_path: Path) -> None:
+    values = figures(tmp_path).values
+    assert values["prefix hit ratio"] == 0.9
+    assert values["prefill tokens a session"] == pytest.approx(100 / 1.5)
+    assert values["KV moved a session, MB"] == pytest.approx(4 / 1.5)
+    assert values["peak KV, MB"] == 0.5
+
+
+def test_the_busiest_core_is_the_limit_if_it_was_busy(tmp_path: Path) -> None:
+    busy = figures(tmp_path)
+    assert busy.limit == "core 0 (prefill)"
+    assert busy.values["cpu of core 0 (prefill)"] == 0.95
+    assert busy.values["cpu of core 1 (decode)"] == 0.2
+    assert busy.values["cpu of router"] == 0.05
+    assert figures(tmp_path, workers=[PREFILL | {"cpu_s": 30.0}, DECODE]).limit == "none"
+
+
+def test_workers_on_one_core_are_taken_together(tmp_path: Path) -> None:
+    both = PREFILL | {"role": "both"}
+    values = figures(tmp_path, system="colocated", workers=[both | {"cpu_s": 20.0}, both | {"cpu_s": 10.0}]).values
+    assert values["cpu of core 0 (vLLM)"] == 0.5
+    assert values["prefix hit ratio"] == 0.9
+
+
+def test_a_run_without_an_answer_has_no_latencies(tmp_path: Path) -> None:
+    write_run(tmp_path, [])
+    (run,) = read_runs(tmp_path, Slo())
+    assert run.values["call s p95"] is None
+    assert run.values["prefill tokens a session"] is None
+    assert run.values["sessions a minute"] == 0
+
+
+def test_percentiles_are_values_that_were_seen() -> None:
+    values = [5.0, 1.0, 4.0, 2.0, 3.0]
+    assert [percentile(values, share) for share in (0.0, 0.2, 0.5, 0.95, 1.0)] == [1, 1, 3, 5, 5]
+    assert percentile(list(range(100)), 0.95) == 94
+    assert percentile([], 0.5) is None
+
+
+def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no run has ended here; run `prefillshare bench run"):
+        read_runs(tmp_path, Slo())
