@@ -28,7 +28,8 @@ from experiments.handoff_cost.client import MeasurementFailed, open_client
 from experiments.handoff_cost.report import DECODE_START, TURNS_START, decode_table, turns_table
 from experiments.handoff_cost.systems import BASE, MAX_MODEL_LEN, MAX_NUM_SEQS, MODULE, plain_vllm, plan
 from experiments.section import write_section
-from prefillshare.bench.plain import PlainVllm, make_module
+from prefillshare.bench.modules import make_module
+from prefillshare.bench.plain import PlainVllm
 from prefillshare.deployment.checks import check
 from prefillshare.deployment.local import LocalDeployment, visibly
 from prefillshare.deployment.signals import StopSignals

@@ -18,7 +18,13 @@ from prefillshare.engine.worker import WorkerSpec, worker_command
 from prefillshare.errors import UserError
 
 MACHINE = Machine(dtype="bfloat16", prefill_kv_tokens=49_152, decode_kv_tokens=49_152)
-CONFIG = {"num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 576, "num_hidden_layers": 30}
+CONFIG = {
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "hidden_size": 576,
+    "num_hidden_layers": 30,
+    "intermediate_size": 8,
+}
 
 
 @pytest.fixture
@@ -37,6 +43,7 @@ def test_systems_have_the_workers_that_their_names_say(base: Path) -> None:
     roles = {system: [spec.role for spec in workers(system, base)] for system in SYSTEMS}
     assert roles == {
         "shared": ["prefill", *["decode"] * 4],
+        "shared-lora": ["prefill", "decode"],
         "per-model": [*["prefill"] * 4, *["decode"] * 4],
         "colocated": ["decode"] * 4,
     }
@@ -52,7 +59,7 @@ def test_all_systems_have_the_same_kv_memory_cores_and_limits(base: Path) -> Non
         assert all(worker_command(spec).count("--num-gpu-blocks-override") == 1 for spec in specs)
 
 
-@pytest.mark.parametrize("system", ["shared", "per-model"])
+@pytest.mark.parametrize("system", ["shared", "shared-lora", "per-model"])
 def test_prefill_and_decode_have_a_core_each(system: SystemName, base: Path) -> None:
     assert all(spec.core == (0 if spec.role == "prefill" else 1) for spec in workers(system, base))
 

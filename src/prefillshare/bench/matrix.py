@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError
 
-from prefillshare.bench.systems import SYSTEMS, Machine, SystemName
+from prefillshare.bench.systems import Machine, SystemName
 from prefillshare.config import describe_validation_error, read_yaml
 from prefillshare.errors import UserError
 from prefillshare.fields import Count, Section
@@ -35,7 +35,7 @@ class Matrix(Section):
 
     workloads: Annotated[tuple[WorkloadConfig, ...], Field(min_length=1)]
     loads: Annotated[tuple[str, ...], Field(min_length=1)] = ("closed:4",)
-    systems: Annotated[tuple[SystemName, ...], Field(min_length=1)] = SYSTEMS
+    systems: Annotated[tuple[SystemName, ...], Field(min_length=1)] = ("shared", "per-model", "colocated")
     models: Annotated[tuple[Annotated[int, Field(ge=1, le=8)], ...], Field(min_length=1)] = (4,)
     repeats: Count = 3
     mode: Mode = "replay"

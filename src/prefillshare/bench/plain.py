@@ -2,11 +2,9 @@
 
 import asyncio
 import os
-import shutil
 import time
 from asyncio.subprocess import Process
 from collections.abc import Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -20,23 +18,9 @@ from prefillshare.deployment.processes import end, how_it_ended, kill_group, spa
 from prefillshare.deployment.supervision import StartupFailed
 from prefillshare.engine.worker import WorkerSpec, worker_command, worker_environment
 from prefillshare.errors import UserError
-from prefillshare.identity import compute_identity
-from prefillshare.module import BaseReference, Manifest, save_manifest
 
 _GRACE_S = 10.0
 _POLL_S = 0.5
-
-
-def make_module(base: Path, folder: Path, *, name: str, base_name: str) -> Path:
-    """A decode module with the base's own weights, as links: speed does not depend on what weights say."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    for file in base.iterdir():
-        if file.is_file() and not file.name.startswith("."):
-            (folder / file.name).symlink_to(file.resolve())
-    identity = compute_identity(base)
-    save_manifest(folder, Manifest(name=name, kind="full", base=BaseReference(name=base_name, identity=identity)))
-    return folder
 
 
 def plain_command(worker: Sequence[str]) -> list[str]:

@@ -1,12 +1,13 @@
 """The systems that are compared, each on the same cores, with the same KV memory in total, from the same checkpoint.
 
 - `shared`: one prefill worker for all models, a decode worker for each.
+- `shared-lora`: the same with LoRA modules, which one decode worker hosts: it forms one batch of all models' calls.
 - `per-model`: disaggregation without sharing. Every model is its own base: it has a prefill worker of its own, which
   runs its weights, and a decode worker. Handoff, connector, router and session affinity are those of `shared`, so that
   sharing alone makes the difference.
 - `colocated`: one ordinary vLLM for each model, with prefix caching, called directly: no router stands in its way.
 
-The models are the base's weights under several names: speed does not depend on what weights say. Prefill workers share
+The models are the base's weights under several names, or adapters that change nothing. Prefill workers share
 the prefill cores and decode workers the decode cores, as two kinds of devices would; ordinary vLLMs take turns on all.
 """
 
@@ -18,17 +19,18 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
-from prefillshare.bench.plain import make_module
+from prefillshare.bench.modules import make_adapter, make_module
 from prefillshare.config import BaseConfig, Deployment, ModuleConfig, WorkerConfig
 from prefillshare.engine.worker import WorkerSpec, plan_workers
 from prefillshare.errors import UserError
 from prefillshare.fields import Count, Port, Section
 from prefillshare.router_config import RouterConfig
 
-SystemName = Literal["shared", "per-model", "colocated"]
+SystemName = Literal["shared", "shared-lora", "per-model", "colocated"]
 SYSTEMS: tuple[SystemName, ...] = get_args(SystemName)
 
 _BASE = "base"
+_POOL = "together"
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 Core = Annotated[int, Field(ge=0)]
 
@@ -62,13 +64,15 @@ def plan(system: SystemName, models: int, base: Path, folder: Path, machine: Mac
         UserError: the base is not a checkpoint.
     """
     names = model_names(models)
-    made = {name: make_module(base, folder / name, name=name, base_name=_BASE) for name in names}
+    make = make_adapter if system == "shared-lora" else make_module
+    made = {name: make(base, folder / name, name=name, base_name=_BASE) for name in names}
     if system == "per-model":
         bases = tuple(BaseConfig(path=path, name=f"{name}-prefill") for name, path in made.items())
         modules = tuple(ModuleConfig(name=name, path=path, base=f"{name}-prefill") for name, path in made.items())
     else:
         bases = (BaseConfig(path=base, name=_BASE),)
-        modules = tuple(ModuleConfig(name=name, path=path) for name, path in made.items())
+        pool = _POOL if system == "shared-lora" else None
+        modules = tuple(ModuleConfig(name=name, path=path, pool=pool) for name, path in made.items())
     return Deployment(
         bases=bases,
         modules=modules,
