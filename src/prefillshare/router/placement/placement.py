@@ -61,7 +61,13 @@ class Placement:
         self, model: str, session: SessionKey | None, body: Mapping[str, Any], without: Collection[Worker] = ()
     ) -> Placed | None:
         """The worker for leg 1; `body` is what it will be sent. Its load is what it has to compute, as far as known."""
-        pool, chain = self.routes[model].prefill, chain_of_request(body)
+        return self.prefill_chain(model, session, chain_of_request(body), without)
+
+    def prefill_chain(
+        self, model: str, session: SessionKey | None, chain: Chain, without: Collection[Worker] = ()
+    ) -> Placed | None:
+        """The same for a prompt that is there as a chain already."""
+        pool = self.routes[model].prefill
         chosen = self._choose(self._prefill, pool, self._prefill_memory, session, chain, without)
         if chosen is None:
             return None
@@ -80,7 +86,13 @@ class Placement:
 
         `salt` is that of the caller's cached prefixes: where other tenants' blocks are must not decide, or show.
         """
-        pool, chain = self.routes[model].decode, chain_of_tokens(token_ids, self._block_size, salt)
+        return self.decode_chain(model, session, chain_of_tokens(token_ids, self._block_size, salt), without)
+
+    def decode_chain(
+        self, model: str, session: SessionKey | None, chain: Chain, without: Collection[Worker] = ()
+    ) -> Placed | None:
+        """The same for a prompt that is there as a chain already."""
+        pool = self.routes[model].decode
         chosen = self._choose(self._decode, pool, self._decode_memory, session, chain, without)
         return chosen and Placed(chosen[0].worker, chosen[1], chain.tokens)
 
