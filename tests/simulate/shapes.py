@@ -7,7 +7,7 @@ from prefillshare.simulate.calls import Call, Shape
 from prefillshare.simulate.cost import Cost, Link, WorkerProfile
 
 MODELS = ("planner", "actor")
-COST = Cost(step_s=0.01, token_s=0.0005, prefill_s=0.002, pair_s=1e-8, sequence_s=1e-4, kv_token_s=1e-7)
+COST = Cost(step_s=0.01, token_s=0.0005, launch_s=0.002, pair_s=1e-8, sequence_s=1e-4, kv_token_s=1e-7)
 PROFILE = WorkerProfile(COST, Link(0.002, 1e9), kv_bytes_per_token=1000, kv_tokens=64_000)
 PREAMBLE = 300
 

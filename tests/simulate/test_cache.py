@@ -74,6 +74,20 @@ def test_the_longest_unused_session_goes_first_and_from_its_end() -> None:
     assert [cache.take([(session, 5)], 0) for session in ("b", "a")] == [5, 3]
 
 
+def test_who_has_lost_something_is_still_the_first_to_lose_more() -> None:
+    cache = PrefixCache(10)
+    for session, blocks in (("a", 5), ("b", 5), ("c", 2), ("d", 2)):
+        assert cache.take([(session, blocks)], 0) == 0
+        cache.release([(session, blocks)], 0)
+    assert [cache.take([(session, 5)], 0) for session in ("b", "a")] == [5, 1]
+
+
+def test_what_stands_behind_a_gap_is_not_found() -> None:
+    cache = PrefixCache(10)
+    cache.take([("a", 3)], 0)
+    assert cache.take([("b", 1), ("a", 3)], 0) == 0
+
+
 def test_a_full_cache_says_so_and_changes_nothing() -> None:
     cache = PrefixCache(10)
     assert cache.take([("a", 6)], 2) == 0

@@ -4,13 +4,19 @@ from hypothesis import strategies as st
 
 from prefillshare.simulate.cost import Cost
 
-COST = Cost(step_s=0.01, token_s=0.001, prefill_s=0.002, pair_s=1e-6, sequence_s=1e-4, kv_token_s=1e-6)
+COST = Cost(step_s=0.01, token_s=0.001, launch_s=0.002, pair_s=1e-6, sequence_s=1e-4, kv_token_s=1e-6)
 
 
 def test_a_step_reads_the_weights_once_or_computes_for_longer() -> None:
     assert COST.step(0, 0, 1, 100) == pytest.approx(0.01 + 1e-4 + 1e-4)
     assert COST.step(5, 15, 0, 0) == pytest.approx(0.01 + 15e-6)
     assert COST.step(50, 0, 0, 0) == pytest.approx(0.052)
+
+
+def test_many_sequences_are_computed_for_longer_than_the_weights_are_read() -> None:
+    cost = Cost(step_s=0.01, token_s=0.001, launch_s=0.002)
+    assert [cost.step(0, 0, sequences, 0) for sequences in (1, 8, 20)] == pytest.approx([0.01, 0.01, 0.022])
+    assert cost.step(30, 0, 20, 0) == pytest.approx(0.052)
 
 
 @given(count=st.integers(1, 300), sequences=st.integers(1, 100), kv_tokens=st.integers(0, 100_000))

@@ -11,7 +11,7 @@ from prefillshare.simulate.clock import Clock, Device
 from prefillshare.simulate.cost import Cost
 from prefillshare.simulate.worker import Job, Worker
 
-COST = Cost(step_s=0.01, token_s=0.001, prefill_s=0.002, pair_s=1e-6, sequence_s=1e-4, kv_token_s=1e-6)
+COST = Cost(step_s=0.01, token_s=0.001, launch_s=0.002, pair_s=1e-6, sequence_s=1e-4, kv_token_s=1e-6)
 SEATS, BUDGET, BLOCK = 3, 50, 16
 
 

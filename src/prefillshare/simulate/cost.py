@@ -8,34 +8,33 @@ from math import ceil, sqrt
 class Cost:
     """Of one model on one device. A step computes prompt tokens, or the next token of each running sequence, or both.
 
-    A step takes `step_s` (reading the weights, launching) or, if that is longer, `prefill_s` and `token_s` for each
-    prompt token: the weights are read once, for whatever is in the step. To that come `sequence_s` for each running
-    sequence, `kv_token_s` for each token of KV that these read, and `pair_s` for each pair of a prompt token with one
-    that it attends to.
+    A step takes `step_s` (reading the weights, launching) or, if that is longer, `launch_s` and `token_s` for each
+    token in it, of prompts or new: the weights are read once, whatever is in the step. To that come `sequence_s` for
+    each running sequence, `kv_token_s` for each token of KV that these read, and `pair_s` for each pair of a prompt
+    token with one that it attends to.
     """
 
     step_s: float
     token_s: float
-    prefill_s: float = 0.0
+    launch_s: float = 0.0
     pair_s: float = 0.0
     sequence_s: float = 0.0
     kv_token_s: float = 0.0
 
     def step(self, tokens: int, pairs: float, sequences: int, kv_tokens: int) -> float:
-        seconds = self.step_s
-        if tokens:
-            seconds = max(seconds, self.prefill_s + self.token_s * tokens) + self.pair_s * pairs
-        return seconds + self.sequence_s * sequences + self.kv_token_s * kv_tokens
+        computed = self.launch_s + self.token_s * (tokens + sequences)
+        growing = self.sequence_s * sequences + self.kv_token_s * kv_tokens
+        return max(self.step_s, computed) + self.pair_s * pairs + growing
 
     def steps(self, count: int, sequences: int, kv_tokens: int) -> float:
         """Of `count` steps without prompts. Every sequence becomes a token longer with each of them."""
-        first = self.step_s + self.sequence_s * sequences + self.kv_token_s * kv_tokens
+        first = self.step(0, 0.0, sequences, kv_tokens)
         return count * (first + self.kv_token_s * sequences * (count - 1) / 2)
 
     def steps_begun(self, seconds: float, sequences: int, kv_tokens: int) -> int:
         """How many such steps have begun after that time; at least one."""
         growth = self.kv_token_s * sequences / 2
-        first = self.step_s + self.sequence_s * sequences + self.kv_token_s * kv_tokens - growth
+        first = self.step(0, 0.0, sequences, kv_tokens) - growth
         if growth > 1e-12 * first:
             exact = (sqrt(first * first + 4 * growth * seconds) - first) / (2 * growth)
         else:
