@@ -13,7 +13,7 @@ SESSION = Session(
 
 
 def test_a_session_becomes_the_lengths_of_its_calls() -> None:
-    shape = shape_of(SESSION, 50, {"plan": "m1", "act": "m2"})
+    shape = shape_of(SESSION, 50, ("m1", "m2", "m1", "m2"))
     assert shape[0] == Call("m1", 0, 150, 170, 20, 0.0)
     assert shape[1] == Call("m2", 0, 170, 190, 5, 1.5)
     assert (shape[3].trial, shape[3].context) == (1, 110)
@@ -21,14 +21,14 @@ def test_a_session_becomes_the_lengths_of_its_calls() -> None:
 
 
 def test_a_chat_template_adds_to_every_message() -> None:
-    shape = shape_of(SESSION, 50, {"plan": "m1", "act": "m2"}, message_tokens=5)
+    shape = shape_of(SESSION, 50, ("m1", "m2", "m1", "m2"), message_tokens=5)
     # observed and instructions, then the output before, another observed and the instructions
     assert (shape[0].prompt, shape[1].prompt) == (170 + 2 * 5, 190 + 4 * 5)
 
 
 def test_stretches_and_chains_cover_the_whole_blocks_of_a_prompt() -> None:
     prompts = Prompts(50)
-    run = Run(3, shape_of(SESSION, 50, {"plan": "m1", "act": "m2"}), 0.0)
+    run = Run(3, shape_of(SESSION, 50, ("m1", "m2", "m1", "m2")), 0.0)
     for number, call in enumerate(run.shape):
         run.turn = number
         stretches = prompts.stretches(run, 16)
@@ -41,7 +41,7 @@ def test_stretches_and_chains_cover_the_whole_blocks_of_a_prompt() -> None:
 
 def test_chains_begin_alike_as_far_as_the_contexts_do() -> None:
     prompts = Prompts(50)
-    shape = shape_of(SESSION, 50, {"plan": "m1", "act": "m2"})
+    shape = shape_of(SESSION, 50, ("m1", "m2", "m1", "m2"))
     run, other = Run(0, shape, 0.0), Run(1, shape, 0.0)
     first = prompts.chain(run, 16).hashes
     run.turn = 1

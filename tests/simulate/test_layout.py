@@ -14,6 +14,8 @@ MODELS = ("a", "b", "c")
         (Layout("shared", MODELS, 4, 2, decode_pools=2), 4, 4, 3),
         (Layout("per-model", MODELS, 4, 2), 12, 6, 6),
         (Layout("colocated", MODELS, 4, 2), 0, 6, 3),
+        (Layout("per-model", MODELS, (1, 2, 3), (2, 1, 1)), 6, 4, 6),
+        (Layout("shared", MODELS, (5,), (2, 3), decode_pools=2), 5, 5, 3),
     ],
 )
 def test_the_workers_of_a_system(layout: Layout, prefill: int, decode: int, pools: int) -> None:
@@ -48,6 +50,8 @@ def test_workers_share_the_devices_of_their_role() -> None:
         ({"models": ("a", "a")}, "models"),
         ({"prefill_workers": 0}, "prefill_workers: at least 1, found 0"),
         ({"decode_devices": 0}, "decode_devices"),
+        ({"decode_workers": (1, 0, 1)}, "decode_workers: at least 1"),
+        ({"prefill_workers": (1, 1)}, "prefill_workers: a number for each of 1 pools, found 2"),
         ({"decode_pools": 4}, "decode_pools"),
         ({"system": "per-model", "decode_pools": 1}, "decode_pools"),
     ],

@@ -138,10 +138,32 @@ def test_a_decode_worker_pulls_what_it_does_not_hold() -> None:
     same = run(SHARED, two_calls(("actor", "actor")), Arrivals(concurrent=1))[0].calls
     # The block with the last token of the first prompt was pulled, not kept for reuse in that same call.
     assert [record.pulled_tokens for record in same] == [800, 160]
+    pull_s = PROFILE.link.latency_s + 160 * PROFILE.kv_bytes_per_token / PROFILE.link.bytes_per_s
+    assert same[1].ttft_s == pytest.approx(same[1].prefill_s + pull_s + COST.steps(1, 1, 960))
     other = run(SHARED, two_calls(MODELS), Arrivals(concurrent=1))[0].calls
     assert [record.pulled_tokens for record in other] == [800, 960]
     pooled = run(Layout("shared", MODELS, decode_pools=1), two_calls(MODELS), Arrivals(concurrent=1))[0].calls
     assert [record.pulled_tokens for record in pooled] == [800, 160]
+
+
+def test_the_last_token_of_a_prompt_is_computed_even_if_all_is_cached() -> None:
+    shape = (Call("planner", 0, 800, 800, 16, 0.0), Call("planner", 0, 800, 800, 16, 1.0))
+    records = run(SHARED, [shape], Arrivals(concurrent=1))[0].calls
+    assert [record.cached_tokens for record in records] == [0, 784]
+
+
+def test_a_call_counts_in_a_pool_only_while_it_is_there() -> None:
+    counted = []
+
+    class Watching(Records):
+        def call(self, record: CallRecord) -> None:
+            routes = simulation.deployment.routes.values()
+            pools = [pool for route in routes for pool in (route.prefill, route.decode)]
+            counted.append(sum(pool.in_flight(worker) for pool in pools for worker in pool.workers))
+
+    simulation = Simulation(SHARED, PROFILE, sessions(3), Arrivals(concurrent=1), Watching())
+    simulation.run()
+    assert set(counted) == {0}
 
 
 def test_a_new_trial_shares_the_preamble_only() -> None:

@@ -115,6 +115,21 @@ def test_a_prompt_waits_for_room_and_those_behind_it_wait_too() -> None:
     assert worker.cache.peak_in_use <= 8
 
 
+def test_a_seat_is_given_on_while_blocks_are_still_held() -> None:
+    class Holding(Tracked):
+        def finished(self, now: float) -> None:
+            self.ended.append(now)
+
+    clock = Clock()
+    worker = Worker("worker", Device(clock), COST, PrefixCache(100), BLOCK, 1, BUDGET)
+    jobs = [Holding(worker, Wanted(0.0, 20, 1)) for _ in range(2)]
+    for job in jobs:
+        worker.submit(0.0, job)
+    clock.run()
+    assert jobs[1].ended == [pytest.approx(2 * jobs[0].ended[0])]
+    assert worker.cache.in_use == 4
+
+
 def test_a_long_prompt_is_cut_and_what_runs_goes_on_between() -> None:
     tracked, _ = simulate([Wanted(0.0, 10, 40), Wanted(0.02, 500, 1)])
     alone, _ = simulate([Wanted(0.0, 10, 40)])

@@ -1,6 +1,6 @@
 """Sessions as the simulation sees them: lengths, and what a prompt has in common with others."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prefillshare.router.placement.chunks import Chain
@@ -23,19 +23,19 @@ class Call:
 Shape = tuple[Call, ...]  # of a session
 
 
-def shape_of(session: Session, preamble_tokens: int, models: Mapping[str, str], message_tokens: int = 0) -> Shape:
+def shape_of(session: Session, preamble_tokens: int, models: Sequence[str], message_tokens: int = 0) -> Shape:
     """
     Args:
-        models: which model plays each role.
+        models: which one each turn calls.
         message_tokens: what the chat template puts around a message.
     """
     calls, context, trial = [], preamble_tokens, 0
-    for turn in session.turns:
+    for turn, model in zip(session.turns, models, strict=True):
         if turn.restarts:
             context, trial = preamble_tokens, trial + 1
         context += turn.observed_tokens + message_tokens
         prompt = context + turn.instructions_tokens + message_tokens
-        calls.append(Call(models[turn.role], trial, context, prompt, turn.output_tokens, turn.think_s))
+        calls.append(Call(model, trial, context, prompt, turn.output_tokens, turn.think_s))
         context += turn.output_tokens + message_tokens
     return tuple(calls)
 

@@ -14,9 +14,9 @@ Role = Literal["prefill", "decode"]
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Workers and devices.
+    """Workers and devices. Numbers of workers are for each pool, or a tuple of one number a pool.
 
-    shared: `prefill_workers` of the base for all models, `decode_workers` for each pool of models.
+    shared: one pool of `prefill_workers` of the base for all models, `decode_workers` for each pool of models.
     per-model: `prefill_workers` and `decode_workers` for each model.
     colocated: `decode_workers` for each model, which prefill too.
 
@@ -26,8 +26,8 @@ class Layout:
 
     system: SystemName
     models: tuple[str, ...]
-    prefill_workers: int = 1
-    decode_workers: int = 1
+    prefill_workers: int | tuple[int, ...] = 1
+    decode_workers: int | tuple[int, ...] = 1
     decode_pools: int | None = None  # shared only: models are LoRA modules in the same workers. None: a pool a model
     prefill_devices: int | None = None  # for all prefill workers together. None: one for each
     decode_devices: int | None = None
@@ -38,29 +38,42 @@ class Layout:
         if not self.models or len(set(self.models)) < len(self.models):
             raise UserError("models: at least one, each with a name of its own")
         for field in ("prefill_workers", "decode_workers", "decode_pools", "prefill_devices", "decode_devices"):
-            if (value := getattr(self, field)) is not None and value < 1:
+            value = getattr(self, field)
+            if value is not None and min(value if isinstance(value, tuple) else (value,)) < 1:
                 raise UserError(f"{field}: at least 1, found {value}")
         if self.decode_pools and (self.system != "shared" or self.decode_pools > len(self.models)):
             raise UserError("decode_pools: only models of the system `shared` share workers; at most a pool a model")
+        for field, pools in (("prefill_workers", self.prefill_pools), ("decode_workers", self._decode_pools)):
+            if isinstance(value := getattr(self, field), tuple) and len(value) != pools:
+                raise UserError(f"{field}: a number for each of {pools} pools, found {len(value)}")
+
+    @property
+    def prefill_pools(self) -> int:
+        return {"shared": 1, "per-model": len(self.models), "colocated": 0}[self.system]
+
+    @property
+    def _decode_pools(self) -> int:
+        return self.decode_pools or len(self.models)
 
     @property
     def all_prefill_workers(self) -> int:
-        return {"shared": 1, "per-model": len(self.models), "colocated": 0}[self.system] * self.prefill_workers
+        return sum(_each(self.prefill_workers, self.prefill_pools))
 
     @property
     def all_decode_workers(self) -> int:
-        return (self.decode_pools or len(self.models)) * self.decode_workers
+        return sum(_each(self.decode_workers, self._decode_pools))
 
     def routes(self) -> dict[str, ModelRoute]:
         """For each model, with all workers up."""
-        pools = [
-            _pool("decode", name, self.decode_workers) for name in self.models[: self.decode_pools or len(self.models)]
-        ]
+        prefill_workers = _each(self.prefill_workers, self.prefill_pools)
+        decode_workers = _each(self.decode_workers, self._decode_pools)
+        pools = [_pool("decode", *pool) for pool in zip(self.models, decode_workers, strict=False)]
         decode = {model: pools[index % len(pools)] for index, model in enumerate(self.models)}
         if self.system == "shared":
-            prefill = dict.fromkeys(self.models, _pool("prefill", "base", self.prefill_workers))
+            prefill = dict.fromkeys(self.models, _pool("prefill", "base", *prefill_workers))
         elif self.system == "per-model":
-            prefill = {model: _pool("prefill", model, self.prefill_workers) for model in self.models}
+            named = zip(self.models, prefill_workers, strict=True)
+            prefill = {model: _pool("prefill", model, workers) for model, workers in named}
         else:
             prefill = decode
         routes = {model: ModelRoute("base", prefill[model], decode[model], "behind_context") for model in self.models}
@@ -80,6 +93,10 @@ class Layout:
                 given[worker] = (worker.role, index % (devices[worker.role] or index + 1))
                 counts[worker.role] += 1
         return given
+
+
+def _each(workers: int | tuple[int, ...], pools: int) -> tuple[int, ...]:
+    return workers if isinstance(workers, tuple) else (workers,) * pools
 
 
 def _pool(role: Role, name: str, workers: int) -> Pool:
