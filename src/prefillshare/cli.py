@@ -17,6 +17,7 @@ from prefillshare import __version__
 from prefillshare.bench.commands import app as bench_app
 from prefillshare.config import load_deployment
 from prefillshare.errors import UserError
+from prefillshare.simulate.commands import plan
 
 app = typer.Typer(
     name="prefillshare",
@@ -30,6 +31,7 @@ app = typer.Typer(
 keys_app = typer.Typer(name="keys", help="API keys of the router.", no_args_is_help=True)
 app.add_typer(keys_app)
 app.add_typer(bench_app)
+app.command()(plan)
 
 DeploymentFile = Annotated[
     Path,

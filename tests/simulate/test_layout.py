@@ -19,7 +19,8 @@ MODELS = ("a", "b", "c")
     ],
 )
 def test_the_workers_of_a_system(layout: Layout, prefill: int, decode: int, pools: int) -> None:
-    assert (layout.all_prefill_workers, layout.all_decode_workers) == (prefill, decode)
+    assert (sum(layout.prefill_numbers()), sum(layout.decode_numbers())) == (prefill, decode)
+    assert sorted(sum(layout.decode_pool_models(), ())) == list(MODELS)
     routes = layout.routes()
     assert list(routes) == list(MODELS)
     found = pools_of(routes.values())

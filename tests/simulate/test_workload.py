@@ -1,6 +1,6 @@
 import pytest
 
-from prefillshare.simulate.workload import many, model_names, shapes_of
+from prefillshare.simulate.workload import many, model_names, rough_tokenise, shapes_of
 from prefillshare.workloads.session import Session, Turn, Workload
 
 
@@ -27,3 +27,8 @@ def test_many_sessions_are_drawn_and_the_same_ones_again() -> None:
     assert len(drawn) == 50
     assert set(drawn) == set(shapes)
     assert drawn == list(many(shapes, 50, seed=1)) != list(many(shapes, 50, seed=2))
+
+
+def test_tokens_are_counted_roughly() -> None:
+    assert len(rough_tokenise("Search[Pete Doherty], a member of more bands.")) == 13
+    assert rough_tokenise("") == []

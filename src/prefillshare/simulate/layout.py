@@ -55,19 +55,28 @@ class Layout:
     def _decode_pools(self) -> int:
         return self.decode_pools or len(self.models)
 
-    @property
-    def all_prefill_workers(self) -> int:
-        return sum(_each(self.prefill_workers, self.prefill_pools))
+    def decode_pool_models(self) -> list[tuple[str, ...]]:
+        """The models of each decode pool."""
+        return [self.models[pool :: self._decode_pools] for pool in range(self._decode_pools)]
 
-    @property
-    def all_decode_workers(self) -> int:
-        return sum(_each(self.decode_workers, self._decode_pools))
+    def prefill_pool_of(self, model: str) -> int:
+        """The number of the pool that prefills for the model, where workers prefill only."""
+        return self.models.index(model) if self.system == "per-model" else 0
+
+    def prefill_numbers(self) -> tuple[int, ...]:
+        """Workers of each pool."""
+        return _each(self.prefill_workers, self.prefill_pools)
+
+    def decode_numbers(self) -> tuple[int, ...]:
+        return _each(self.decode_workers, self._decode_pools)
+
+    def workers(self) -> int:
+        return sum(self.prefill_numbers()) + sum(self.decode_numbers())
 
     def routes(self) -> dict[str, ModelRoute]:
         """For each model, with all workers up."""
-        prefill_workers = _each(self.prefill_workers, self.prefill_pools)
-        decode_workers = _each(self.decode_workers, self._decode_pools)
-        pools = [_pool("decode", *pool) for pool in zip(self.models, decode_workers, strict=False)]
+        prefill_workers = self.prefill_numbers()
+        pools = [_pool("decode", *pool) for pool in zip(self.models, self.decode_numbers(), strict=False)]
         decode = {model: pools[index % len(pools)] for index, model in enumerate(self.models)}
         if self.system == "shared":
             prefill = dict.fromkeys(self.models, _pool("prefill", "base", *prefill_workers))

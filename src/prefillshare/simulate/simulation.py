@@ -4,7 +4,6 @@ import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from prefillshare.errors import UserError
 from prefillshare.router_config import PlacementConfig
 from prefillshare.simulate.calls import Prompts, Run, Shape
 from prefillshare.simulate.clock import Clock
@@ -12,26 +11,7 @@ from prefillshare.simulate.cost import WorkerProfile
 from prefillshare.simulate.deployment import Deployment
 from prefillshare.simulate.layout import Layout, Role
 from prefillshare.simulate.records import CallRecord, Recorder
-
-
-@dataclass(frozen=True, slots=True)
-class Arrivals:
-    """When sessions begin. Either is given.
-
-    Raises:
-        UserError: both, neither, or one that nothing arrives by.
-    """
-
-    rate: float | None = None  # sessions a second, at random (Poisson), whatever becomes of the others
-    concurrent: int | None = None  # sessions at a time: one that ends is followed by the next
-
-    def __post_init__(self) -> None:
-        if (self.rate is None) == (self.concurrent is None):
-            raise UserError("arrivals: give either `rate` or `concurrent`")
-        if self.rate is not None and not 0 < self.rate < float("inf"):
-            raise UserError(f"rate: more than 0 sessions a second, found {self.rate}")
-        if self.concurrent is not None and self.concurrent < 1:
-            raise UserError(f"concurrent: at least 1 session, found {self.concurrent}")
+from prefillshare.workloads.arrivals import Arrivals, Closed, Poisson
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +37,6 @@ class Simulation:
         *,
         preamble_tokens: int = 0,
         placement: PlacementConfig | None = None,
-        seed: int = 0,
     ) -> None:
         """
         Args:
@@ -68,18 +47,17 @@ class Simulation:
         self.deployment = Deployment(layout, profile, self._clock, Prompts(preamble_tokens), placement)
         self._profile, self._arrivals, self._recorder = profile, arrivals, recorder
         self._sessions: Iterator[tuple[int, Shape]] = iter(enumerate(sessions))
-        self._draw = random.Random(seed)
 
     def run(self) -> Outcome:
         """
         Raises:
             UserError: a call that no worker has room for.
         """
-        if self._arrivals.concurrent is None:
-            self._clock.at(0.0, self._arrive)
-        else:
+        if isinstance(self._arrivals, Closed):
             for _ in range(self._arrivals.concurrent):
                 self._begin(0.0)
+        else:
+            self._clock.at(0.0, self._arrive, intervals(self._arrivals))
         ended = self._clock.run()
         busy: dict[Role, list[float]] = {}
         for (role, _), device in self.deployment.devices.items():
@@ -92,10 +70,9 @@ class Simulation:
             peak * self._profile.block_size,
         )
 
-    def _arrive(self, now: float, _: object) -> None:
-        assert self._arrivals.rate
+    def _arrive(self, now: float, waits: Iterator[float]) -> None:
         if self._begin(now):
-            self._clock.at(now + self._draw.expovariate(self._arrivals.rate), self._arrive)
+            self._clock.at(now + next(waits), self._arrive, waits)
 
     def _begin(self, now: float) -> bool:
         """Returns whether there was a session left."""
@@ -121,5 +98,12 @@ class Simulation:
             self._next_call(now, run)
             return
         self._recorder.session(run.begun, now)
-        if self._arrivals.concurrent is not None:
+        if isinstance(self._arrivals, Closed):
             self._begin(now)
+
+
+def intervals(arrivals: Poisson) -> Iterator[float]:
+    """Seconds between sessions: those of `Poisson.times`, without end."""
+    draw = random.Random(arrivals.seed)
+    while True:
+        yield draw.expovariate(arrivals.rate)

@@ -1,11 +1,14 @@
-"""Sessions for a simulation, from a workload: whose models they call, and as many of them as are wanted."""
+"""Sessions for a simulation, from a workload: their lengths, and as many of them as are wanted."""
 
 import random
-from collections import Counter
+import re
 from collections.abc import Iterator, Sequence
 
 from prefillshare.simulate.calls import Shape, shape_of
-from prefillshare.workloads.session import Session, Workload
+from prefillshare.workloads.models import cast
+from prefillshare.workloads.session import Workload
+
+_PIECE = re.compile(r"\w{1,6}|[^\w\s]")
 
 
 def model_names(number: int) -> tuple[str, ...]:
@@ -13,12 +16,16 @@ def model_names(number: int) -> tuple[str, ...]:
 
 
 def shapes_of(workload: Workload, models: Sequence[str], message_tokens: int = 0) -> list[Shape]:
-    """Every session of the workload. Roles are spread over the models.
+    """Every session of the workload, with its roles cast on the models.
 
-    With fewer models than roles, roles share models. With more, a role has several models, which its calls in a session
-    go to in turn, as if there were a specialist for each kind of step.
+    Args:
+        message_tokens: what the chat template puts around a message.
     """
-    return [_shape(session, workload, models, message_tokens) for session in workload.sessions]
+    roles = workload.roles()
+    return [
+        shape_of(session, workload.preamble_tokens, cast(session, roles, models), message_tokens)
+        for session in workload.sessions
+    ]
 
 
 def many(shapes: Sequence[Shape], number: int, seed: int = 0) -> Iterator[Shape]:
@@ -27,12 +34,6 @@ def many(shapes: Sequence[Shape], number: int, seed: int = 0) -> Iterator[Shape]
     return (draw.choice(shapes) for _ in range(number))
 
 
-def _shape(session: Session, workload: Workload, models: Sequence[str], message_tokens: int) -> Shape:
-    roles = workload.roles()
-    called: Counter[str] = Counter()
-    names: list[str] = []
-    for turn in session.turns:
-        of_role = models[roles.index(turn.role) % len(models) :: len(roles)]
-        names.append(of_role[called[turn.role] % len(of_role)])
-        called[turn.role] += 1
-    return shape_of(session, workload.preamble_tokens, names, message_tokens)
+def rough_tokenise(text: str) -> list[int]:
+    """About as many tokens as a tokenizer of English text makes, where there is none at hand."""
+    return [0] * len(_PIECE.findall(text))

@@ -1,0 +1,93 @@
+from dataclasses import replace
+
+import pytest
+
+from prefillshare.errors import UserError
+from prefillshare.simulate.bounds import Alone, Demand
+from prefillshare.simulate.calls import Call
+from prefillshare.simulate.cost import Cost, WorkerProfile
+from prefillshare.simulate.goals import ByModel, Goal
+from prefillshare.simulate.layout import Layout
+from prefillshare.simulate.plan import GoalMissed, plan
+from prefillshare.simulate.records import CallRecord
+from tests.simulate.shapes import COST, MODELS, PREAMBLE, PROFILE, sessions
+
+GOAL = Goal(ttft_s=1.5, tpot_s=0.05)
+SHAPES = sessions(60)
+
+
+def demand(rate: float) -> Demand:
+    return Demand(SHAPES, MODELS, rate, PREAMBLE)
+
+
+def test_more_load_needs_more_workers_and_a_small_one_one_of_each() -> None:
+    small, large = (plan(demand(rate), PROFILE, GOAL, "shared") for rate in (0.1, 8.0))
+    assert (small.prefill_workers, small.decode_workers) == ((1,), (1, 1))
+    assert large.workers > small.workers
+    for need in (small, large):
+        assert need.ttft_p95_s <= GOAL.ttft_s
+        assert need.tpot_p95_s <= GOAL.tpot_s
+
+
+def test_without_sharing_more_is_computed_by_more_workers() -> None:
+    shared, per_model = (plan(demand(9.0), PROFILE, GOAL, system) for system in ("shared", "per-model"))
+    assert shared.hit_ratio > per_model.hit_ratio
+    assert shared.computed_tokens_per_s < per_model.computed_tokens_per_s
+    assert shared.workers < per_model.workers
+    assert len(per_model.prefill_workers) == len(per_model.decode_workers) == 2
+
+
+def test_the_pool_that_has_more_to_do_gets_more_workers() -> None:
+    shapes = [(*shape, *(replace(call, model="planner") for call in shape)) for shape in SHAPES]
+    need = plan(Demand(shapes, MODELS, 8.0, PREAMBLE), PROFILE, GOAL, "per-model")
+    assert need.prefill_workers[0] > need.prefill_workers[1]
+
+
+def test_modules_in_one_pool_need_fewer_workers_for_a_small_load() -> None:
+    need = plan(demand(0.1), PROFILE, GOAL, "shared", decode_pools=1)
+    assert need.decode_workers == (1,)
+
+
+def test_the_fewest_workers_are_those_that_the_work_keeps_busy() -> None:
+    """One call a session: 1,000 tokens of 1 ms, then 10 tokens in batches of 4, 0.1 s each."""
+    shapes = [(Call("planner", 0, 1000, 1000, 10, 0.0),)]
+    profile = WorkerProfile(Cost(step_s=0.1, token_s=0.001), PROFILE.link, 1, 64_000, max_num_seqs=4)
+    asked = Demand(shapes, ("planner",), 3.5)
+    found = Alone(Layout("shared", ("planner",)), asked, profile).fewest(Goal(10, 1), 3.5)
+    assert (found.prefill_numbers(), found.decode_numbers()) == ((4,), (1,))
+    assert Alone(Layout("shared", ("planner",)), asked, replace(profile, max_num_seqs=1)).fewest(
+        Goal(10, 1), 3.5
+    ).decode_numbers() == (4,)
+    colocated = Alone(Layout("colocated", ("planner",)), asked, profile).fewest(Goal(10, 1), 3.5)
+    assert colocated.decode_numbers() == (5,)
+
+
+def test_a_goal_that_nobody_can_meet_is_named() -> None:
+    with pytest.raises(UserError, match=r"ttft: 0\.01 s cannot be met"):
+        plan(demand(1.0), PROFILE, Goal(0.01, 1.0), "shared")
+    with pytest.raises(UserError, match=r"tpot: 0\.001 s cannot be met"):
+        plan(demand(1.0), PROFILE, Goal(10.0, 0.001), "shared")
+
+
+def test_a_system_that_more_workers_do_not_help_is_given_up() -> None:
+    """Whatever a long prompt is computed beside decodes in jerks, and with every sixth call that is so."""
+    shapes = [(Call("planner", 0, 3000, 3000, 30, 0.0),)]
+    profile = replace(PROFILE, cost=replace(COST, token_s=0.0003), max_num_batched_tokens=512)
+    with pytest.raises(GoalMissed, match="colocated misses the goals even with"):
+        plan(Demand(shapes, ("planner",), 3.0), profile, Goal(5.0, 0.012), "colocated")
+
+
+@pytest.mark.parametrize("field", ["ttft_s", "tpot_s"])
+def test_a_goal_is_above_zero(field: str) -> None:
+    with pytest.raises(UserError, match=field.removesuffix("_s")):
+        Goal(**{"ttft_s": 1.0, "tpot_s": 1.0} | {field: 0.0})
+
+
+def test_goals_are_about_each_model_and_the_calls_that_count() -> None:
+    seen = ByModel(since=5.0, until=15.0)
+    for arrived in range(20):
+        for model, seconds in (("a", 0.1), ("b", 0.3)):
+            slow = 10.0 if arrived in (4, 16) else seconds
+            seen.call(CallRecord("s", 0, model, arrived, 0.0, slow / 2, slow, 0.01, 1.0, 100, 40, 2, 60))
+    assert (seen.ttft("a"), seen.ttft("b"), seen.leg_1("b")) == (0.1, 0.3, 0.15)
+    assert (seen.worst_ttft(), seen.worst_tpot(), seen.totals.prompt_tokens) == (0.3, 0.01, 2200)
