@@ -10,7 +10,7 @@ from prefillshare.simulate.goals import ByModel, Goal
 from prefillshare.simulate.layout import Layout
 from prefillshare.simulate.plan import GoalMissed, plan
 from prefillshare.simulate.records import CallRecord
-from tests.simulate.shapes import COST, MODELS, PREAMBLE, PROFILE, sessions
+from tests.simulate.shapes import MODELS, PREAMBLE, PROFILE, sessions
 
 GOAL = Goal(ttft_s=1.5, tpot_s=0.05)
 SHAPES = sessions(60)
@@ -69,12 +69,10 @@ def test_a_goal_that_nobody_can_meet_is_named() -> None:
         plan(demand(1.0), PROFILE, Goal(10.0, 0.001), "shared")
 
 
-def test_a_system_that_more_workers_do_not_help_is_given_up() -> None:
-    """Whatever a long prompt is computed beside decodes in jerks, and with every sixth call that is so."""
-    shapes = [(Call("planner", 0, 3000, 3000, 30, 0.0),)]
-    profile = replace(PROFILE, cost=replace(COST, token_s=0.0003), max_num_batched_tokens=512)
-    with pytest.raises(GoalMissed, match="colocated misses the goals even with"):
-        plan(Demand(shapes, ("planner",), 3.0), profile, Goal(5.0, 0.012), "colocated")
+def test_a_system_that_needs_far_more_workers_than_it_keeps_busy_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prefillshare.simulate.plan.TOO_MANY", 1)
+    with pytest.raises(GoalMissed, match="per-model misses the goals even with"):
+        plan(demand(9.0), PROFILE, Goal(0.4, 0.05), "per-model")
 
 
 @pytest.mark.parametrize("field", ["ttft_s", "tpot_s"])

@@ -111,11 +111,13 @@ class Totals:
             self.session_s.append(ended_s - begun_s)
 
     def summary(self) -> dict[str, float]:
-        """p50, p95 and p99 in seconds, rates a second, the hit ratio of the prefill side."""
+        """Means, p50, p95 and p99 in seconds, rates a second, the hit ratio of the prefill side."""
         seconds = max(self.ended - self.begun, 1e-9)
         found: dict[str, float] = {"calls": len(self.latency), "sessions": len(self.session_s), "seconds": seconds}
         for name in ("latency", "ttft", "tpot", "session_s"):
-            found |= percentiles(name.removesuffix("_s"), getattr(self, name))
+            values = getattr(self, name)
+            found |= percentiles(name.removesuffix("_s"), values)
+            found[f"{name.removesuffix('_s')}_mean_s"] = sum(values) / len(values) if values else 0.0
         return found | {
             "calls_per_s": len(self.latency) / seconds,
             "sessions_per_s": len(self.session_s) / seconds,
