@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements/cpu-py311.txt
 
-.PHONY: help setup demo test lint unit e2e exactness figures training-cost handoff-cost accuracy clean
+.PHONY: help setup demo test lint unit e2e exactness figures training-cost handoff-cost accuracy simulation clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets
@@ -50,6 +50,11 @@ handoff-cost: setup  ## The tables of docs/handoff.md: decode speed, a session's
 accuracy: setup  ## The table of docs/accuracy.md (hours on a small CPU; resumes where it stopped)
 	$(BIN)/python -m experiments.accuracy run
 	$(BIN)/python -m experiments.accuracy table
+
+simulation: setup  ## The figures of docs/simulation.md (about 20 minutes of one core)
+	$(BIN)/python -m experiments.simulation paper
+	$(BIN)/python -m experiments.simulation models
+	$(BIN)/python -m experiments.simulation cluster
 
 clean:  ## Remove what the demo made; keeps .venv
 	rm -rf artifacts logs
