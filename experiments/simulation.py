@@ -1,17 +1,19 @@
 """What this machine cannot measure: the figures of docs/simulation.md, simulated.
 
-    python -m experiments.simulation paper      # the paper's set-up: 4 models, 4 + 4 A100s, load by load (3 minutes)
-    python -m experiments.simulation models     # 1 to 8 models, as many GPUs for prefill and decode each (1 minute)
-    python -m experiments.simulation cluster    # 1,000 GPUs and a million sessions, one cell after another (5 minutes)
+    python -m experiments.simulation react        # a model for each role, 3 + 3 A100s, load by load
+    python -m experiments.simulation reflexion    # 4 models on 4 + 4 A100s, as in the paper
+    python -m experiments.simulation tool_heavy   # each of these takes less than a minute
+    python -m experiments.simulation models       # 1 to 8 models, as many GPUs for prefill and for decode
+    python -m experiments.simulation cluster      # 1,000 GPUs and a million sessions, an hour of a core
 
-Each writes its figures to docs/results/ as JSON and, but for the last, a plot. The same command gives the same figures,
-except for how long the simulation took.
+Each writes its figures to docs/results/ as JSON and, but for the last, a plot. The same command gives the same figures.
 """
 
 import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +31,11 @@ RESULTS = Path(__file__).parent.parent / "docs" / "results"
 MODEL, HARDWARE = "llama-3.1-8b", "a100-80g"
 DIFFERENT_SESSIONS = 300  # drawn; runs draw from these
 
-# Sessions at a time, and how many sessions a run has at least: Reflexion's have four times as many calls.
+# Models, one for each role, sessions at a time, and how many sessions a run has at least.
 PAPER = {
-    "react": ((20, 40, 80, 160, 240, 320, 480, 640), 600),
-    "reflexion": ((20, 40, 80, 120, 160, 240, 320), 150),
-    "tool_heavy": ((10, 20, 40, 60, 80, 120, 160, 240), 300),
+    "react": (3, (20, 60, 120, 180, 240, 360, 480), 300),
+    "reflexion": (4, (20, 60, 120, 180, 240, 320), 100),
+    "tool_heavy": (4, (10, 20, 40, 80, 120, 160, 240), 240),
 }
 KEPT = (
     "calls",
@@ -48,6 +50,7 @@ KEPT = (
     "hit_ratio",
 )
 CELLS, CELL_PREFILL, CELL_DECODE = 25, 16, 6  # 25 cells of 16 prefill workers and 6 decode workers for each of 4 models
+CELL_RATE = 16.0  # sessions a second
 MILLION = 1_000_000
 
 
@@ -55,7 +58,7 @@ def simulate(
     layout: Layout, profile: WorkerProfile, source: str, arrivals: Arrivals, sessions: int, seed: int = 0
 ) -> dict[str, Any]:
     shapes, preamble = sessions_of(source, layout.models)
-    totals, began = Totals(), time.perf_counter()
+    totals = Totals()
     run = Simulation(layout, profile, many(shapes, sessions, seed), arrivals, totals, preamble_tokens=preamble)
     outcome = run.run()
     found = totals.summary()
@@ -68,7 +71,6 @@ def simulate(
         "prefill_busy": round(outcome.busy.get("prefill", 0.0), 3),
         "decode_busy": round(outcome.busy.get("decode", 0.0), 3),
         "simulated_s": round(outcome.ended_s, 1),
-        "took_s": round(time.perf_counter() - began, 2),
         "events": outcome.events,
     }
 
@@ -88,35 +90,41 @@ def systems(models: int, gpus: int) -> list[Layout]:
     ]
 
 
-def paper() -> list[dict[str, Any]]:
+def paper(source: str) -> list[dict[str, Any]]:
     profile = worker_profile(HARDWARE, MODEL, link="nvlink")
+    models, loads, least = PAPER[source]
     return [
         show(simulate(layout, profile, source, Closed(concurrent), max(least, 2 * concurrent)))
-        for source, (loads, least) in PAPER.items()
         for concurrent in loads
-        for layout in systems(4, 4)
+        for layout in systems(models, models)
     ]
 
 
 def by_models() -> list[dict[str, Any]]:
     profile = worker_profile(HARDWARE, MODEL, link="nvlink")
     return [
-        show(simulate(layout, profile, "tool_heavy", Closed(20 * models), 120 * models))
-        for models in (1, 2, 4, 6, 8)
+        show(simulate(layout, profile, "tool_heavy", Closed(20 * models), 60 * models))
+        for models in (1, 2, 4, 8)
         for layout in systems(models, models)
     ]
 
 
-def cluster(cells: int) -> list[dict[str, Any]]:
-    """Tool-heavy sessions at two thirds of what a cell can take, over the network."""
-    profile = worker_profile(HARDWARE, MODEL, block_size=128)
+def cluster(cells: int, sessions: int) -> list[dict[str, Any]]:
+    with ProcessPoolExecutor() as executor:
+        return list(executor.map(_cell, range(cells), [sessions] * cells))
+
+
+def _cell(seed: int, sessions: int) -> dict[str, Any]:
+    """Tool-heavy sessions, over the network. Cells have nothing in common, so each is a simulation of its own."""
     layout = Layout("shared", model_names(4), CELL_PREFILL, CELL_DECODE)
-    sessions = MILLION // CELLS
-    return [show(simulate(layout, profile, "tool_heavy", Poisson(16.0, seed), sessions, seed)) for seed in range(cells)]
+    profile = worker_profile(HARDWARE, MODEL, block_size=128)
+    began = time.process_time()
+    found = simulate(layout, profile, "tool_heavy", Poisson(CELL_RATE, seed), sessions, seed)
+    return show(found | {"cpu_s": round(time.process_time() - began, 1)})
 
 
 def show(record: dict[str, Any]) -> dict[str, Any]:
-    print(" ".join(f"{name}={record[name]}" for name in ("workload", "system", "models", "load", *KEPT[3:], "took_s")))
+    print(" ".join(f"{name}={record[name]}" for name in ("workload", "system", "models", "load", *KEPT[3:])))
     return record
 
 
@@ -152,19 +160,22 @@ def write(name: str, records: Sequence[dict[str, Any]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("figure", choices=("paper", "models", "cluster"))
-    parser.add_argument(
-        "--cells", type=int, default=CELLS, help=f"of `cluster`, of {CELLS} that are alike but for chance"
-    )
+    parser.add_argument("figure", choices=(*PAPER, "models", "cluster"))
+    parser.add_argument("--cells", type=int, default=CELLS, help=f"of `cluster`: how many of its {CELLS}")
+    parser.add_argument("--sessions", type=int, default=MILLION // CELLS, help="of `cluster`: in each cell")
     arguments = parser.parse_args()
-    if arguments.figure == "paper":
-        write("paper", records := paper())
-        plot(records, lambda record: int(record["load"].removeprefix("closed:")), "sessions at a time", _png("paper"))
+    if arguments.figure in PAPER:
+        write(arguments.figure, records := paper(arguments.figure))
+        plot(records, _concurrent, "sessions at a time", _png(arguments.figure))
     elif arguments.figure == "models":
         write("models", records := by_models())
         plot(records, lambda record: int(record["models"]), "models (20 sessions at a time for each)", _png("models"))
     else:
-        write("cluster", cluster(arguments.cells))
+        write("cluster", cluster(arguments.cells, arguments.sessions))
+
+
+def _concurrent(record: dict[str, Any]) -> int:
+    return int(record["load"].removeprefix("closed:"))
 
 
 def _png(name: str) -> Path:

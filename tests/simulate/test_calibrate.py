@@ -92,7 +92,8 @@ def test_costs_are_never_negative() -> None:
     records = [replace(record, tpot_s=0.05 - 1e-6 * record.prompt_tokens) for record in measured(Closed(1)).records]
     found = fit_alone(records, GUESS)
     assert found.cost.kv_token_s == 0
-    assert found.cost.step_s > 0
+    several = [record.tpot_s for record in records if record.output_tokens > 1]
+    assert found.cost.step_s + found.cost.sequence_s == pytest.approx(sum(several) / len(several))
 
 
 def test_too_few_records_are_refused() -> None:

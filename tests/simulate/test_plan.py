@@ -37,6 +37,22 @@ def test_without_sharing_more_is_computed_by_more_workers() -> None:
     assert len(per_model.prefill_workers) == len(per_model.decode_workers) == 2
 
 
+def test_a_stricter_goal_for_the_time_between_tokens_needs_more_decode_workers() -> None:
+    loose, strict = (plan(demand(9.0), PROFILE, Goal(1.5, tpot_s), "shared") for tpot_s in (0.05, 0.0106))
+    assert strict.tpot_p95_s <= 0.0106 < loose.tpot_p95_s
+    assert sum(strict.decode_workers) > sum(loose.decode_workers)
+
+
+def test_a_large_load_is_planned_as_equal_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = plan(demand(12.0), PROFILE, GOAL, "shared")
+    monkeypatch.setattr("prefillshare.simulate.plan.CELL_CALLS", 200)
+    need = plan(demand(12.0), PROFILE, GOAL, "shared")
+    assert whole.cells == 1 < need.cells
+    assert all(workers % need.cells == 0 for workers in (*need.prefill_workers, *need.decode_workers))
+    assert whole.workers <= need.workers <= 2.5 * whole.workers
+    assert need.computed_tokens_per_s == pytest.approx(whole.computed_tokens_per_s, rel=0.15)
+
+
 def test_the_pool_that_has_more_to_do_gets_more_workers() -> None:
     shapes = [(*shape, *(replace(call, model="planner") for call in shape)) for shape in SHAPES]
     need = plan(Demand(shapes, MODELS, 8.0, PREAMBLE), PROFILE, GOAL, "per-model")
@@ -86,6 +102,6 @@ def test_goals_are_about_each_model_and_the_calls_that_count() -> None:
     for arrived in range(20):
         for model, seconds in (("a", 0.1), ("b", 0.3)):
             slow = 10.0 if arrived in (4, 16) else seconds
-            seen.call(CallRecord("s", 0, model, arrived, 0.0, slow / 2, slow, 0.01, 1.0, 100, 40, 2, 60))
-    assert (seen.ttft("a"), seen.ttft("b"), seen.leg_1("b")) == (0.1, 0.3, 0.15)
+            seen.call(CallRecord("s", 0, model, arrived, slow / 3, slow / 6, slow, 0.01, 1.0, 100, 40, 2, 60))
+    assert (seen.ttft("a"), seen.ttft("b"), seen.leg_1("b")) == (0.1, 0.3, pytest.approx(0.15))
     assert (seen.worst_ttft(), seen.worst_tpot(), seen.totals.prompt_tokens) == (0.3, 0.01, 2200)
