@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from prefillshare.errors import UserError
-from prefillshare.simulate.calibrate import Measured, errors, fit_alone, refine
+from prefillshare.simulate.calibrate import Measured, errors, fit_alone, fit_from_outside, refine
 from prefillshare.simulate.calls import Shape
 from prefillshare.simulate.cost import Cost, Link, WorkerProfile
 from prefillshare.simulate.layout import Layout
@@ -72,6 +72,20 @@ def test_calibrated_on_some_runs_it_predicts_others() -> None:
             assert abs(error) < 0.12, (name, errors(found, run))
 
 
+def test_what_a_client_sees_is_enough_to_predict_other_loads() -> None:
+    def seen(run: Measured) -> Measured:
+        hidden = {"queue_s": 0.0, "prefill_s": 0.0, "pulled_tokens": 0}
+        return replace(run, records=[replace(record, **hidden) for record in run.records])
+
+    alone = fit_from_outside(seen(measured(Closed(1))).records, GUESS)
+    for name, (_, _, error) in errors(alone, measured(Closed(1), seed=2)).items():
+        assert abs(error) < 0.03, name
+    found = refine(alone, [seen(measured(Closed(sessions), seed=1)) for sessions in (4, 12)])
+    for run in (measured(Closed(8), seed=2), measured(Poisson(0.3), seed=3)):
+        for name, (_, _, error) in errors(found, run).items():
+            assert abs(error) < 0.12, (name, errors(found, run))
+
+
 def test_refining_finds_what_a_run_alone_does_not_show() -> None:
     alone = fit_alone(measured(Closed(1)).records, GUESS)
     start = replace(alone, cost=replace(alone.cost, step_s=0.043, sequence_s=0.001))
@@ -99,3 +113,5 @@ def test_costs_are_never_negative() -> None:
 def test_too_few_records_are_refused() -> None:
     with pytest.raises(UserError, match="at least 20 calls"):
         fit_alone(measured(Closed(1)).records[:19], GUESS)
+    with pytest.raises(UserError, match="at least 20 calls"):
+        fit_from_outside([], GUESS)

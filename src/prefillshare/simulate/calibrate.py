@@ -62,13 +62,10 @@ def fit_alone(records: Sequence[CallRecord], profile: WorkerProfile) -> WorkerPr
     if len(records) < 20:
         raise UserError(f"calibration: at least 20 calls of a run with one session at a time, found {len(records)}")
     leg_s = sum(record.queue_s for record in records) / len(records)
-    computed = [record.prompt_tokens - record.cached_tokens for record in records]
-    pairs = [n * (record.cached_tokens + (n + 1) / 2) for n, record in zip(computed, records, strict=True)]
+    computed, pairs = _computed(records)
     prefill = [record.prefill_s for record in records]
     launch_s, token_s, pair_s = _least_squares([[1.0] * len(records), computed, pairs], prefill)
-    growing = [record for record in records if record.output_tokens > 1]
-    read = [record.prompt_tokens + record.output_tokens / 2 for record in growing]
-    step_s, kv_token_s = _least_squares([[1.0] * len(growing), read], [record.tpot_s for record in growing])
+    step_s, kv_token_s = _between_tokens(records)
     first = [step_s + kv_token_s * record.prompt_tokens for record in records]
     handoff = [
         record.ttft_s - record.queue_s - record.prefill_s - leg_s - step
@@ -78,6 +75,25 @@ def fit_alone(records: Sequence[CallRecord], profile: WorkerProfile) -> WorkerPr
     cost = Cost(0.9 * step_s, token_s, launch_s, pair_s, 0.1 * step_s, kv_token_s)
     bytes_per_s = profile.kv_bytes_per_token / pulled_s if pulled_s else float("inf")
     return replace(profile, cost=cost, link=Link(latency_s, bytes_per_s), leg_s=leg_s)
+
+
+def fit_from_outside(records: Sequence[CallRecord], profile: WorkerProfile) -> WorkerProfile:
+    """The same where only a client's times are known, as in a benchmark's records: `ttft_s` and `tpot_s`.
+
+    What does not grow with the prompt cannot be told apart then and is taken as what the legs take beside their steps;
+    the handoff is part of it.
+
+    Raises:
+        UserError: too few records to tell the costs apart.
+    """
+    if len(records) < 20:
+        raise UserError(f"calibration: at least 20 calls of a run with one session at a time, found {len(records)}")
+    step_s, kv_token_s = _between_tokens(records)
+    computed, pairs = _computed(records)
+    rest = [record.ttft_s - step_s - kv_token_s * record.prompt_tokens for record in records]
+    fixed_s, token_s, pair_s = _least_squares([[1.0] * len(records), computed, pairs], rest)
+    cost = Cost(0.9 * step_s, token_s, 0.0, pair_s, 0.1 * step_s, kv_token_s)
+    return replace(profile, cost=cost, link=Link(0.0, float("inf")), leg_s=fixed_s / 2)
 
 
 def refine(profile: WorkerProfile, runs: Sequence[Measured], names: Sequence[str] = REFINED) -> WorkerProfile:
@@ -106,6 +122,21 @@ def errors(profile: WorkerProfile, run: Measured) -> Mapping[str, tuple[float, f
     """Of each figure: measured, simulated, and the relative error of the latter."""
     measured, simulated = run.summary(), run.simulated(profile)
     return {name: (measured[name], simulated[name], simulated[name] / measured[name] - 1) for name in COMPARED}
+
+
+def _computed(records: Sequence[CallRecord]) -> tuple[list[int], list[float]]:
+    """Of each call: prompt tokens that were computed, and pairs of one of them with one that it attends to."""
+    computed = [record.prompt_tokens - record.cached_tokens for record in records]
+    pairs = [n * (record.cached_tokens + (n + 1) / 2) for n, record in zip(computed, records, strict=True)]
+    return computed, pairs
+
+
+def _between_tokens(records: Sequence[CallRecord]) -> tuple[float, float]:
+    """What a step takes, and a token of KV that it reads."""
+    growing = [record for record in records if record.output_tokens > 1]
+    read = [record.prompt_tokens + record.output_tokens / 2 for record in growing]
+    step_s, kv_token_s = _least_squares([[1.0] * len(growing), read], [record.tpot_s for record in growing])
+    return step_s, kv_token_s
 
 
 def _with(profile: WorkerProfile, names: Sequence[str], logs: NDArray[np.float64]) -> WorkerProfile:

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from math import ceil
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from prefillshare.errors import UserError
+from prefillshare.workloads.rows import lines_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,17 +68,50 @@ def read_records(file: Path) -> list[CallRecord]:
     """
     known = {field.name for field in fields(CallRecord)}
     records = []
-    try:
-        lines = file.read_text().splitlines()
-    except OSError as error:
-        raise UserError(f"{file}: cannot read it: {error.strerror}") from None
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                records.append(CallRecord(**{key: value for key, value in json.loads(line).items() if key in known}))
-            except (json.JSONDecodeError, AttributeError, TypeError) as error:
-                raise UserError(f"{file}, line {number}: not the record of a call: {error}") from None
+    for number, text in lines_of(file):
+        try:
+            records.append(CallRecord(**{key: value for key, value in json.loads(text).items() if key in known}))
+        except (json.JSONDecodeError, AttributeError, TypeError) as error:
+            raise UserError(f"{file}, line {number}: not the record of a call: {error}") from None
     return records
+
+
+def read_bench(file: Path) -> list[CallRecord]:
+    """The calls among the raw records of `prefillshare bench`, but those that failed.
+
+    What happened behind the server is not in them: queue, leg 1, what was pulled and by whom are left empty.
+
+    Raises:
+        UserError: an unreadable file, or a line that is not a record.
+    """
+    records = []
+    for number, text in lines_of(file):
+        try:
+            row = json.loads(text)
+            if row["kind"] == "call" and row["error"] is None:
+                records.append(_of_client(row))
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise UserError(f"{file}, line {number}: not a benchmark's record: {error!r}") from None
+    return records
+
+
+def _of_client(row: Mapping[str, Any]) -> CallRecord:
+    further = row["output_tokens"] - 1
+    return CallRecord(
+        session=row["session"],
+        turn=row["turn"],
+        model=row["model"],
+        arrived_s=row["at"],
+        queue_s=0.0,
+        prefill_s=0.0,
+        ttft_s=row["ttft_s"],
+        tpot_s=(row["latency_s"] - row["ttft_s"]) / further if further > 0 else 0.0,
+        latency_s=row["latency_s"],
+        prompt_tokens=row["prompt_tokens"],
+        cached_tokens=row["cached_tokens"],
+        output_tokens=row["output_tokens"],
+        pulled_tokens=0,
+    )
 
 
 class Totals:
