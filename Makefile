@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 LOCK := requirements/cpu-py311.txt
 
 .PHONY: help setup browser demo test lint unit e2e exactness figures training-cost handoff-cost extension chaos overload
-.PHONY: overhead hostile accuracy clean
+.PHONY: overhead hostile accuracy simulation clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets
@@ -74,6 +74,12 @@ hostile: setup  ## The table of docs/security.md: 10,000 hostile requests at rea
 accuracy: setup  ## The table of docs/accuracy.md (hours on a small CPU; resumes where it stopped)
 	$(BIN)/python -m experiments.accuracy run
 	$(BIN)/python -m experiments.accuracy table
+
+simulation: setup  ## The figures of docs/simulation.md, but for the cluster's (about 3 minutes)
+	$(BIN)/python -m experiments.simulation react
+	$(BIN)/python -m experiments.simulation reflexion
+	$(BIN)/python -m experiments.simulation tool_heavy
+	$(BIN)/python -m experiments.simulation models
 
 clean:  ## Remove what the demo made; keeps .venv
 	rm -rf artifacts logs

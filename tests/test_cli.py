@@ -23,7 +23,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 def test_help_teaches_every_command() -> None:
     shown = run("--help").stdout
-    for command in ("train", "evaluate", "check", "serve", "worker", "keys", "workers", "modules", "bench"):
+    for command in ("train", "evaluate", "check", "serve", "worker", "keys", "workers", "modules", "bench", "plan"):
         assert command in shown
 
 

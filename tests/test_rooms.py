@@ -9,22 +9,17 @@ import pytest
 import prefillshare
 
 SOURCE = Path(prefillshare.__file__).parent
-ROOMS = ("admin", "training", "evaluation", "engine", "router", "deployment", "workloads", "bench")
+ROOMS = ("admin", "training", "evaluation", "engine", "router", "deployment", "workloads", "simulate", "bench")
 
-UPPER = {"prefillshare.evaluation", "prefillshare.deployment", "prefillshare.bench"}
+UPPER = {"prefillshare.evaluation", "prefillshare.deployment", "prefillshare.simulate", "prefillshare.bench"}
 FORBIDDEN = {
     "admin": {f"prefillshare.{room}" for room in ROOMS if room != "admin"} | {"vllm", "torch"},
     "training": {*UPPER, "prefillshare.engine", "prefillshare.router", "vllm"},
-    "evaluation": {
-        "prefillshare.engine",
-        "prefillshare.router",
-        "prefillshare.deployment",
-        "prefillshare.bench",
-        "vllm",
-    },
+    "evaluation": {*UPPER - {"prefillshare.evaluation"}, "prefillshare.engine", "prefillshare.router", "vllm"},
     "engine": {*UPPER, "prefillshare.training", "prefillshare.router"},
     "router": {*UPPER, "prefillshare.training", "prefillshare.engine", "vllm", "torch"},
-    "deployment": {"prefillshare.training", "prefillshare.evaluation", "prefillshare.bench", "vllm", "torch"},
+    "deployment": {*UPPER - {"prefillshare.deployment"}, "prefillshare.training", "vllm", "torch"},
+    "simulate": {*UPPER - {"prefillshare.simulate"}, "prefillshare.training", "prefillshare.engine", "vllm", "torch"},
     "bench": {"prefillshare.training", "prefillshare.evaluation", "vllm", "torch"},
     "workloads": {*(f"prefillshare.{room}" for room in ROOMS if room != "workloads"), "vllm", "torch"},
     "": {f"prefillshare.{room}" for room in ROOMS} | {"vllm", "torch"},

@@ -18,6 +18,7 @@ from prefillshare.admin import modules, workers
 from prefillshare.bench.commands import app as bench_app
 from prefillshare.config import load_deployment
 from prefillshare.errors import Refused, UserError
+from prefillshare.simulate.commands import plan
 
 app = typer.Typer(
     name="prefillshare",
@@ -33,6 +34,7 @@ app.add_typer(keys_app)
 app.add_typer(workers.app)
 app.add_typer(modules.app)
 app.add_typer(bench_app)
+app.command()(plan)
 
 DeploymentFile = Annotated[
     Path,

@@ -58,6 +58,16 @@ def test_a_conversation_knows_its_own_beginning_and_a_common_one_is_nobodys() ->
     assert not known.longest(chain("something else")).own
 
 
+def test_a_prompt_that_ends_has_not_gone_on_yet() -> None:
+    known = KnownPrefixes(1000)
+    known.add(chain("question"))
+    for number in range(COMMON):
+        known.add(chain(f"question{number}"))
+    assert known.longest(chain("question")).own
+    known.add(chain("questions"))
+    assert not known.longest(chain("question")).own
+
+
 def test_saying_the_same_again_makes_nothing_common() -> None:
     known = KnownPrefixes(1000)
     for _ in range(3 * COMMON):

@@ -1,6 +1,5 @@
 """Which prefixes a worker has probably cached, going by the prompts that it was sent."""
 
-from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -33,15 +32,24 @@ class KnownPrefixes:
         return len(self._branches)
 
     def longest(self, chain: Sequence[bytes]) -> Match:
-        known = bisect_left(range(len(chain)), True, key=lambda index: chain[index] not in self._branches)
-        return Match(known, known > 0 and self._branches[chain[known - 1]] <= COMMON)
+        branches, known, unknown = self._branches, 0, len(chain)
+        while known < unknown:  # bisection: this is asked of every worker for every call
+            middle = (known + unknown) // 2
+            if chain[middle] in branches:
+                known = middle + 1
+            else:
+                unknown = middle
+        return Match(known, known > 0 and branches[chain[known - 1]] <= COMMON)
 
     def add(self, chain: Sequence[bytes]) -> None:
-        known = self.longest(chain).chunks
+        branches, known = self._branches, self.longest(chain).chunks
         if 0 < known < len(chain):
-            self._branches[chain[known - 1]] += 1
-        for index in reversed(range(len(chain))):
-            self._branches.setdefault(chain[index], int(index + 1 < len(chain)))
-            self._branches.move_to_end(chain[index])
-        while len(self._branches) > self._max_chunks:
-            self._branches.popitem(last=False)
+            branches[chain[known - 1]] += 1
+        for chunk in reversed(chain[known:]):
+            branches[chunk] = 1
+        if known < len(chain):
+            branches[chain[-1]] = 0
+        for chunk in reversed(chain[:known]):
+            branches.move_to_end(chunk)
+        while len(branches) > self._max_chunks:
+            branches.popitem(last=False)

@@ -71,7 +71,18 @@ class Placement:
         has_room: HasRoom | None = None,
     ) -> Placed | None:
         """The worker for leg 1; `body` is what it will be sent. Its load is what it has to compute, as far as known."""
-        pool, chain = self.routes[model].prefill, chain_of_request(body)
+        return self.prefill_chain(model, session, chain_of_request(body), without, has_room)
+
+    def prefill_chain(
+        self,
+        model: str,
+        session: SessionKey | None,
+        chain: Chain,
+        without: Collection[Worker] = (),
+        has_room: HasRoom | None = None,
+    ) -> Placed | None:
+        """The same for a prompt that is there as a chain already."""
+        pool = self.routes[model].prefill
         candidates = self._candidates(pool, self._prefill_memory, session, chain, without)
         if has_room:
             candidates = [one for one in candidates if has_room(one.worker, _missing(chain, one))] or candidates
@@ -97,7 +108,19 @@ class Placement:
 
         `salt` is that of the caller's cached prefixes: where other tenants' blocks are must not decide, or show.
         """
-        pool, chain = self.routes[model].decode, chain_of_tokens(token_ids, self._block_size, salt)
+        chain = chain_of_tokens(token_ids, self._block_size, salt)
+        return self.decode_chain(model, session, chain, without, has_room)
+
+    def decode_chain(
+        self,
+        model: str,
+        session: SessionKey | None,
+        chain: Chain,
+        without: Collection[Worker] = (),
+        has_room: HasRoom | None = None,
+    ) -> Placed | None:
+        """The same for a prompt that is there as a chain already."""
+        pool = self.routes[model].decode
         candidates = self._candidates(pool, self._decode_memory, session, chain, without)
         if has_room:
             candidates = [one for one in candidates if has_room(one.worker, chain.tokens)] or candidates

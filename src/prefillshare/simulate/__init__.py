@@ -1,0 +1,1 @@
+"""What a deployment would do under a load: a deterministic simulation of workers, caches, handoffs and placement."""

@@ -1,0 +1,129 @@
+"""What `prefillshare plan` answers: the need of each system beside the others'."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from rich.table import Table
+
+from prefillshare.errors import UserError
+from prefillshare.simulate.bounds import Demand
+from prefillshare.simulate.goals import Goal
+from prefillshare.simulate.hardware import worker_profile
+from prefillshare.simulate.layout import SystemName
+from prefillshare.simulate.plan import GoalMissed, Need, plan
+from prefillshare.simulate.workload import model_names, rough_tokenise, shapes_of
+from prefillshare.workloads.sources import open_workload
+from prefillshare.workloads.tokens import load_tokenise
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A system that misses the goals has words in place of a need."""
+
+    asked: Mapping[str, Any]
+    needs: Mapping[SystemName, Need | str]
+
+    def as_dict(self) -> dict[str, Any]:
+        needs = {
+            system: {"missed": need} if isinstance(need, str) else need.as_dict() for system, need in self.needs.items()
+        }
+        return {"asked": dict(self.asked), "systems": needs, "saved": self.saved()}
+
+    def saved(self) -> dict[str, dict[str, float]]:
+        """By each other system: the share of its workers that sharing does without, and its computed tokens to ours."""
+        ours = self.needs["shared"]
+        if isinstance(ours, str):
+            return {}
+        return {
+            system: {
+                "workers": 1 - ours.workers / need.workers,
+                "computed_tokens_ratio": need.computed_tokens_per_s / ours.computed_tokens_per_s,
+            }
+            for system, need in self.needs.items()
+            if system != "shared" and not isinstance(need, str)
+        }
+
+    def as_table(self) -> Table:
+        table = Table("system", "prefill workers", "decode workers", "in all", "TTFT p95 s", "TPOT p95 ms")
+        for name in ("hit ratio", "prompt tokens computed/s", "prefill busy", "decode busy"):
+            table.add_column(name, justify="right")
+        for system, need in self.needs.items():
+            if isinstance(need, str):
+                table.add_row(system, "-", "-", "goals missed")
+                continue
+            table.add_row(
+                system,
+                _pools(need.prefill_workers),
+                _pools(need.decode_workers),
+                str(need.workers),
+                f"{need.ttft_p95_s:.2f}",
+                f"{need.tpot_p95_s * 1000:.1f}",
+                f"{need.hit_ratio:.3f}",
+                f"{need.computed_tokens_per_s:,.0f}",
+                f"{need.prefill_busy:.0%}" if need.prefill_workers else "-",
+                f"{need.decode_busy:.0%}",
+            )
+        return table
+
+    def in_words(self) -> str:
+        lines = [need for need in self.needs.values() if isinstance(need, str)]
+        for system, saved in self.saved().items():
+            share, ratio = saved["workers"], saved["computed_tokens_ratio"]
+            change = f"{share:.0%} fewer workers" if share >= 0 else f"{-share:.0%} more workers"
+            lines.append(f"Sharing needs {change} than {system}, which computes {ratio:.1f} times the prompt tokens.")
+        cells = {need.cells for need in self.needs.values() if not isinstance(need, str)}
+        if max(cells, default=1) > 1:
+            lines.append(
+                f"Planned as {' or '.join(map(str, sorted(cells)))} equal cells, each with a router of its own."
+            )
+        return "\n".join(lines)
+
+
+def answer(
+    *,
+    source: str,
+    rate: float,
+    model: str,
+    hardware: str,
+    models: int,
+    ttft_s: float,
+    tpot_s: float,
+    link: str = "network",
+    lora: bool = False,
+    sessions: int = 200,
+    base: Path | None = None,
+    seed: int = 0,
+) -> Answer:
+    """
+    Raises:
+        UserError: what cannot be planned for, by the option that says it.
+    """
+    asked = {key: str(value) if isinstance(value, Path) else value for key, value in locals().items()}
+    for field, number in (("models", models), ("sessions", sessions)):
+        if number < 1:
+            raise UserError(f"{field}: at least 1, found {number}")
+    profile, goal = worker_profile(hardware, model, link=link), Goal(ttft_s, tpot_s)
+    names = model_names(models)
+    tokenise = rough_tokenise if base is None else load_tokenise(base)
+    workload = open_workload(source, tokenise, sessions=sessions, seed=seed)
+    demand = Demand(shapes_of(workload, names), names, rate, workload.preamble_tokens)
+    needs: dict[SystemName, Need | str] = {}
+    for system in get_args(SystemName):
+        try:
+            needs[system] = plan(demand, profile, goal, system, decode_pools=_pools_of(system, lora), seed=seed)
+        except GoalMissed as error:
+            needs[system] = str(error)
+    return Answer(asked, needs)
+
+
+def _pools_of(system: SystemName, lora: bool) -> int | None:
+    return 1 if lora and system == "shared" else None
+
+
+def _pools(workers: tuple[int, ...]) -> str:
+    """The sum, and what it is made of."""
+    if len(workers) < 2:
+        return str(sum(workers))
+    return f"{sum(workers)} ({' + '.join(map(str, workers))})"

@@ -1,0 +1,103 @@
+"""Simulated time: events in order, and devices whose time is shared by those who run on them."""
+
+from collections.abc import Callable
+from heapq import heappop, heappush
+from itertools import count
+from typing import Any, Protocol
+
+Event = Callable[[float, Any], None]
+
+
+class Clock:
+    """Events happen in order of time; those of one time in the order in which they were announced."""
+
+    def __init__(self) -> None:
+        self._events: list[tuple[float, int, Event, Any]] = []
+        self._order = count()
+        self.happened = 0  # events so far
+
+    def at(self, when: float, event: Event, argument: Any = None) -> None:
+        """Calls `event(when, argument)` at `when`, in seconds."""
+        heappush(self._events, (when, next(self._order), event, argument))
+
+    def run(self) -> float:
+        """Lets everything happen; returns the time of the last event."""
+        events, now, happened = self._events, 0.0, 0
+        while events:
+            now, _, event, argument = heappop(events)
+            event(now, argument)
+            happened += 1
+        self.happened += happened
+        return now
+
+
+class Tenant(Protocol):
+    """Who uses a device."""
+
+    def done(self, now: float) -> None:
+        """The time it asked for is over."""
+
+
+class Device:
+    """A GPU, or a CPU core: those who run on it at one time share it evenly (processor sharing).
+
+    Time is kept in device-seconds: how much each of the present tenants has received since the beginning. All of them
+    progress equally, so one heap of goals in that unit says who is next, however often the number of tenants changes.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._received = 0.0
+        self._since = 0.0  # when `_received` was brought up to date
+        self._goals: list[tuple[float, int, Tenant]] = []
+        self._current: dict[Tenant, int] = {}  # the tenants that run, each with the number of its valid goal
+        self._order = count()
+        self._announced = 0  # number of the event that is valid
+        self.busy_s = 0.0
+
+    def start(self, now: float, tenant: Tenant, seconds: float) -> None:
+        """`tenant`, which does not run here yet, is `done` when it has received that many device-seconds."""
+        self._advance(now)
+        self._aim(tenant, self._received + seconds)
+        self._announce()
+
+    def shorten(self, now: float, tenant: Tenant, goal: float) -> None:
+        """Lets `tenant` be done earlier: when the device-seconds are at `goal`."""
+        self._advance(now)
+        self._aim(tenant, goal)
+        self._announce()
+
+    def received(self, now: float) -> float:
+        """Device-seconds that each of the present tenants has received, counted from the beginning of time."""
+        self._advance(now)
+        return self._received
+
+    def _aim(self, tenant: Tenant, goal: float) -> None:
+        number = self._current[tenant] = next(self._order)
+        heappush(self._goals, (goal, number, tenant))
+
+    def _advance(self, now: float) -> None:
+        if self._current:
+            elapsed = now - self._since
+            self.busy_s += elapsed
+            self._received += elapsed / len(self._current)
+        self._since = now
+
+    def _announce(self) -> None:
+        goals, current = self._goals, self._current
+        while goals and current.get(goals[0][2]) != goals[0][1]:
+            heappop(goals)
+        self._announced += 1
+        if goals:
+            wait = max(0.0, goals[0][0] - self._received) * len(current)
+            self._clock.at(self._since + wait, self._reached, self._announced)
+
+    def _reached(self, now: float, number: int) -> None:
+        if number != self._announced:
+            return
+        self._advance(now)
+        goal, _, tenant = heappop(self._goals)
+        self._received = goal  # exactly, so that rounding does not add up
+        del self._current[tenant]
+        self._announce()
+        tenant.done(now)

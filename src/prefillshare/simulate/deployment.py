@@ -1,0 +1,97 @@
+"""How a call goes through a deployment: placed by the router's own code, computed by simulated workers."""
+
+from contextlib import AbstractContextManager
+
+from prefillshare.errors import UserError
+from prefillshare.router.placement.chunks import CHUNK_TOKENS
+from prefillshare.router.placement.placement import Placed, Placement
+from prefillshare.router.pool import Pool
+from prefillshare.router_config import PlacementConfig
+from prefillshare.simulate.cache import PrefixCache
+from prefillshare.simulate.calls import Prompts, Run, Shape
+from prefillshare.simulate.clock import Clock, Device
+from prefillshare.simulate.cost import WorkerProfile
+from prefillshare.simulate.layout import Layout, Role
+from prefillshare.simulate.legs import Answered, ColocatedLeg, DecodeLeg, PrefillLeg
+from prefillshare.simulate.worker import Worker
+
+
+class Deployment:
+    """Takes calls. Workers go by the names that the router knows them by."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        profile: WorkerProfile,
+        clock: Clock,
+        prompts: Prompts,
+        placement: PlacementConfig | None = None,
+    ) -> None:
+        self.profile, self.clock, self.prompts = profile, clock, prompts
+        self._colocated = layout.system == "colocated"
+        self.routes = layout.routes()
+        self.placement = Placement(self.routes, placement, block_size=profile.block_size)
+        self.devices: dict[tuple[Role, int], Device] = {}
+        self.workers: dict[str, Worker] = {}
+        for worker, place in layout.device_of_workers(self.routes).items():
+            device = self.devices.setdefault(place, Device(clock))
+            self.workers[worker.name] = self._worker(worker.name, worker.role, device)
+        self._link_free = dict.fromkeys(self.workers, 0.0)  # from when on each worker's link is
+
+    def check(self, shape: Shape) -> None:
+        """
+        Raises:
+            UserError: a call that a worker has no room for, however long it waits.
+        """
+        for call in shape:
+            for role, tokens in (("prefill", call.prompt), ("decode", call.prompt + call.output)):
+                room = self._kv_blocks("prefill" if role == "prefill" and not self._colocated else "decode")
+                if -(-tokens // self.profile.block_size) > room:
+                    raise UserError(
+                        f"a call of {call.prompt} prompt and {call.output} output tokens does not fit into the KV "
+                        f"memory of a {role} worker, {room * self.profile.block_size} tokens"
+                    )
+
+    def call(self, now: float, run: Run, answered: Answered) -> None:
+        """The session's present call, from its arrival until it is `answered`."""
+        model = run.call.model
+        placed = self.placement.prefill_chain(model, run.key, self.prompts.chain(run, CHUNK_TOKENS))
+        lease, worker = self._lease(self.routes[model].prefill, placed)
+        leg = (ColocatedLeg if self._colocated else PrefillLeg)(self, now, run, worker, lease, answered)
+        self.clock.at(now + self.profile.leg_s, leg.submit)
+
+    def decode(self, now: float, prefilled: PrefillLeg) -> None:
+        """What follows leg 1."""
+        run = prefilled.run
+        model = run.call.model
+        placed = self.placement.decode_chain(model, run.key, self.prompts.chain(run, self.profile.block_size))
+        lease, worker = self._lease(self.routes[model].decode, placed)
+        leg = DecodeLeg(prefilled, now, worker, lease)
+        self.clock.at(now + self.profile.leg_s, leg.submit)
+
+    def pulled(self, now: float, source: str, target: str, tokens: int) -> float:
+        """When the KV of so many tokens has gone from one worker to the other. A link serves one pull at a time."""
+        if not tokens:
+            return now
+        free = self._link_free
+        latency_s, size = self.profile.link.latency_s, tokens * self.profile.kv_bytes_per_token
+        sent = max(now, free[source], free[target]) + size / self.profile.link.bytes_per_s
+        free[source] = free[target] = sent
+        return sent + latency_s
+
+    def _lease(self, pool: Pool, placed: Placed | None) -> tuple[AbstractContextManager[None], Worker]:
+        assert placed is not None, "all workers are up"
+        lease = pool.lease(placed.worker, placed.tokens)
+        lease.__enter__()
+        return lease, self.workers[placed.worker.name]
+
+    def _worker(self, name: str, role: Role, device: Device) -> Worker:
+        profile = self.profile
+        cache = PrefixCache(self._kv_blocks(role))
+        return Worker(
+            name, device, profile.cost, cache, profile.block_size, profile.max_num_seqs, profile.max_num_batched_tokens
+        )
+
+    def _kv_blocks(self, role: Role) -> int:
+        tokens = self.profile.kv_tokens if role == "prefill" else self.profile.decode_kv_tokens
+        return (self.profile.kv_tokens if tokens is None else tokens) // self.profile.block_size

@@ -1,0 +1,112 @@
+"""Which workers a deployment has, whom they serve and which devices they run on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from prefillshare.errors import UserError
+from prefillshare.router.pool import Pool, Worker
+from prefillshare.router.route import ModelRoute, pools_of
+
+SystemName = Literal["shared", "per-model", "colocated"]
+Role = Literal["prefill", "decode"]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Workers and devices. Numbers of workers are for each pool, or a tuple of one number a pool.
+
+    shared: one pool of `prefill_workers` of the base for all models, `decode_workers` for each pool of models.
+    per-model: `prefill_workers` and `decode_workers` for each model.
+    colocated: `decode_workers` for each model, which prefill too.
+
+    Raises:
+        UserError: a number that makes no deployment, by field.
+    """
+
+    system: SystemName
+    models: tuple[str, ...]
+    prefill_workers: int | tuple[int, ...] = 1
+    decode_workers: int | tuple[int, ...] = 1
+    decode_pools: int | None = None  # shared only: models are LoRA modules in the same workers. None: a pool a model
+    prefill_devices: int | None = None  # for all prefill workers together. None: one for each
+    decode_devices: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.system not in get_args(SystemName):
+            raise UserError(f"system: there is no {self.system!r}; there is {', '.join(get_args(SystemName))}")
+        if not self.models or len(set(self.models)) < len(self.models):
+            raise UserError("models: at least one, each with a name of its own")
+        for field in ("prefill_workers", "decode_workers", "decode_pools", "prefill_devices", "decode_devices"):
+            value = getattr(self, field)
+            if value is not None and min(value if isinstance(value, tuple) else (value,)) < 1:
+                raise UserError(f"{field}: at least 1, found {value}")
+        if self.decode_pools and (self.system != "shared" or self.decode_pools > len(self.models)):
+            raise UserError("decode_pools: only models of the system `shared` share workers; at most a pool a model")
+        for field, pools in (("prefill_workers", self.prefill_pools), ("decode_workers", self._decode_pools)):
+            if isinstance(value := getattr(self, field), tuple) and len(value) != pools:
+                raise UserError(f"{field}: a number for each of {pools} pools, found {len(value)}")
+
+    @property
+    def prefill_pools(self) -> int:
+        return {"shared": 1, "per-model": len(self.models), "colocated": 0}[self.system]
+
+    @property
+    def _decode_pools(self) -> int:
+        return self.decode_pools or len(self.models)
+
+    def decode_pool_models(self) -> list[tuple[str, ...]]:
+        """The models of each decode pool."""
+        return [self.models[pool :: self._decode_pools] for pool in range(self._decode_pools)]
+
+    def prefill_pool_of(self, model: str) -> int:
+        """The number of the pool that prefills for the model, where workers prefill only."""
+        return self.models.index(model) if self.system == "per-model" else 0
+
+    def prefill_numbers(self) -> tuple[int, ...]:
+        """Workers of each pool."""
+        return _each(self.prefill_workers, self.prefill_pools)
+
+    def decode_numbers(self) -> tuple[int, ...]:
+        return _each(self.decode_workers, self._decode_pools)
+
+    def workers(self) -> int:
+        return sum(self.prefill_numbers()) + sum(self.decode_numbers())
+
+    def routes(self) -> dict[str, ModelRoute]:
+        """For each model, with all workers up."""
+        prefill_workers = self.prefill_numbers()
+        pools = [_pool("decode", *pool) for pool in zip(self.models, self.decode_numbers(), strict=False)]
+        decode = {model: pools[index % len(pools)] for index, model in enumerate(self.models)}
+        if self.system == "shared":
+            prefill = dict.fromkeys(self.models, _pool("prefill", "base", *prefill_workers))
+        elif self.system == "per-model":
+            named = zip(self.models, prefill_workers, strict=True)
+            prefill = {model: _pool("prefill", model, workers) for model, workers in named}
+        else:
+            prefill = decode
+        routes = {model: ModelRoute("base", prefill[model], decode[model], "behind_context") for model in self.models}
+        for pool in pools_of(routes.values()):
+            for worker in pool.workers:
+                pool.mark_up(worker)
+        return routes
+
+    def device_of_workers(self, routes: Mapping[str, ModelRoute]) -> dict[Worker, tuple[Role, int]]:
+        """Which device of which role each worker runs on; devices are given out in turn."""
+        given: dict[Worker, tuple[Role, int]] = {}
+        counts: dict[Role, int] = {"prefill": 0, "decode": 0}
+        devices: dict[Role, int | None] = {"prefill": self.prefill_devices, "decode": self.decode_devices}
+        for pool in pools_of(routes.values()):
+            for worker in pool.workers:
+                index = counts[worker.role]
+                given[worker] = (worker.role, index % (devices[worker.role] or index + 1))
+                counts[worker.role] += 1
+        return given
+
+
+def _each(workers: int | tuple[int, ...], pools: int) -> tuple[int, ...]:
+    return workers if isinstance(workers, tuple) else (workers,) * pools
+
+
+def _pool(role: Role, name: str, workers: int) -> Pool:
+    return Pool(f"{role}/{name}", [Worker(f"{role}-{name}-{index}", role, "") for index in range(workers)])

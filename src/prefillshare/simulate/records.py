@@ -1,0 +1,182 @@
+"""What is known of each call, and what is made of many."""
+
+import json
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from math import ceil
+from pathlib import Path
+from typing import Any, Protocol
+
+from prefillshare.errors import UserError
+from prefillshare.workloads.rows import lines_of
+
+
+@dataclass(frozen=True, slots=True)
+class CallRecord:
+    """Of a call that was answered. Times in seconds, `arrived_s` since the run began; lengths in tokens."""
+
+    session: str
+    turn: int
+    model: str
+    arrived_s: float
+    queue_s: float  # before the prefill worker took it
+    prefill_s: float  # from there to the end of leg 1
+    ttft_s: float  # from arrival to the first token
+    tpot_s: float  # between tokens after the first; 0 if there was one only
+    latency_s: float
+    prompt_tokens: int
+    cached_tokens: int  # of the prompt, in the prefill worker's cache
+    output_tokens: int
+    pulled_tokens: int  # of the prompt, brought to the decode worker
+    prefill_worker: str = ""
+    decode_worker: str = ""
+
+
+class Recorder(Protocol):
+    def call(self, record: CallRecord) -> None: ...
+
+    def session(self, begun_s: float, ended_s: float) -> None: ...
+
+
+class Records:
+    """Keeps every record."""
+
+    def __init__(self) -> None:
+        self.calls: list[CallRecord] = []
+        self.sessions: list[tuple[float, float]] = []
+
+    def call(self, record: CallRecord) -> None:
+        self.calls.append(record)
+
+    def session(self, begun_s: float, ended_s: float) -> None:
+        self.sessions.append((begun_s, ended_s))
+
+
+def write_records(file: Path, records: Iterable[CallRecord]) -> None:
+    """JSONL, a call a line."""
+    with file.open("w") as out:
+        for record in records:
+            out.write(json.dumps(asdict(record)) + "\n")
+
+
+def read_records(file: Path) -> list[CallRecord]:
+    """Fields that are not known are left out, so raw records of a benchmark may have more.
+
+    Raises:
+        UserError: an unreadable file, or a line that lacks a field.
+    """
+    known = {field.name for field in fields(CallRecord)}
+    records = []
+    for number, text in lines_of(file):
+        try:
+            records.append(CallRecord(**{key: value for key, value in json.loads(text).items() if key in known}))
+        except (json.JSONDecodeError, AttributeError, TypeError) as error:
+            raise UserError(f"{file}, line {number}: not the record of a call: {error}") from None
+    return records
+
+
+def read_bench(file: Path) -> list[CallRecord]:
+    """The calls among the raw records of `prefillshare bench`, but those that failed.
+
+    What happened behind the server is not in them: queue, leg 1, what was pulled and by whom are left empty.
+
+    Raises:
+        UserError: an unreadable file, or a line that is not a record.
+    """
+    records = []
+    for number, text in lines_of(file):
+        try:
+            row = json.loads(text)
+            if row["kind"] == "call" and row["error"] is None:
+                records.append(_of_client(row))
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise UserError(f"{file}, line {number}: not a benchmark's record: {error!r}") from None
+    return records
+
+
+def _of_client(row: Mapping[str, Any]) -> CallRecord:
+    further = row["output_tokens"] - 1
+    return CallRecord(
+        session=row["session"],
+        turn=row["turn"],
+        model=row["model"],
+        arrived_s=row["at"],
+        queue_s=0.0,
+        prefill_s=0.0,
+        ttft_s=row["ttft_s"],
+        tpot_s=(row["latency_s"] - row["ttft_s"]) / further if further > 0 else 0.0,
+        latency_s=row["latency_s"],
+        prompt_tokens=row["prompt_tokens"],
+        cached_tokens=row["cached_tokens"],
+        output_tokens=row["output_tokens"],
+        pulled_tokens=0,
+    )
+
+
+class Totals:
+    """Sums, and the latencies of all calls and sessions in a few bytes each: for millions of them.
+
+    Only what arrives from `since` on counts, so that the beginning, with its empty caches, can be left out.
+    """
+
+    def __init__(self, since: float = 0.0) -> None:
+        self._since = since
+        self.latency, self.ttft, self.tpot, self.session_s = array("f"), array("f"), array("f"), array("f")
+        self.prompt_tokens = self.cached_tokens = self.output_tokens = self.pulled_tokens = 0
+        self.begun, self.ended = float("inf"), 0.0
+
+    def call(self, record: CallRecord) -> None:
+        if record.arrived_s < self._since:
+            return
+        self.latency.append(record.latency_s)
+        self.ttft.append(record.ttft_s)
+        if record.output_tokens > 1:
+            self.tpot.append(record.tpot_s)
+        self.prompt_tokens += record.prompt_tokens
+        self.cached_tokens += record.cached_tokens
+        self.output_tokens += record.output_tokens
+        self.pulled_tokens += record.pulled_tokens
+        self.begun = min(self.begun, record.arrived_s)
+        self.ended = max(self.ended, record.arrived_s + record.latency_s)
+
+    def session(self, begun_s: float, ended_s: float) -> None:
+        if begun_s >= self._since:
+            self.session_s.append(ended_s - begun_s)
+
+    def summary(self) -> dict[str, float]:
+        """Means, p50, p95 and p99 in seconds, rates a second, the hit ratio of the prefill side."""
+        seconds = max(self.ended - self.begun, 1e-9)
+        found: dict[str, float] = {"calls": len(self.latency), "sessions": len(self.session_s), "seconds": seconds}
+        for name in ("latency", "ttft", "tpot", "session_s"):
+            values = getattr(self, name)
+            found |= percentiles(name.removesuffix("_s"), values)
+            found[f"{name.removesuffix('_s')}_mean_s"] = sum(values) / len(values) if values else 0.0
+        return found | {
+            "calls_per_s": len(self.latency) / seconds,
+            "sessions_per_s": len(self.session_s) / seconds,
+            "output_tokens_per_s": self.output_tokens / seconds,
+            "hit_ratio": self.cached_tokens / self.prompt_tokens if self.prompt_tokens else 0.0,
+            "computed_tokens": self.prompt_tokens - self.cached_tokens,
+            "pulled_tokens": self.pulled_tokens,
+        }
+
+
+def summarise(records: Records, since: float = 0.0) -> dict[str, float]:
+    totals = Totals(since)
+    for record in records.calls:
+        totals.call(record)
+    for begun, ended in records.sessions:
+        totals.session(begun, ended)
+    return totals.summary()
+
+
+def percentiles(name: str, values: Sequence[float]) -> Mapping[str, float]:
+    """The value that so many per cent of all do not exceed (nearest rank)."""
+    ordered = sorted(values)
+    return {f"{name}_p{share}_s": percentile(ordered, share) for share in (50, 95, 99)}
+
+
+def percentile(ordered: Sequence[float], share: float) -> float:
+    """Of values in order; 0 of none."""
+    return ordered[max(0, ceil(len(ordered) * share / 100) - 1)] if ordered else 0.0

@@ -1,0 +1,109 @@
+"""A deployment under a workload: sessions arrive, each call follows the answer to the one before."""
+
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from prefillshare.router_config import PlacementConfig
+from prefillshare.simulate.calls import Prompts, Run, Shape
+from prefillshare.simulate.clock import Clock
+from prefillshare.simulate.cost import WorkerProfile
+from prefillshare.simulate.deployment import Deployment
+from prefillshare.simulate.layout import Layout, Role
+from prefillshare.simulate.records import CallRecord, Recorder
+from prefillshare.workloads.arrivals import Arrivals, Closed, Poisson
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Of the simulation itself, and of the workers; the calls went to the recorder."""
+
+    ended_s: float  # simulated
+    events: int
+    busy: dict[Role, float]  # share of the time in which devices of the role had something to do, on average
+    peak_kv_tokens: int  # of the worker that had most in use
+
+
+class Simulation:
+    """One run. The same arguments give the same run, to the last digit."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        profile: WorkerProfile,
+        sessions: Iterable[Shape],
+        arrivals: Arrivals,
+        recorder: Recorder,
+        *,
+        preamble_tokens: int = 0,
+        placement: PlacementConfig | None = None,
+    ) -> None:
+        """
+        Args:
+            sessions: in the order in which they begin; may be an iterator, and is then read as they do.
+            preamble_tokens: that the prompts of all sessions begin with.
+        """
+        self._clock = Clock()
+        self.deployment = Deployment(layout, profile, self._clock, Prompts(preamble_tokens), placement)
+        self._profile, self._arrivals, self._recorder = profile, arrivals, recorder
+        self._sessions: Iterator[tuple[int, Shape]] = iter(enumerate(sessions))
+
+    def run(self) -> Outcome:
+        """
+        Raises:
+            UserError: a call that no worker has room for.
+        """
+        if isinstance(self._arrivals, Closed):
+            for _ in range(self._arrivals.concurrent):
+                self._begin(0.0)
+        else:
+            self._clock.at(0.0, self._arrive, intervals(self._arrivals))
+        ended = self._clock.run()
+        busy: dict[Role, list[float]] = {}
+        for (role, _), device in self.deployment.devices.items():
+            busy.setdefault(role, []).append(device.busy_s / ended if ended else 0.0)
+        peak = max(worker.cache.peak_in_use for worker in self.deployment.workers.values())
+        return Outcome(
+            ended,
+            self._clock.happened,
+            {role: sum(shares) / len(shares) for role, shares in busy.items()},
+            peak * self._profile.block_size,
+        )
+
+    def _arrive(self, now: float, waits: Iterator[float]) -> None:
+        if self._begin(now):
+            self._clock.at(now + next(waits), self._arrive, waits)
+
+    def _begin(self, now: float) -> bool:
+        """Returns whether there was a session left."""
+        for number, shape in self._sessions:
+            self.deployment.check(shape)
+            self._next_call(now, Run(number, shape, now))
+            return True
+        return False
+
+    def _next_call(self, now: float, run: Run) -> None:
+        if think_s := run.call.think_s:
+            self._clock.at(now + think_s, self._call, run)
+        else:
+            self._call(now, run)
+
+    def _call(self, now: float, run: Run) -> None:
+        self.deployment.call(now, run, self._answered)
+
+    def _answered(self, now: float, run: Run, record: CallRecord) -> None:
+        self._recorder.call(record)
+        run.turn += 1
+        if run.turn < len(run.shape):
+            self._next_call(now, run)
+            return
+        self._recorder.session(run.begun, now)
+        if isinstance(self._arrivals, Closed):
+            self._begin(now)
+
+
+def intervals(arrivals: Poisson) -> Iterator[float]:
+    """Seconds between sessions: those of `Poisson.times`, without end."""
+    draw = random.Random(arrivals.seed)
+    while True:
+        yield draw.expovariate(arrivals.rate)

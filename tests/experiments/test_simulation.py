@@ -1,0 +1,38 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments import simulation
+from prefillshare.simulate.hardware import worker_profile
+from prefillshare.workloads.arrivals import Closed
+
+
+def test_every_system_has_the_same_gpus() -> None:
+    for models in (1, 2, 4):
+        assert [layout.workers() for layout in simulation.systems(models, models)] == [2 * models] * 3
+    assert simulation.CELLS * (simulation.CELL_PREFILL + 4 * simulation.CELL_DECODE) == 1000
+
+
+def test_a_figure_is_written_and_plotted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simulation, "RESULTS", tmp_path)
+    profile = worker_profile("a100-80g", "llama-3.1-8b")
+    records = [
+        simulation.simulate(layout, profile, "react", Closed(load), 10)
+        for load in (2, 4)
+        for layout in simulation.systems(2, 2)
+    ]
+    assert {record["sessions"] for record in records} == {10}
+    again = simulation.simulate(simulation.systems(2, 2)[0], profile, "react", Closed(2), 10)
+    assert again == records[0]
+    simulation.write("small", records)
+    assert json.loads((tmp_path / "simulation-small.json").read_text())["records"] == records
+    simulation.plot(records, lambda record: int(record["load"].removeprefix("closed:")), "load", tmp_path / "small.png")
+    assert (tmp_path / "small.png").stat().st_size > 10_000
+
+
+def test_cells_are_simulated_apart() -> None:
+    one, other = simulation.cluster(cells=2, sessions=30)
+    assert one["sessions"] == other["sessions"] == 30
+    assert one["load"] == other["load"]
+    assert one["latency_p50_s"] != other["latency_p50_s"]

@@ -1,0 +1,66 @@
+import random
+
+import pytest
+
+from prefillshare.simulate.clock import Clock, Device
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def done(self, now: float) -> None:
+        self.ends.append(now)
+
+
+def test_events_happen_in_order_of_time_then_of_announcement() -> None:
+    clock, seen = Clock(), []
+    for when, name in ((2.0, "late"), (1.0, "first"), (1.0, "second")):
+        clock.at(when, lambda now, argument: seen.append((now, argument)), name)
+    assert clock.run() == 2.0
+    assert seen == [(1.0, "first"), (1.0, "second"), (2.0, "late")]
+    assert clock.happened == 3
+
+
+def start(clock: Clock, device: Device, when: float, seconds: float) -> Recorder:
+    tenant = Recorder()
+    clock.at(when, lambda now, _: device.start(now, tenant, seconds))
+    return tenant
+
+
+def test_a_device_is_shared_evenly() -> None:
+    clock = Clock()
+    device = Device(clock)
+    long, short = start(clock, device, 0.0, 4.0), start(clock, device, 1.0, 1.0)
+    clock.run()
+    assert short.ends == [3.0]  # from 1 to 3, at half speed
+    assert long.ends == [5.0]
+    assert device.busy_s == pytest.approx(5.0)
+
+
+def test_what_is_shortened_ends_earlier() -> None:
+    clock = Clock()
+    device = Device(clock)
+    tenant = start(clock, device, 1.0, 10.0)
+    clock.at(3.0, lambda now, _: device.shorten(now, tenant, device.received(now) + 0.5))
+    clock.run()
+    assert tenant.ends == [3.5]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_everyone_gets_what_was_asked_for_as_in_a_fine_grained_simulation(seed: int) -> None:
+    draw = random.Random(seed)
+    wanted = [(draw.uniform(0, 5), draw.uniform(0.1, 2)) for _ in range(8)]
+    clock = Clock()
+    device = Device(clock)
+    tenants = [start(clock, device, *each) for each in wanted]
+    clock.run()
+    left, now, step = [seconds for _, seconds in wanted], 0.0, 1e-3
+    ends = [0.0] * len(wanted)
+    while any(value > 0 for value in left):
+        present = [index for index, (when, _) in enumerate(wanted) if when <= now and left[index] > 0]
+        now += step
+        for index in present:
+            left[index] -= step / len(present)
+            ends[index] = now
+    assert [tenant.ends[0] for tenant in tenants] == pytest.approx(ends, abs=0.02)

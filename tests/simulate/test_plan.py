@@ -1,0 +1,109 @@
+from dataclasses import replace
+
+import pytest
+
+from prefillshare.errors import UserError
+from prefillshare.simulate.bounds import Alone, Demand
+from prefillshare.simulate.calls import Call
+from prefillshare.simulate.cost import Cost, WorkerProfile
+from prefillshare.simulate.goals import ByModel, Goal
+from prefillshare.simulate.layout import Layout
+from prefillshare.simulate.plan import GoalMissed, plan
+from prefillshare.simulate.records import CallRecord
+from tests.simulate.shapes import MODELS, PREAMBLE, PROFILE, sessions
+
+GOAL = Goal(ttft_s=1.5, tpot_s=0.05)
+SHAPES = sessions(60)
+
+
+def demand(rate: float) -> Demand:
+    return Demand(SHAPES, MODELS, rate, PREAMBLE)
+
+
+def test_more_load_needs_more_workers_and_a_small_one_one_of_each() -> None:
+    small, large = (plan(demand(rate), PROFILE, GOAL, "shared") for rate in (0.1, 8.0))
+    assert (small.prefill_workers, small.decode_workers) == ((1,), (1, 1))
+    assert large.workers > small.workers
+    for need in (small, large):
+        assert need.ttft_p95_s <= GOAL.ttft_s
+        assert need.tpot_p95_s <= GOAL.tpot_s
+
+
+def test_without_sharing_more_is_computed_by_more_workers() -> None:
+    shared, per_model = (plan(demand(9.0), PROFILE, GOAL, system) for system in ("shared", "per-model"))
+    assert shared.hit_ratio > per_model.hit_ratio
+    assert shared.computed_tokens_per_s < per_model.computed_tokens_per_s
+    assert shared.workers < per_model.workers
+    assert len(per_model.prefill_workers) == len(per_model.decode_workers) == 2
+
+
+def test_a_stricter_goal_for_the_time_between_tokens_needs_more_decode_workers() -> None:
+    loose, strict = (plan(demand(9.0), PROFILE, Goal(1.5, tpot_s), "shared") for tpot_s in (0.05, 0.0106))
+    assert strict.tpot_p95_s <= 0.0106 < loose.tpot_p95_s
+    assert sum(strict.decode_workers) > sum(loose.decode_workers)
+
+
+def test_a_large_load_is_planned_as_equal_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = plan(demand(12.0), PROFILE, GOAL, "shared")
+    monkeypatch.setattr("prefillshare.simulate.plan.CELL_CALLS", 200)
+    need = plan(demand(12.0), PROFILE, GOAL, "shared")
+    assert whole.cells == 1 < need.cells
+    assert all(workers % need.cells == 0 for workers in (*need.prefill_workers, *need.decode_workers))
+    assert sum(need.prefill_workers) >= sum(whole.prefill_workers)
+    assert sum(need.decode_workers) >= sum(whole.decode_workers)
+    assert need.workers <= 2.5 * whole.workers
+    assert need.computed_tokens_per_s == pytest.approx(whole.computed_tokens_per_s, rel=0.15)
+
+
+def test_the_pool_that_has_more_to_do_gets_more_workers() -> None:
+    shapes = [(*shape, *(replace(call, model="planner") for call in shape)) for shape in SHAPES]
+    need = plan(Demand(shapes, MODELS, 8.0, PREAMBLE), PROFILE, GOAL, "per-model")
+    assert need.prefill_workers[0] > need.prefill_workers[1]
+
+
+def test_modules_in_one_pool_need_fewer_workers_for_a_small_load() -> None:
+    need = plan(demand(0.1), PROFILE, GOAL, "shared", decode_pools=1)
+    assert need.decode_workers == (1,)
+
+
+def test_the_fewest_workers_are_those_that_the_work_keeps_busy() -> None:
+    """One call a session: 1,000 tokens of 1 ms, then 10 tokens in batches of 4, 0.1 s each."""
+    shapes = [(Call("planner", 0, 1000, 1000, 10, 0.0),)]
+    profile = WorkerProfile(Cost(step_s=0.1, token_s=0.001), PROFILE.link, 1, 64_000, max_num_seqs=4)
+    asked = Demand(shapes, ("planner",), 3.5)
+    found = Alone(Layout("shared", ("planner",)), asked, profile).fewest(Goal(10, 1), 3.5)
+    assert (found.prefill_numbers(), found.decode_numbers()) == ((4,), (1,))
+    assert Alone(Layout("shared", ("planner",)), asked, replace(profile, max_num_seqs=1)).fewest(
+        Goal(10, 1), 3.5
+    ).decode_numbers() == (4,)
+    colocated = Alone(Layout("colocated", ("planner",)), asked, profile).fewest(Goal(10, 1), 3.5)
+    assert colocated.decode_numbers() == (5,)
+
+
+def test_a_goal_that_nobody_can_meet_is_named() -> None:
+    with pytest.raises(UserError, match=r"ttft: 0\.01 s cannot be met"):
+        plan(demand(1.0), PROFILE, Goal(0.01, 1.0), "shared")
+    with pytest.raises(UserError, match=r"tpot: 0\.001 s cannot be met"):
+        plan(demand(1.0), PROFILE, Goal(10.0, 0.001), "shared")
+
+
+def test_a_system_that_needs_far_more_workers_than_it_keeps_busy_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prefillshare.simulate.plan.TOO_MANY", 1)
+    with pytest.raises(GoalMissed, match="per-model misses the goals even with"):
+        plan(demand(9.0), PROFILE, Goal(0.4, 0.05), "per-model")
+
+
+@pytest.mark.parametrize("field", ["ttft_s", "tpot_s"])
+def test_a_goal_is_above_zero(field: str) -> None:
+    with pytest.raises(UserError, match=field.removesuffix("_s")):
+        Goal(**{"ttft_s": 1.0, "tpot_s": 1.0} | {field: 0.0})
+
+
+def test_goals_are_about_each_model_and_the_calls_that_count() -> None:
+    seen = ByModel(since=5.0, until=15.0)
+    for arrived in range(20):
+        for model, seconds in (("a", 0.1), ("b", 0.3)):
+            slow = 10.0 if arrived in (4, 16) else seconds
+            seen.call(CallRecord("s", 0, model, arrived, slow / 3, slow / 6, slow, 0.01, 1.0, 100, 40, 2, 60))
+    assert (seen.ttft("a"), seen.ttft("b"), seen.leg_1("b")) == (0.1, 0.3, pytest.approx(0.15))
+    assert (seen.worst_ttft(), seen.worst_tpot(), seen.totals.prompt_tokens) == (0.3, 0.01, 2200)
