@@ -10,8 +10,9 @@ import aiohttp
 
 from experiments.references import Call
 
-# The errors that a worker's failure may lead to, by code, with their statuses (docs/router.md).
+# The errors that a worker's failure may lead to, by code, with their statuses (docs/router.md, docs/flow.md).
 DOCUMENTED = {
+    "overloaded": 429,
     "worker_failed": 502,
     "worker_lost": 502,
     "kv_lost": 503,

@@ -7,7 +7,7 @@ from typing import Any
 
 from prefillshare.config import BaseConfig, Deployment, ModuleConfig, WorkerConfig
 from prefillshare.module import MANIFEST_NAME, DecodeModule, load_module
-from prefillshare.router_config import HealthConfig, RouterConfig
+from prefillshare.router_config import FlowConfig, HealthConfig, RouterConfig
 
 BLOCK_SIZE = 32
 MAX_MODEL_LEN = 512
@@ -74,7 +74,10 @@ def plan_deployment(
             cores=cores,
             engine_args=("--num-gpu-blocks-override", str(_KV_BLOCKS)),
         ),
-        # Prompts are short, so a step is: an engine that does nothing for so long hangs.
-        router=RouterConfig(port=first_port, health=HealthConfig(stalled_after_s=8.0)),
+        # Prompts are short, so a step is: an engine that does nothing for so long hangs. Calls wait for room however
+        # many there are: a refusal would say nothing of failures.
+        router=RouterConfig(
+            port=first_port, health=HealthConfig(stalled_after_s=8.0), flow=FlowConfig(queue_share=100.0)
+        ),
         log_dir=log_dir,
     )

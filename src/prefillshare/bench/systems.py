@@ -24,7 +24,7 @@ from prefillshare.config import BaseConfig, Deployment, ModuleConfig, WorkerConf
 from prefillshare.engine.worker import WorkerSpec, plan_workers
 from prefillshare.errors import UserError
 from prefillshare.fields import Count, Port, Section
-from prefillshare.router_config import RouterConfig
+from prefillshare.router_config import FlowConfig, HealthConfig, RouterConfig
 
 SystemName = Literal["shared", "shared-lora", "per-model", "colocated"]
 SYSTEMS: tuple[SystemName, ...] = get_args(SystemName)
@@ -85,7 +85,12 @@ def plan(system: SystemName, models: int, base: Path, folder: Path, machine: Mac
             max_num_seqs=machine.max_num_seqs,
             engine_args=machine.engine_args,
         ),
-        router=RouterConfig(port=machine.first_port),
+        router=RouterConfig(
+            port=machine.first_port,
+            # Every call is served, however long it waits: a system that refused calls would look fast.
+            flow=FlowConfig(queue_share=1e6, queue_calls=1_000_000, max_wait_s=86400.0),
+            health=HealthConfig(token_every_s=86400.0),  # probes would take part of a system's time
+        ),
         log_dir=folder / "logs",
     )
 
