@@ -1,12 +1,13 @@
 """Chooses the workers of a call, and remembers what later choices go by: homes and known prefixes."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from prefillshare.router.placement.chunks import CHUNK_TOKENS, Chain, chain_of_request, chain_of_tokens
 from prefillshare.router.placement.known import KnownPrefixes
-from prefillshare.router.placement.policy import Choice, Policy
+from prefillshare.router.placement.policy import Policy
 from prefillshare.router.placement.rule import Candidate, Prompt
 from prefillshare.router.placement.table import policies
 from prefillshare.router.pool import Pool, Worker
@@ -84,10 +85,8 @@ class Placement:
         """The same for a prompt that is there as a chain already."""
         pool = self.routes[model].prefill
         candidates = self._candidates(pool, self._prefill_memory, session, chain, without)
-        if has_room:
-            candidates = [one for one in candidates if has_room(one.worker, _missing(chain, one))] or candidates
-        chosen = self._choose(self._prefill, candidates, pool, self._prefill_memory, session, chain)
-        return chosen and Placed(chosen.candidate.worker, chosen.rule, _missing(chain, chosen.candidate))
+        load = partial(_missing, chain)
+        return self._place(self._prefill, candidates, pool, self._prefill_memory, session, chain, load, has_room)
 
     def to_compute(self, model: str, chain: Chain) -> dict[Worker, int]:
         """What a prefill of that prompt would put on each worker that is ready, in tokens."""
@@ -122,10 +121,11 @@ class Placement:
         """The same for a prompt that is there as a chain already."""
         pool = self.routes[model].decode
         candidates = self._candidates(pool, self._decode_memory, session, chain, without)
-        if has_room:
-            candidates = [one for one in candidates if has_room(one.worker, chain.tokens)] or candidates
-        chosen = self._choose(self._decode, candidates, pool, self._decode_memory, session, chain)
-        return chosen and Placed(chosen.candidate.worker, chosen.rule, chain.tokens)
+
+        def load(candidate: Candidate) -> int:
+            return chain.tokens
+
+        return self._place(self._decode, candidates, pool, self._decode_memory, session, chain, load, has_room)
 
     def stay(self, pool: Pool, session: SessionKey | None, worker: Worker) -> None:
         """`worker` of `pool` has served the session's call, whatever was chosen after it."""
@@ -179,7 +179,7 @@ class Placement:
             )
         return candidates
 
-    def _choose(
+    def _place(
         self,
         policy: Policy,
         candidates: Sequence[Candidate],
@@ -187,7 +187,12 @@ class Placement:
         memory: "_Memory",
         session: SessionKey | None,
         chain: Chain,
-    ) -> Choice | None:
+        load: Callable[[Candidate], int],
+        has_room: HasRoom | None,
+    ) -> Placed | None:
+        """Chooses, and remembers it. `load` is what the call puts on a candidate. If none has room, all count."""
+        if has_room:
+            candidates = [one for one in candidates if has_room(one.worker, load(one))] or candidates
         chosen = policy.choose(candidates, Prompt(chain.tokens, session))
         if chosen is None:
             return None
@@ -195,7 +200,7 @@ class Placement:
         memory.of(pool, worker).add(chain.hashes)
         if session:
             self._homes_in(pool).set(session, worker.name)
-        return chosen
+        return Placed(worker, chosen.rule, load(chosen.candidate))
 
 
 def _missing(chain: Chain, candidate: Candidate) -> int:
