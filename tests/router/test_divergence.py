@@ -1,5 +1,6 @@
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -215,11 +216,18 @@ def turns(workload: Workload, session: Session) -> Iterator[tuple[str, list[Mess
 
 
 def workload_of(source: str) -> Workload:
+    """A planner and an actor, without the examples that all sessions begin with."""
     if source == "drawn":
-        return open_workload("react", words, sessions=12)
-    if not RECORDED.exists():
+        workload = open_workload("react", words, sessions=12)
+    elif RECORDED.exists():
+        workload = open_workload(f"react:{RECORDED}", words, sessions=40)
+    else:
         pytest.skip("the recorded sessions are not here")
-    return open_workload(f"react:{RECORDED}", words, sessions=40)
+    sessions = (
+        replace(session, turns=tuple(turn for turn in session.turns if turn.role in ("planner", "actor")))
+        for session in workload.sessions
+    )
+    return replace(workload, preamble="", preamble_tokens=0, sessions=tuple(sessions))
 
 
 @pytest.mark.parametrize("source", ["drawn", "recorded"])
