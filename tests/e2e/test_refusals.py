@@ -118,3 +118,21 @@ def test_a_preempted_request_ends_with_an_error(workers: Workers) -> None:
     with ThreadPoolExecutor(2) as pool:
         assert sorted(pool.map(call, prompts)) == ["answered", "preempted"]
     assert serves(workers)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_grammar_that_no_answer_can_follow_is_refused_as_the_clients_mistake(workers: Workers, stream: bool) -> None:
+    endless = {"grammar": "root ::= root"}
+    response = complete(
+        workers.full,
+        PROMPT,
+        max_tokens=2,
+        kv_transfer_params=handoff(workers),
+        structured_outputs=endless,
+        stream=stream,
+    )
+    if stream:
+        assert '"code": "grammar_failed"' in response.text
+    else:
+        assert refused(response) == "grammar_failed"
+    assert serves(workers)

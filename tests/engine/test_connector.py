@@ -99,6 +99,8 @@ class Request(SimpleNamespace):
             "num_preemptions": 0,
             "resumable": False,
             "lora_request": None,
+            "structured_output_request": None,
+            "num_computed_tokens": 0,
         }
         super().__init__(
             kv_transfer_params=copy.deepcopy(params),
@@ -280,6 +282,39 @@ def test_a_preempted_request_is_refused() -> None:
     tokens, told = schedule(connector, request)  # preemption: scheduled once more, from token 0
     assert (tokens, told.refused) == (1, {request.request_id})
     assert REFUSALS.get(request.request_id).reason == "preempted"
+
+
+@pytest.mark.parametrize(
+    ("grammar", "computed", "told"),
+    [
+        (RuntimeError("it is left-recursive"), 0, "it is left-recursive"),
+        ("compiled", 70, "it lets no token through"),
+        ("compiled", 69, None),  # ended before its prompt: by the pull
+        (None, 0, None),
+    ],
+)
+def test_a_structure_that_no_answer_can_have_is_the_clients_mistake(
+    grammar: object, computed: int, told: str | None
+) -> None:
+    connector = make_connector()
+    asked = SimpleNamespace(grammar=grammar)
+    request = Request(HANDOFF, structured_output_request=asked)
+    assert outcome(connector, request) == "pulled"
+    request.status, request.num_computed_tokens = RequestStatus.FINISHED_ERROR, computed
+    connector.request_finished_all_groups(request, ())
+    refusal = REFUSALS.get(request.request_id)
+    assert (refusal and (refusal.reason, told in refusal.message)) == (told and ("grammar_failed", True))
+    stats = connector.get_kv_connector_stats()
+    assert [reason for _, reason, _ in stats.data["refusals"]] == (["grammar_failed"] if told else [])
+
+
+def test_other_ends_of_structured_answers_are_no_mistake() -> None:
+    connector = make_connector()
+    request = Request(HANDOFF, structured_output_request=SimpleNamespace(grammar="compiled"), num_computed_tokens=80)
+    assert outcome(connector, request) == "pulled"
+    request.status = RequestStatus.FINISHED_STOPPED
+    connector.request_finished_all_groups(request, ())
+    assert REFUSALS.get(request.request_id) is None
 
 
 def test_a_prompt_of_one_token_may_be_computed_here() -> None:

@@ -4,6 +4,7 @@ import contextlib
 import socket
 import sys
 import threading
+from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,8 +14,25 @@ import zmq
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl import base_scheduler, base_worker, pull_scheduler
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.base_scheduler import NixlBaseConnectorScheduler
 from vllm.distributed.nixl_utils import NixlWrapper, nixl_agent_config
+from vllm.sampling_params import StructuredOutputsParams
+from vllm.v1.request import RequestStatus
+from vllm.v1.structured_output.request import StructuredOutputRequest
 
 from prefillshare.engine import hooks
+
+
+def test_what_came_of_a_grammar_is_found() -> None:
+    asked = StructuredOutputRequest(StructuredOutputsParams(grammar="root ::= root"))
+    request = SimpleNamespace(
+        structured_output_request=asked,
+        status=RequestStatus.FINISHED_ERROR,
+        num_computed_tokens=0,
+        num_prompt_tokens=7,
+    )
+    asked.grammar = compiling = Future[Any]()
+    assert hooks.grammar_failed(request) is None
+    compiling.set_exception(RuntimeError("left-recursive"))
+    assert hooks.grammar_failed(request) == "left-recursive"
 
 
 def test_the_progress_thread_of_an_agent_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:

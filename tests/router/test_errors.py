@@ -70,9 +70,8 @@ def test_lost_kv_is_told_apart_for_it_can_come_back(reason: str) -> None:
 @pytest.mark.parametrize("reason", [reason for reason, status in STATUS.items() if status == 400])
 def test_other_refusals_are_the_deployments_fault_but_for_what_the_client_asked(reason: str) -> None:
     error = refused_handoff(reason)
-    assert (error.status, error.code) == (
-        (400, "unsupported_parameter") if reason == "local_prefill_asked" else (502, "handoff_refused")
-    )
+    clients = {"local_prefill_asked": "unsupported_parameter", "grammar_failed": "invalid_grammar"}
+    assert (error.status, error.code) == ((400, clients[reason]) if reason in clients else (502, "handoff_refused"))
     assert error.retry is None
 
 

@@ -79,6 +79,8 @@ _REMEMBERED_HANDOFFS = 50_000
 # the handshake's round trip, which NIXL lets take up to 5 s.
 _CLOCK_MARGIN_S = 2.5
 
+_LONGEST_REASON = 500  # characters of what a grammar compiler says of a grammar
+
 _MESSAGES: dict[Reason, str] = {
     "pull_failed": "the prefill worker's KV could not be read",
     "another_base": "the prefill worker runs another base, or keeps its KV in another form",
@@ -236,6 +238,11 @@ class SharedPrefillConnector(NixlPullConnector):
     def request_finished_all_groups(
         self, request: "Request", block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
+        if self._decodes and (why := hooks.grammar_failed(request)):
+            message = f"no answer can be made with the structure asked for: {why[:_LONGEST_REASON]}"
+            refusal = Refusal("grammar_failed", message)
+            REFUSALS.note(request.request_id, refusal)
+            self._stats.record_refusal(request.request_id, refusal)
         held, params = super().request_finished_all_groups(request, block_ids)
         if held and params is not None and self.connector_scheduler is not None:
             deadline = hooks.lease_deadline(self.connector_scheduler, request.request_id)

@@ -21,6 +21,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.nixl.metadata import compute_n
 from vllm.distributed.nixl_utils import NixlWrapper
 from vllm.logger import init_logger
 from vllm.platforms import current_platform
+from vllm.v1.request import Request, RequestStatus
 
 from prefillshare.engine.handoff import Reason
 
@@ -106,6 +107,21 @@ def keep_listening(scheduler: NixlBaseConnectorScheduler) -> None:
                 stop.wait(_RELISTEN_S)
 
     scheduler._nixl_handshake_listener = listen_on
+
+
+def grammar_failed(request: Request) -> str | None:
+    """Why a request that ends with an error failed by the structure it asked for; None if it did not.
+
+    vLLM has no status of its own for it. Without a grammar, the request holds an exception in its place. With one that
+    lets no token through (a grammar that cannot be followed to an end passes as well-formed), it ends behind its
+    prompt, where nothing else ends a request with an error.
+    """
+    asked = request.structured_output_request
+    if asked is None or request.status != RequestStatus.FINISHED_ERROR:
+        return None
+    if isinstance(asked.grammar, Exception):
+        return str(asked.grammar)
+    return "it lets no token through" if request.num_computed_tokens >= request.num_prompt_tokens else None
 
 
 def lease_deadline(scheduler: NixlBaseConnectorScheduler, request_id: str) -> float:

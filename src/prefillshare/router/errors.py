@@ -12,7 +12,7 @@ WORKER_TIMED_OUT = "worker_timed_out"
 
 # What a worker's refusal of a handoff says of itself (`prefillshare.engine.refusals`).
 _REFUSED_HANDOFF = "handoff_refused"
-_CLIENTS_MISTAKE = "local_prefill_asked"
+_CLIENTS_MISTAKES = {"local_prefill_asked": "unsupported_parameter", "grammar_failed": "invalid_grammar"}  # our code
 _LOST = frozenset({"another_base", "pull_failed", "lease_expired", "preempted"})
 PREFILLS_FAULT = frozenset({"another_base", "pull_failed"})  # of these: the KV is not to be had from that worker
 
@@ -113,8 +113,8 @@ def worker_refused(worker: str, status: int, body: bytes) -> RouterError:
 
 def _handoff_refused(worker: str, reason: str, message: str) -> RouterError:
     """A client has no hand in handoffs: but for what it asked of the prompt itself, the fault is the deployment's."""
-    if reason == _CLIENTS_MISTAKE:
-        return bad_request(message, code="unsupported_parameter")
+    if reason in _CLIENTS_MISTAKES:
+        return bad_request(message, code=_CLIENTS_MISTAKES[reason])
     if reason in _LOST:
         return _come_back(f"worker {worker}: {reason}: {message}", KV_LOST, retry=reason)
     return _bad_gateway(worker, f"{reason}: {message}", "handoff_refused", retry=None)

@@ -252,7 +252,8 @@ class Relay:
 
 
 def _wants_structure(body: Mapping[str, Any]) -> bool:
-    """Then a client can make the worker fail: vLLM 0.32 answers 500 where no grammar can be made of the structure."""
+    """Then a worker's failure may be the client's doing: what vLLM's grammar compilers make of a structure is not known
+    well enough to blame the worker. The known case, a grammar that no answer can follow, is a 400 of the worker's."""
     return any(body.get(field) for field in _STRUCTURES)
 
 
