@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,15 @@ def test_percentiles_are_values_that_were_seen() -> None:
 def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no run has ended here; run `prefillshare bench run"):
         read_runs(tmp_path, Slo())
+
+
+def test_how_near_a_run_came_to_what_is_possible_is_told_where_costs_are_known(tmp_path: Path) -> None:
+    assert figures(tmp_path).values["least s possible"] is None
+    costs = {"cost": {"step_s": 0.1, "token_s": 0.2}, "leg_s": 0.0, "link_bytes_per_s": 1e9}
+    (tmp_path / "costs.json").write_text(json.dumps(costs))
+    run = figures(tmp_path)
+    # Three answered calls of one session, each of 80 new tokens and 11 steps; the run took a minute.
+    least = 3 * (80 * 0.2 + 11 * 0.2)
+    assert run.values["least s possible"] == pytest.approx(least)
+    assert run.values["of the possible speed"] == pytest.approx(least / 60)
+    assert run.bound_by == "the longest session"

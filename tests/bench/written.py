@@ -14,6 +14,7 @@ CALL = {
     "ttft_s": 1.0,
     "latency_s": 3.0,
     "prompt_tokens": 100,
+    "new_tokens": 80,
     "cached_tokens": 64,
     "output_tokens": 11,
     "expected_output_tokens": 11,

@@ -6,7 +6,16 @@ from dataclasses import replace
 import pytest
 
 from prefillshare.errors import UserError
-from prefillshare.simulate.calibrate import Measured, errors, fit_alone, fit_from_outside, refine
+from prefillshare.simulate.calibrate import (
+    Measured,
+    StepTime,
+    errors,
+    fit_alone,
+    fit_batches,
+    fit_from_outside,
+    misses,
+    refine,
+)
 from prefillshare.simulate.calls import Shape
 from prefillshare.simulate.cost import Cost, Link, WorkerProfile
 from prefillshare.simulate.layout import Layout
@@ -115,3 +124,27 @@ def test_too_few_records_are_refused() -> None:
         fit_alone(measured(Closed(1)).records[:19], GUESS)
     with pytest.raises(UserError, match="at least 20 calls"):
         fit_from_outside([], GUESS)
+
+
+@pytest.mark.parametrize(
+    "true",
+    [
+        Cost(step_s=0.04, token_s=0.002, sequence_s=0.004, kv_token_s=5e-7),  # arithmetic never limits
+        Cost(step_s=0.02, token_s=0.004, sequence_s=0.001, kv_token_s=1e-6),  # it does from 5 sequences on
+    ],
+)
+def test_steps_of_several_sizes_tell_what_a_sequence_costs(true: Cost) -> None:
+    points = [
+        StepTime(size, size * context, true.step(0, 0.0, size, size * context))
+        for size in (1, 2, 4, 8, 16)
+        for context in (128, 1024)
+    ]
+    found = fit_batches(replace(true, step_s=1.0, sequence_s=0.0, kv_token_s=0.0), points)
+    for name in ("step_s", "sequence_s", "kv_token_s"):
+        assert getattr(found, name) == pytest.approx(getattr(true, name), rel=0.01), name
+    assert max(map(abs, misses(found, points))) < 0.01
+
+
+def test_steps_of_one_size_tell_nothing() -> None:
+    with pytest.raises(UserError, match=r"at least 3 sizes, found \[4\]"):
+        fit_batches(TRUE.cost, [StepTime(4, 100, 0.1)] * 5)

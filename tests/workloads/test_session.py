@@ -1,6 +1,6 @@
 import pytest
 
-from prefillshare.workloads.session import Session, Turn, Workload, prompt_tokens
+from prefillshare.workloads.session import Session, Turn, Workload, new_tokens, prompt_tokens
 
 
 def turn(role: str, observed: int, output: int, **fields) -> Turn:
@@ -17,6 +17,11 @@ def test_a_prompt_holds_what_was_seen_and_said_and_the_roles_instructions() -> N
 def test_a_new_trial_keeps_the_preamble_alone() -> None:
     session = Session("s", (turn("planner", 10, 4), turn("planner", 12, 4, restarts=True), turn("actor", 0, 1)))
     assert list(prompt_tokens(Workload("w", "", 100, (session,)), session)) == [113, 115, 119]
+
+
+def test_what_no_earlier_prompt_held_is_new() -> None:
+    turns = (turn("planner", 10, 4), turn("actor", 0, 2), turn("planner", 7, 5), turn("planner", 12, 4, restarts=True))
+    assert list(new_tokens(Session("s", turns))) == [10 + 3, 4 + 0 + 3, 2 + 7 + 3, 12 + 3]
 
 
 @pytest.mark.parametrize(

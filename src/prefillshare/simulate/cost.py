@@ -21,7 +21,7 @@ class Cost:
     sequence_s: float = 0.0
     kv_token_s: float = 0.0
 
-    def step(self, tokens: int, pairs: float, sequences: int, kv_tokens: int) -> float:
+    def step(self, tokens: int, pairs: float, sequences: int, kv_tokens: float) -> float:
         computed = self.launch_s + self.token_s * (tokens + sequences)
         growing = self.sequence_s * sequences + self.kv_token_s * kv_tokens
         return max(self.step_s, computed) + self.pair_s * pairs + growing

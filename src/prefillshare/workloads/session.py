@@ -80,6 +80,17 @@ def prompt_tokens(workload: Workload, session: Session) -> Iterator[int]:
         context += turn.output_tokens
 
 
+def new_tokens(session: Session) -> Iterator[int]:
+    """How many tokens of each turn's prompt are in no earlier prompt of the session, nor in the preamble.
+
+    What a chat template adds is not counted, so no system can compute fewer.
+    """
+    left = 0  # what the turn before put out, which no prompt has held yet
+    for turn in session.turns:
+        yield (0 if turn.restarts else left) + turn.observed_tokens + turn.instructions_tokens
+        left = turn.output_tokens
+
+
 def fitting(turns: Iterable[Turn], preamble_tokens: int, limit: int | None) -> tuple[Turn, ...]:
     """The turns up to the first whose prompt and output together are more than `limit` tokens. None means no limit."""
     taken: list[Turn] = []

@@ -1,0 +1,77 @@
+"""How fast a run's work can be done at best: at the measured costs, with every token computed once and nobody waiting.
+
+Four limits that no system on the same cores can go below: prompts (every token that no earlier prompt of its session
+holds is computed once), answers (all calls that the load can have under way at once form one batch, whichever model
+they call), bytes (the KV of every new token is handed over once), and the session that takes longest when nobody else
+is there. Ordinary vLLMs hand nothing over, and have all cores for both prompts and answers.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prefillshare.simulate.cost import WorkerProfile
+from prefillshare.workloads.arrivals import Closed, parse_arrivals
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """In seconds, for a whole run."""
+
+    prefill_s: float
+    decode_s: float
+    handoff_s: float
+    session_s: float
+
+    @property
+    def limit(self) -> str:
+        limits = {
+            "prompts": self.prefill_s,
+            "answers": self.decode_s,
+            "bytes": self.handoff_s,
+            "the longest session": self.session_s,
+        }
+        return max(limits, key=lambda name: limits[name])
+
+    @property
+    def seconds(self) -> float:
+        return max(self.prefill_s, self.decode_s, self.handoff_s, self.session_s)
+
+
+def bound(facts: Mapping[str, Any], calls: Sequence[Mapping[str, Any]], profile: WorkerProfile) -> Bound | None:
+    """Of the calls that were answered; None for runs whose records do not say which tokens of a prompt were new.
+
+    The preamble that all prompts begin with is left out: it is computed once in a run.
+    """
+    if not calls or any("new_tokens" not in call for call in calls):
+        return None
+    cost, machine = profile.cost, facts["machine"]
+    prefill = [
+        cost.token_s * call["new_tokens"] + cost.pair_s * _pairs(call["prompt_tokens"], call["new_tokens"])
+        for call in calls
+    ]
+    at_once = _at_once(facts["load"], machine["max_num_seqs"])
+    sessions: dict[str, float] = {}
+    decode_s = 0.0
+    for call, prefill_s in zip(calls, prefill, strict=True):
+        read = call["prompt_tokens"] + call["output_tokens"] / 2
+        decode_s += call["output_tokens"] * cost.step(0, 0.0, at_once, at_once * read) / at_once
+        alone = 2 * profile.leg_s + prefill_s + call["output_tokens"] * cost.step(0, 0.0, 1, read)
+        sessions[call["session"]] = sessions.get(call["session"], 0.0) + alone
+    prefill_s, session_s = sum(prefill), max(sessions.values())
+    prefill_cores, decode_cores = len(machine["prefill_cores"]), len(machine["decode_cores"])
+    if facts["system"] == "colocated":
+        both_s = (prefill_s + decode_s) / (prefill_cores + decode_cores)
+        return Bound(both_s, both_s, 0.0, session_s)
+    moved = sum(call["new_tokens"] for call in calls) * profile.kv_bytes_per_token
+    return Bound(prefill_s / prefill_cores, decode_s / decode_cores, moved / profile.link.bytes_per_s, session_s)
+
+
+def _pairs(prompt: int, new: int) -> float:
+    """Pairs of a new token with one that it attends to."""
+    return new * (prompt - new + (new + 1) / 2)
+
+
+def _at_once(load: str, most: int) -> int:
+    arrivals = parse_arrivals(load)
+    return min(arrivals.concurrent, most) if isinstance(arrivals, Closed) else most

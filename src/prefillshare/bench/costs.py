@@ -1,0 +1,240 @@
+"""What prefill, decode and handoff cost on this machine: measured on the workers that the systems are made of.
+
+One model on the system `shared`, and three kinds of calls: prompts of several lengths that no cache knows, the same
+prompts again with something behind them, and batches of answers of several sizes. Costs are fitted to these; the report
+bounds by them what is possible, and the simulator predicts runs by them.
+"""
+
+import asyncio
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from prefillshare.bench.client import Answer, call
+from prefillshare.bench.host import Hosted
+from prefillshare.bench.scrape import growth, scrape
+from prefillshare.bench.systems import Machine, model_names
+from prefillshare.errors import UserError
+from prefillshare.simulate.calibrate import StepTime, fit_batches, fit_from_outside, misses
+from prefillshare.simulate.cost import Cost, Link, WorkerProfile
+from prefillshare.simulate.records import CallRecord
+from prefillshare.workloads.tokens import Salad, Tokenise
+
+FILE = "costs.json"
+
+_ROUNDS = 3
+_PROMPTS = (128, 256, 512, 1024, 2048, 4096)  # tokens
+_BEHIND = 48  # tokens that a prompt which is known already has behind it
+_BATCHES = (1, 2, 4, 8, 16, 32)
+_CONTEXTS = (128, 1024)
+_FEW, _MANY = 9, 48  # output tokens
+_ROOM = 64  # for the chat template
+_BATCHED_TOKENS = 2048  # of a step, vLLM's default on CPUs
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Calls one at a time, decode steps in batches, and the bytes and seconds of all pulls."""
+
+    alone: Sequence[CallRecord]
+    steps: Sequence[StepTime]
+    pulled_bytes: float
+    pull_s: float
+
+
+async def measure(
+    http: aiohttp.ClientSession, system: Hosted, tokenise: Tokenise, machine: Machine, step: Callable[[str], None]
+) -> Measured:
+    """Takes some minutes on CPUs. `step` is told what comes next.
+
+    Raises:
+        UserError: a call failed, or the tokenizer cannot make up prompts of a given length.
+    """
+    try:
+        measuring = _Measuring(http, system, Salad(tokenise), machine, step)
+    except ValueError as error:
+        raise UserError(f"base: {error}") from None
+    return await measuring.all()
+
+
+def fit(measured: Measured, machine: Machine, kv_bytes_per_token: int) -> WorkerProfile:
+    """
+    Raises:
+        UserError: too few measurements to tell the costs apart.
+    """
+    unknown = WorkerProfile(
+        Cost(1.0, 1.0),
+        Link(0.0, 1.0),
+        kv_bytes_per_token=kv_bytes_per_token,
+        kv_tokens=machine.prefill_kv_tokens,
+        block_size=machine.block_size,
+        max_num_seqs=machine.max_num_seqs,
+        max_num_batched_tokens=_BATCHED_TOKENS,
+    )
+    alone = fit_from_outside(measured.alone, unknown)
+    # What a pull takes beside its bytes is in the legs' share already.
+    rate = measured.pulled_bytes / measured.pull_s if measured.pull_s else float("inf")
+    return replace(alone, cost=fit_batches(alone.cost, measured.steps), link=Link(0.0, rate))
+
+
+def write(file: Path, measured: Measured, profile: WorkerProfile, environment: Mapping[str, Any]) -> None:
+    """The fit beside what it was made from, and how far it is off."""
+    content = {
+        "cost": asdict(profile.cost),
+        "leg_s": profile.leg_s,
+        "link_bytes_per_s": profile.link.bytes_per_s,
+        "largest_miss_of_a_step": round(max(map(abs, misses(profile.cost, measured.steps))), 3),
+        "environment": dict(environment),
+        "measured": {
+            "steps": [asdict(point) for point in measured.steps],
+            "alone": [
+                {
+                    "prompt_tokens": record.prompt_tokens,
+                    "cached_tokens": record.cached_tokens,
+                    "ttft_s": round(record.ttft_s, 5),
+                    "tpot_s": round(record.tpot_s, 5),
+                }
+                for record in measured.alone
+            ],
+            "pulled_bytes": measured.pulled_bytes,
+            "pull_s": measured.pull_s,
+        },
+    }
+    scratch = file.with_suffix(".tmp")
+    scratch.write_text(json.dumps(content, indent=1) + "\n")
+    scratch.replace(file)
+
+
+def read(file: Path, machine: Machine, kv_bytes_per_token: int) -> WorkerProfile:
+    """What `write` wrote, for workers that have all KV memory of their kind.
+
+    Raises:
+        UserError: the file is missing, or is not one of these.
+    """
+    try:
+        content = json.loads(file.read_text())
+        return WorkerProfile(
+            Cost(**content["cost"]),
+            Link(0.0, content["link_bytes_per_s"]),
+            kv_bytes_per_token=kv_bytes_per_token,
+            kv_tokens=machine.prefill_kv_tokens,
+            decode_kv_tokens=machine.decode_kv_tokens,
+            block_size=machine.block_size,
+            max_num_seqs=machine.max_num_seqs,
+            max_num_batched_tokens=_BATCHED_TOKENS,
+            leg_s=content["leg_s"],
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: not what `prefillshare bench calibrate` writes: {error}") from None
+
+
+class _Measuring:
+    def __init__(
+        self,
+        http: aiohttp.ClientSession,
+        system: Hosted,
+        salad: Salad,
+        machine: Machine,
+        step: Callable[[str], None],
+    ) -> None:
+        self._http, self._system, self._salad, self._machine, self._step = http, system, salad, machine, step
+        self._draw = random.Random(0)
+        self._model = model_names(1)[0]
+        self._sessions = 0
+
+    async def all(self) -> Measured:
+        room = self._machine.max_model_len - _ROOM - _BEHIND - _MANY
+        await self._answers([self._text(_CONTEXTS[0])], _FEW)  # the first call of a worker is slower than any later one
+        before = await self._pulls()
+        alone: list[CallRecord] = []
+        for _ in range(_ROUNDS):
+            for tokens in (tokens for tokens in _PROMPTS if tokens <= room):
+                self._step(f"a prompt of {tokens} tokens")
+                text = self._text(tokens)
+                for prompt in (text, f"{text} {self._text(_BEHIND)}"):
+                    alone += [_record(answer) for answer in await self._answers([prompt], _FEW)]
+        after = await self._pulls()
+        steps = []
+        for context in (context for context in _CONTEXTS if context <= room):
+            for size in self._sizes(context):
+                self._step(f"{size} answers at a time on {context} tokens")
+                steps.append(await self._batch(size, context))
+        grown = growth(before, after)
+        return Measured(
+            alone,
+            steps,
+            pulled_bytes=grown.get("prefillshare_handoff_pulled_bytes_total", 0.0),
+            pull_s=grown.get("prefillshare_handoff_seconds_sum", 0.0),
+        )
+
+    def _sizes(self, context: int) -> list[int]:
+        """Batches that a worker runs as a whole."""
+        blocks = -(-(context + _ROOM + _MANY) // self._machine.block_size)
+        most = min(self._machine.max_num_seqs, self._machine.decode_kv_tokens // (blocks * self._machine.block_size))
+        return [size for size in _BATCHES if size <= most]
+
+    async def _batch(self, size: int, context: int) -> StepTime:
+        prompts = [self._text(context) for _ in range(size)]
+        await self._answers(prompts, 1)  # in the caches then, so that all answers begin at about the same time
+        answers = await self._answers(prompts, _MANY)
+        middle = sum(answer.prompt_tokens + answer.output_tokens / 2 for answer in answers)
+        return StepTime(size, middle, sum(map(_between, answers)) / size)
+
+    async def _answers(self, prompts: Sequence[str], tokens: int) -> list[Answer]:
+        url = self._system.endpoints[self._model]
+        calls = []
+        for prompt in prompts:
+            self._sessions += 1
+            body = {
+                "model": self._model,
+                "messages": [{"role": "user", "content": prompt}],
+                "temperature": 0,
+                "stream": True,
+                "stream_options": {"include_usage": True},
+                "max_tokens": tokens,
+                "min_tokens": tokens,
+                "ignore_eos": True,
+            }
+            calls.append(call(self._http, url, body, f"calibration {self._sessions}"))
+        answers = await asyncio.gather(*calls)
+        for answer in answers:
+            if answer.error is not None:
+                raise UserError(f"calibration: a call failed: {answer.error}")
+        return answers
+
+    async def _pulls(self) -> dict[str, float]:
+        (decode,) = [worker for worker in self._system.workers if worker.role == "decode"]
+        return await scrape(self._http, decode.url)
+
+    def _text(self, tokens: int) -> str:
+        return self._salad.text(tokens, self._draw)
+
+
+def _between(answer: Answer) -> float:
+    """Seconds between tokens."""
+    assert answer.first is not None
+    return (answer.ended - answer.first) / max(1, answer.output_tokens - 1)
+
+
+def _record(answer: Answer) -> CallRecord:
+    assert answer.first is not None
+    return CallRecord(
+        session="",
+        turn=0,
+        model="",
+        arrived_s=answer.began,
+        queue_s=0.0,
+        prefill_s=0.0,
+        ttft_s=answer.first - answer.began,
+        tpot_s=_between(answer),
+        latency_s=answer.ended - answer.began,
+        prompt_tokens=answer.prompt_tokens,
+        cached_tokens=answer.cached_tokens,
+        output_tokens=answer.output_tokens,
+        pulled_tokens=0,
+    )

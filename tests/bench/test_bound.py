@@ -1,0 +1,62 @@
+import pytest
+
+from prefillshare.bench.bound import bound
+from prefillshare.simulate.cost import Cost, Link, WorkerProfile
+
+PROFILE = WorkerProfile(
+    Cost(step_s=0.1, token_s=0.01, pair_s=0.001, sequence_s=0.02, kv_token_s=0.0001),
+    Link(0.0, 1000.0),
+    kv_bytes_per_token=10,
+    kv_tokens=1000,
+    leg_s=0.5,
+)
+FACTS = {
+    "system": "shared",
+    "load": "closed:2",
+    "machine": {"prefill_cores": [0], "decode_cores": [1], "max_num_seqs": 16},
+}
+
+
+def call(session: str, prompt: int, new: int, output: int) -> dict[str, object]:
+    return {"session": session, "prompt_tokens": prompt, "new_tokens": new, "output_tokens": output}
+
+
+CALLS = [call("a", 100, 100, 10), call("a", 130, 20, 10), call("b", 100, 100, 10)]
+PREFILL = [1.0 + 0.001 * 100 * 50.5, 0.2 + 0.001 * 20 * (110 + 10.5), 1.0 + 0.001 * 100 * 50.5]
+
+
+def test_every_limit_is_the_work_at_its_cost() -> None:
+    found = bound(FACTS, CALLS, PROFILE)
+    assert found is not None
+    assert found.prefill_s == pytest.approx(sum(PREFILL))
+    steps = [10 * (0.1 + 0.02 * 2 + 0.0001 * 2 * read) / 2 for read in (105, 135, 105)]  # two calls in a batch
+    assert found.decode_s == pytest.approx(sum(steps))
+    assert found.handoff_s == pytest.approx(220 * 10 / 1000)
+    longest = 4 * 0.5 + PREFILL[0] + PREFILL[1] + 10 * (2 * 0.12 + 0.0001 * (105 + 135))
+    assert found.session_s == pytest.approx(longest)
+    assert (found.limit, found.seconds) == ("prompts", pytest.approx(sum(PREFILL)))
+
+
+def test_more_cores_bound_less_and_ordinary_vllms_have_all_for_both() -> None:
+    one = bound(FACTS, CALLS, PROFILE)
+    two = bound(FACTS | {"machine": FACTS["machine"] | {"prefill_cores": [0, 2]}}, CALLS, PROFILE)
+    both = bound(FACTS | {"system": "colocated"}, CALLS, PROFILE)
+    assert one
+    assert two
+    assert both
+    assert two.prefill_s == pytest.approx(one.prefill_s / 2)
+    assert two.decode_s == one.decode_s
+    assert both.prefill_s == both.decode_s == pytest.approx((one.prefill_s + one.decode_s) / 2)
+    assert both.handoff_s == 0
+
+
+def test_an_open_loop_may_fill_a_worker() -> None:
+    closed, opened = bound(FACTS, CALLS, PROFILE), bound(FACTS | {"load": "poisson:0.1"}, CALLS, PROFILE)
+    assert closed
+    assert opened
+    assert opened.decode_s < closed.decode_s
+
+
+def test_records_that_do_not_say_what_was_new_have_no_bound() -> None:
+    assert bound(FACTS, [{"session": "a"}], PROFILE) is None
+    assert bound(FACTS, [], PROFILE) is None

@@ -1,0 +1,127 @@
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from prefillshare.bench.client import open_client
+from prefillshare.bench.costs import FILE, Measured, fit, measure, read, write
+from prefillshare.bench.host import Hosted, HostedWorker
+from prefillshare.bench.systems import Machine
+from prefillshare.errors import UserError
+from prefillshare.simulate.calibrate import StepTime
+from prefillshare.simulate.cost import Cost
+from prefillshare.simulate.records import CallRecord
+from tests.bench.fake_server import FakeServer
+from tests.workloads.tokenisers import words
+
+TRUE = Cost(step_s=0.02, token_s=0.0005, pair_s=1e-8, sequence_s=0.002, kv_token_s=1e-6)
+LEG_S = 0.005
+MACHINE = Machine(max_model_len=1024, max_num_seqs=4, decode_kv_tokens=8192)
+
+
+class Caching(FakeServer):
+    """Knows every prompt that it was sent, and counts a pull of 1,000 bytes a token that it does not know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.known: list[str] = []
+        self.pulled = 0
+
+    async def _stream(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        text = body["messages"][-1]["content"]
+        prompt = len(text.split())
+        cached = max((len(old.split()) for old in self.known if text.startswith(old)), default=0)
+        self.known.append(text)
+        self.pulled += 1000 * (prompt - cached)
+        self.metrics = (
+            f"prefillshare_handoff_pulled_bytes_total {self.pulled}\n"
+            f"prefillshare_handoff_seconds_sum {self.pulled / 1e6}\nprefillshare_handoff_seconds_count 1\n"
+        )
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        await asyncio.sleep(0.05)  # so that calls which were sent together meet
+        usage = {"prompt_tokens": prompt, "completion_tokens": body["max_tokens"]}
+        events: list[dict[str, Any]] = [
+            {"choices": [{"delta": {"content": "w "}, "finish_reason": None}]} for _ in range(body["max_tokens"])
+        ]
+        events.append({"choices": [], "usage": usage | {"prompt_tokens_details": {"cached_tokens": cached}}})
+        for event in events:
+            await response.write(b"data: " + json.dumps(event).encode() + b"\n\n")
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+
+async def measured(server: FakeServer) -> Measured:
+    async with TestServer(server.app()) as started:
+        url = str(started.make_url("")).rstrip("/")
+        worker = HostedWorker(name="d", role="decode", url=url, pid=1, core=1, kv_tokens=8192)
+        system = Hosted(
+            endpoints={"model-0": url}, api_key="", workers=[worker], pid=1, dtype="float32", kv_bytes_per_token=1000
+        )
+        async with open_client("") as http:
+            return await measure(http, system, words, MACHINE, lambda step: None)
+
+
+async def test_prompts_are_new_and_then_known_and_answers_come_in_batches() -> None:
+    server = Caching()
+    found = await measured(server)
+    assert [(record.prompt_tokens, record.cached_tokens) for record in found.alone[:6]] == [
+        (128, 0),
+        (176, 128),
+        (256, 0),
+        (304, 256),
+        (512, 0),
+        (560, 512),
+    ]
+    assert len(found.alone) == 3 * 6  # rounds; longer prompts do not fit into max_model_len
+    assert {(step.sequences, step.kv_tokens) for step in found.steps} == {
+        (size, size * (128 + 24)) for size in (1, 2, 4)
+    }
+    assert server.most_at_once == 4
+    assert found.pulled_bytes == 1000 * 3 * (128 + 256 + 512 + 3 * 48)
+    assert found.pull_s == pytest.approx(found.pulled_bytes / 1e6)
+
+
+def synthetic() -> Measured:
+    def record(prompt: int, cached: int) -> CallRecord:
+        new = prompt - cached
+        ttft = 2 * LEG_S + TRUE.step(new, new * (cached + (new + 1) / 2), 0, 0) + TRUE.step(0, 0.0, 1, prompt)
+        tpot = TRUE.step(0, 0.0, 1, prompt + 4.5)
+        return CallRecord("", 0, "", 0.0, 0.0, 0.0, ttft, tpot, ttft + 8 * tpot, prompt, cached, 9, 0)
+
+    alone = [record(n + more, n * bool(more)) for n in (128, 256, 512, 1024, 2048, 4096) for more in (0, 48)] * 2
+    steps = [
+        StepTime(size, size * context, TRUE.step(0, 0.0, size, size * context))
+        for size in (1, 2, 4, 8, 16)
+        for context in (152, 1048)
+    ]
+    return Measured(alone, steps, pulled_bytes=5e6, pull_s=5.0)
+
+
+def test_costs_are_found_written_and_read(tmp_path: Path) -> None:
+    found = synthetic()
+    profile = fit(found, MACHINE, 1000)
+    assert profile.cost.token_s == pytest.approx(TRUE.token_s, rel=0.05)
+    for size in (1, 4, 16):
+        assert profile.cost.step(0, 0.0, size, 500) == pytest.approx(TRUE.step(0, 0.0, size, 500), rel=0.02), size
+    assert profile.link.bytes_per_s == pytest.approx(1e6)
+    write(tmp_path / FILE, found, profile, {"processor": "x"})
+    again = read(tmp_path / FILE, MACHINE, 1000)
+    assert (again.cost, again.link, again.leg_s) == (profile.cost, profile.link, profile.leg_s)
+    assert again.decode_kv_tokens == 8192
+
+
+async def test_a_call_that_fails_ends_the_measurement() -> None:
+    with pytest.raises(UserError, match="a call failed: HTTP 429"):
+        await measured(FakeServer(behaviour="refuses"))
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"cost": {"step_s": 1}}', '{"cost": {"no": 1}, "leg_s": 0}'])
+def test_another_file_is_no_costs(tmp_path: Path, content: str) -> None:
+    (tmp_path / FILE).write_text(content)
+    with pytest.raises(UserError, match=r"costs\.json: not what `prefillshare bench calibrate` writes"):
+        read(tmp_path / FILE, MACHINE, 1000)
