@@ -75,11 +75,12 @@ accuracy: setup  ## The table of docs/accuracy.md (hours on a small CPU; resumes
 	$(BIN)/python -m experiments.accuracy run
 	$(BIN)/python -m experiments.accuracy table
 
-simulation: setup  ## The figures of docs/simulation.md, but for the cluster's (about 3 minutes)
+simulation: setup  ## The figures of docs/simulation.md, but for the cluster's (about 6 minutes)
 	$(BIN)/python -m experiments.simulation react
 	$(BIN)/python -m experiments.simulation reflexion
 	$(BIN)/python -m experiments.simulation tool_heavy
 	$(BIN)/python -m experiments.simulation models
+	$(BIN)/python -m experiments.simulation day
 
 clean:  ## Remove what the demo made; keeps .venv
 	rm -rf artifacts logs

@@ -4,13 +4,15 @@
     python -m experiments.simulation reflexion    # 4 models on 4 + 4 A100s, as in the paper
     python -m experiments.simulation tool_heavy   # each of these takes less than a minute
     python -m experiments.simulation models       # 1 to 8 models, as many GPUs for prefill and for decode
-    python -m experiments.simulation cluster      # 1,000 GPUs and a million sessions, an hour of a core
+    python -m experiments.simulation day          # 1,000 GPUs through a day, in windows: some minutes
+    python -m experiments.simulation cluster      # 1,000 GPUs and a million sessions, call by call: an hour of a core
 
 Each writes its figures to docs/results/ as JSON and, but for the last, a plot. The same command gives the same figures.
 """
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -52,13 +54,24 @@ KEPT = (
 CELLS, CELL_PREFILL, CELL_DECODE = 25, 16, 6  # 25 cells of 16 prefill workers and 6 decode workers for each of 4 models
 CELL_RATE = 16.0  # sessions a second
 MILLION = 1_000_000
+# The load of a day has its peak, CELL_RATE, at 15:00 and its trough twelve hours apart. Of each hour one cell is
+# simulated for a window; what begins in the first part of it fills the caches and is not counted.
+PEAK_HOUR, TROUGH = 15, 0.3
+WINDOW_S, WARM_UP_S = 300.0, 60.0
 
 
 def simulate(
-    layout: Layout, profile: WorkerProfile, source: str, arrivals: Arrivals, sessions: int, seed: int = 0
+    layout: Layout,
+    profile: WorkerProfile,
+    source: str,
+    arrivals: Arrivals,
+    sessions: int,
+    seed: int = 0,
+    since: float = 0.0,
 ) -> dict[str, Any]:
+    """`since`: calls and sessions that begin earlier, in simulated seconds, are not counted."""
     shapes, preamble = sessions_of(source, layout.models)
-    totals = Totals()
+    totals = Totals(since)
     run = Simulation(layout, profile, many(shapes, sessions, seed), arrivals, totals, preamble_tokens=preamble)
     outcome = run.run()
     found = totals.summary()
@@ -123,6 +136,46 @@ def _cell(seed: int, sessions: int) -> dict[str, Any]:
     return show(found | {"cpu_s": round(time.process_time() - began, 1)})
 
 
+def day() -> list[dict[str, Any]]:
+    with ProcessPoolExecutor() as executor:
+        return list(executor.map(_hour, range(24)))
+
+
+def _hour(hour: int) -> dict[str, Any]:
+    layout = Layout("shared", model_names(4), CELL_PREFILL, CELL_DECODE)
+    profile = worker_profile(HARDWARE, MODEL, block_size=128)
+    rate = rate_at(hour)
+    began = time.process_time()
+    sessions = round(rate * WINDOW_S)
+    found = simulate(layout, profile, "tool_heavy", Poisson(rate, hour), sessions, seed=hour, since=WARM_UP_S)
+    about = {"hour": hour, "sessions_in_the_hour": round(rate * 3600) * CELLS, "cpu_s": time.process_time() - began}
+    return show(found | about)
+
+
+def rate_at(hour: int) -> float:
+    """Sessions a second that begin in a cell."""
+    swing = (1 + math.cos(2 * math.pi * (hour - PEAK_HOUR) / 24)) / 2
+    return CELL_RATE * (TROUGH + (1 - TROUGH) * swing)
+
+
+def plot_day(records: Sequence[dict[str, Any]], file: Path) -> None:
+    from matplotlib.figure import Figure
+
+    panels = (
+        ("sessions_in_the_hour", "sessions in the hour"),
+        ("ttft_p95_s", "first token p95 (s)"),
+        ("hit_ratio", "hit ratio"),
+        ("prefill_busy", "prefill GPUs busy"),
+    )
+    figure = Figure(figsize=(13, 3), dpi=110, layout="constrained")
+    for axis, (name, title) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        axis.plot([record["hour"] for record in records], [record[name] for record in records], "o-")
+        axis.set(xlabel="hour of the day", title=title)
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+    figure.savefig(file, format="png")
+
+
 def show(record: dict[str, Any]) -> dict[str, Any]:
     print(" ".join(f"{name}={record[name]}" for name in ("workload", "system", "models", "load", *KEPT[3:])))
     return record
@@ -160,7 +213,7 @@ def write(name: str, records: Sequence[dict[str, Any]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("figure", choices=(*PAPER, "models", "cluster"))
+    parser.add_argument("figure", choices=(*PAPER, "models", "day", "cluster"))
     parser.add_argument("--cells", type=int, default=CELLS, help=f"of `cluster`: how many of its {CELLS}")
     parser.add_argument("--sessions", type=int, default=MILLION // CELLS, help="of `cluster`: in each cell")
     arguments = parser.parse_args()
@@ -170,6 +223,9 @@ def main() -> None:
     elif arguments.figure == "models":
         write("models", records := by_models())
         plot(records, lambda record: int(record["models"]), "models (20 sessions at a time for each)", _png("models"))
+    elif arguments.figure == "day":
+        write("day", records := day())
+        plot_day(records, _png("day"))
     else:
         write("cluster", cluster(arguments.cells, arguments.sessions))
 

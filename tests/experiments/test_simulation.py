@@ -36,3 +36,16 @@ def test_cells_are_simulated_apart() -> None:
     assert one["sessions"] == other["sessions"] == 30
     assert one["load"] == other["load"]
     assert one["latency_p50_s"] != other["latency_p50_s"]
+
+
+def test_a_day_has_its_peak_and_its_trough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = [simulation.rate_at(hour) for hour in range(24)]
+    assert max(rates) == rates[15] == simulation.CELL_RATE
+    assert min(rates) == rates[3] == pytest.approx(0.3 * simulation.CELL_RATE)
+    monkeypatch.setattr(simulation, "WINDOW_S", 12.0)
+    monkeypatch.setattr(simulation, "WARM_UP_S", 4.0)
+    trough, peak = simulation._hour(3), simulation._hour(15)
+    assert (peak["sessions_in_the_hour"], trough["sessions_in_the_hour"]) == (1_440_000, 432_000)
+    assert trough["sessions"] < peak["sessions"] < 12 * 16  # those of the warm-up are not counted
+    simulation.plot_day([trough, peak], tmp_path / "day.png")
+    assert (tmp_path / "day.png").stat().st_size > 10_000

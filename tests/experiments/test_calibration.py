@@ -1,0 +1,96 @@
+"""A run that was made by the simulator is predicted by it exactly; one that was slower is not."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments import calibration
+from prefillshare.bench.matrix import Run, WorkloadConfig, workload_of
+from prefillshare.bench.systems import Machine, model_names
+from prefillshare.simulate.records import Records
+from prefillshare.simulate.simulation import Simulation
+from prefillshare.simulate.workload import shapes_of
+from tests.workloads.tokenisers import words
+
+COSTS = {
+    "cost": {"step_s": 0.05, "token_s": 0.002, "sequence_s": 0.005},
+    "leg_s": 0.02,
+    "link_bytes_per_s": 1e9,
+}
+MACHINE = Machine()
+CONFIG = WorkloadConfig(source="tool_heavy", sessions=4, max_calls=5)
+TEMPLATE = 6  # tokens around a message
+
+
+def made_up(tmp_path: Path, system: Any, slower: float = 1.0) -> calibration.Compared:
+    """A run of `system` by the simulator, `slower` than it predicts, compared with its prediction."""
+    costs = tmp_path / "costs.json"
+    costs.write_text(json.dumps(COSTS))
+    run = Run(system, 2, CONFIG, "closed:2", 0)
+    workload = workload_of(run, words, MACHINE.max_model_len)
+    preamble = len(words(f"{run.salt} {workload.preamble}"))
+    shapes = shapes_of(calibration.replace(workload, preamble_tokens=preamble), model_names(2), TEMPLATE)
+    profile = calibration._of_one_worker(calibration.read(costs, MACHINE, 1000), run, MACHINE)
+    records = Records()
+    arguments = (calibration._layout(run, MACHINE), profile, shapes, run.arrivals(), records)
+    Simulation(*arguments, preamble_tokens=preamble).run()
+    names = [session.name for session in workload.sessions]
+    rows: list[dict[str, Any]] = [
+        {
+            "kind": "call",
+            "session": names[int(record.session)],
+            "turn": record.turn,
+            "at": slower * record.arrived_s,
+            "latency_s": slower * record.latency_s,
+            "ttft_s": slower * record.ttft_s,
+            "prompt_tokens": record.prompt_tokens,
+            "cached_tokens": record.cached_tokens,
+            "output_tokens": record.output_tokens,
+            "error": None,
+        }
+        for record in records.calls
+    ]
+    rows += [
+        {"kind": "session", "latency_s": slower * (end - begin), "calls": 5, "planned_calls": 5}
+        for begin, end in records.sessions
+    ]
+    facts = {
+        "system": system,
+        "models": 2,
+        "workload": CONFIG.model_dump(),
+        "load": "closed:2",
+        "repeat": 0,
+        "seconds": 1e6,
+        "machine": MACHINE.model_dump(),
+        "environment": {"kv_bytes_per_token": 1000},
+    }
+    return calibration.compare(facts, rows, words, costs)
+
+
+@pytest.mark.parametrize("system", ["shared", "shared-lora", "per-model", "colocated"])
+def test_what_the_simulator_made_it_predicts(tmp_path: Path, system: str) -> None:
+    found = made_up(tmp_path, system)
+    for name in calibration.FIGURES:
+        assert found.simulated[name] == pytest.approx(found.measured[name], rel=1e-3), name
+
+
+def test_errors_and_ratios_are_told(tmp_path: Path) -> None:
+    runs = [made_up(tmp_path, "shared"), made_up(tmp_path, "per-model", slower=2.0)]
+    assert runs[1].measured["latency_p50_s"] == pytest.approx(2 * runs[1].simulated["latency_p50_s"])
+    for ratio in calibration.ratios(runs):
+        assert ratio["against"] == "per-model"
+        assert ratio["measured"] == pytest.approx(2 * ratio["simulated"])
+    text = calibration.table(runs)
+    assert "| tool_heavy, 5 calls, 2 models, closed:2 | per-model |" in text
+    assert text.count("-50%") >= 7
+
+
+def test_a_folder_without_runs_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "load_tokenise", lambda base: words)
+    monkeypatch.setattr("sys.argv", ["calibration", str(tmp_path)])
+    assert calibration.main() == 2
+    assert "no run has ended here" in capsys.readouterr().err
