@@ -5,7 +5,8 @@ from starlette.types import ASGIApp
 
 from prefillshare.errors import UserError
 from prefillshare.router.accounting import Ledger
-from prefillshare.router.app import _forget_who_left, create_app
+from prefillshare.router.app import create_app
+from prefillshare.router.assembly import _forget_who_left
 from prefillshare.router.breaker import Breaker
 from prefillshare.router.errors import worker_failed
 from prefillshare.router.placement.placement import Placement

@@ -1,0 +1,121 @@
+"""What the router is made of, and how its parts are put together."""
+
+import asyncio
+import os
+import secrets
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+
+from prefillshare.access import load_keys
+from prefillshare.router.accounting import Ledger
+from prefillshare.router.admin.api import Admin
+from prefillshare.router.breaker import Breaker
+from prefillshare.router.divergence import Divergence
+from prefillshare.router.drain import Drain
+from prefillshare.router.endpoint import Services
+from prefillshare.router.extension.extension import Extension
+from prefillshare.router.extension.metrics import ExtensionMetrics
+from prefillshare.router.fleet import Change, Fleet, Listener
+from prefillshare.router.flow.capacity import Capacities, keep_asking
+from prefillshare.router.flow.control import FlowControl
+from prefillshare.router.flow.metrics import FlowMetrics
+from prefillshare.router.health import HealthMonitor
+from prefillshare.router.metrics import Metrics
+from prefillshare.router.observer import Observer
+from prefillshare.router.placement.placement import Placement
+from prefillshare.router.pool import Worker
+from prefillshare.router.relay import Relay, open_http
+from prefillshare.router.route import ModelRoute
+from prefillshare.router.status.board import Board
+from prefillshare.router.tenant_metrics import TenantMetrics
+from prefillshare.router.tenants import SECRET_VARIABLE, make_keyring
+from prefillshare.router.tracing import check_installed, open_tracing
+from prefillshare.router_config import RouterConfig
+
+
+class Assembly:
+    """The parts that are there before the router runs; `running` adds those that talk to workers.
+
+    Arguments and errors are those of `create_app`.
+    """
+
+    def __init__(
+        self,
+        settings: RouterConfig,
+        routes: Mapping[str, ModelRoute],
+        *,
+        block_size: int,
+        max_body_bytes: int,
+        worker_key: str | None,
+        drain: Drain | None,
+        listeners: Sequence[Listener],
+        max_num_seqs: int | None,
+    ) -> None:
+        self.settings = settings
+        self.fleet = Fleet(routes)
+        self.fleet.listeners += listeners
+        self.metrics = Metrics(self.fleet.pools, self.fleet.models)
+        self.draining = drain or Drain()
+        keys = load_keys(settings.keys, settings.keys_file, os.environ)
+        self.keyring = make_keyring(keys, os.environ.get(SECRET_VARIABLE) or secrets.token_hex(32)) if keys else None
+        self.tenants = TenantMetrics(self.metrics.registry, sorted({key.config.name for key in keys}))
+        self._placement = Placement(self.fleet.routes, settings.placement, block_size=block_size)
+        self._flow_metrics = FlowMetrics(self.metrics.registry, self.fleet.pools)
+        self._extension_metrics = ExtensionMetrics(self.metrics.registry, self.fleet.models)
+        self._divergence = Divergence(self.fleet.routes, self.metrics.registry, block_size)
+        self.board = Board(self.fleet.routes, pools=self.fleet.pools, notices=self._divergence.notices)
+        self._block_size = block_size
+        self._max_body_bytes = max_body_bytes
+        self._worker_key = worker_key
+        self._max_num_seqs = max_num_seqs
+        check_installed(settings.tracing, os.environ)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[tuple[Services, Admin]]:
+        """Everything that takes calls. Asks every worker for its health once before it does."""
+        settings, fleet, block_size = self.settings, self.fleet, self._block_size
+        async with open_http(settings, self._worker_key) as http:
+            breaker = Breaker(settings.health.failures)
+            breaker.opened.append(self.metrics.breaker_opened)
+            monitor = HealthMonitor(http, fleet.routes, settings.health, breaker, self.metrics.probed)
+            await monitor.check_all()
+            watching = asyncio.create_task(monitor.run())
+            capacities = Capacities(http, fleet.pools, settings.flow, self._max_num_seqs)
+            flow = FlowControl(settings.flow, fleet.routes, self._placement, capacities, self._flow_metrics)
+            self._flow_metrics.watch(flow.waiting)
+            self.board.waiting = flow.waiting
+            await capacities.ask()
+            asking = asyncio.create_task(keep_asking(capacities, flow.freed))
+            tracing = open_tracing(settings.tracing, os.environ)
+            observer = Observer(self.metrics, self.board, tracing)
+            ledger = Ledger(block_size)
+            fleet.listeners.append(partial(_forget_who_left, self._placement, ledger, breaker))
+            extension = Extension(http, settings.extension, fleet.routes, ledger, self._extension_metrics, block_size)
+            services = Services(
+                settings,
+                Relay(http, settings, self._placement, breaker, observer.leg),
+                ledger,
+                self.metrics,
+                observer,
+                fleet,
+                self._max_body_bytes,
+                self.tenants,
+                self.draining,
+                flow,
+                extension,
+                self._divergence,
+            )
+            yield services, Admin(fleet, http, self.metrics, block_size)
+            await extension.close()
+            await asyncio.to_thread(tracing.close)
+            for task in (watching, asking):
+                task.cancel()
+            await asyncio.gather(watching, asking, return_exceptions=True)
+
+
+def _forget_who_left(placement: Placement, ledger: Ledger, breaker: Breaker, change: Change, worker: Worker) -> None:
+    if change == "left":
+        breaker.succeeded(worker)
+        placement.forget(worker)
+        ledger.forget(worker.name)
