@@ -84,15 +84,14 @@ class Placement:
     ) -> Placed | None:
         """The same for a prompt that is there as a chain already."""
         pool = self.routes[model].prefill
-        candidates = self._candidates(pool, self._prefill_memory, session, chain, without)
-        load = partial(_missing, chain)
-        return self._place(self._prefill, candidates, pool, self._prefill_memory, session, chain, load, has_room)
+        candidates = self._candidates(pool, self._prefill_memory, session, chain, without, partial(_missing, chain))
+        return self._place(self._prefill, candidates, pool, self._prefill_memory, session, chain, has_room)
 
     def to_compute(self, model: str, chain: Chain) -> dict[Worker, int]:
         """What a prefill of that prompt would put on each worker that is ready, in tokens."""
         pool = self.routes[model].prefill
-        candidates = self._candidates(pool, self._prefill_memory, None, chain, ())
-        return {candidate.worker: _missing(chain, candidate) for candidate in candidates}
+        candidates = self._candidates(pool, self._prefill_memory, None, chain, (), partial(_missing, chain))
+        return {candidate.worker: candidate.added for candidate in candidates}
 
     def decode(
         self,
@@ -120,12 +119,8 @@ class Placement:
     ) -> Placed | None:
         """The same for a prompt that is there as a chain already."""
         pool = self.routes[model].decode
-        candidates = self._candidates(pool, self._decode_memory, session, chain, without)
-
-        def load(candidate: Candidate) -> int:
-            return chain.tokens
-
-        return self._place(self._decode, candidates, pool, self._decode_memory, session, chain, load, has_room)
+        candidates = self._candidates(pool, self._decode_memory, session, chain, without, lambda known: chain.tokens)
+        return self._place(self._decode, candidates, pool, self._decode_memory, session, chain, has_room)
 
     def stay(self, pool: Pool, session: SessionKey | None, worker: Worker) -> None:
         """`worker` of `pool` has served the session's call, whatever was chosen after it."""
@@ -159,7 +154,9 @@ class Placement:
         session: SessionKey | None,
         chain: Chain,
         without: Collection[Worker],
+        added: Callable[[int], int],
     ) -> list[Candidate]:
+        """`added` is what the call puts on a worker that knows so many tokens of its prompt."""
         home = self._homes_in(pool).get(session) if session else None
         candidates = []
         for worker in pool.least_recent():
@@ -167,14 +164,16 @@ class Placement:
                 continue
             known = memory.of(pool, worker)
             match = known.longest(chain.hashes)
+            length = chain.length(match.chunks)
             candidates.append(
                 Candidate(
                     worker,
                     home=worker.name == home,
-                    known=chain.length(match.chunks),
+                    known=length,
                     own=match.own,
                     held=len(known) * chain.chunk_tokens,
                     load=pool.load(worker),
+                    added=added(length),
                 )
             )
         return candidates
@@ -187,12 +186,11 @@ class Placement:
         memory: "_Memory",
         session: SessionKey | None,
         chain: Chain,
-        load: Callable[[Candidate], int],
         has_room: HasRoom | None,
     ) -> Placed | None:
-        """Chooses, and remembers it. `load` is what the call puts on a candidate. If none has room, all count."""
+        """Chooses, and remembers it. If none has room, all count."""
         if has_room:
-            candidates = [one for one in candidates if has_room(one.worker, load(one))] or candidates
+            candidates = [one for one in candidates if has_room(one.worker, one.added)] or candidates
         chosen = policy.choose(candidates, Prompt(chain.tokens, session))
         if chosen is None:
             return None
@@ -200,12 +198,12 @@ class Placement:
         memory.of(pool, worker).add(chain.hashes)
         if session:
             self._homes_in(pool).set(session, worker.name)
-        return Placed(worker, chosen.rule, load(chosen.candidate))
+        return Placed(worker, chosen.rule, chosen.candidate.added)
 
 
-def _missing(chain: Chain, candidate: Candidate) -> int:
-    """What a prefill there has to compute, in tokens."""
-    return max(chain.tokens - candidate.known, CHUNK_TOKENS)
+def _missing(chain: Chain, known: int) -> int:
+    """What a prefill has to compute where so much of the prompt is known, in tokens."""
+    return max(chain.tokens - known, CHUNK_TOKENS)
 
 
 class _Memory:

@@ -33,6 +33,7 @@ class Candidate:
     own: bool = False  # that prefix is probably this conversation's own, not one that many begin with
     held: int = 0  # all prefixes that it has probably cached
     load: int = 0  # prompts in flight; of the prefill leg, what it has to compute of them
+    added: int = 0  # what this call would add to that
 
 
 class Rule(BaseModel, ABC):
