@@ -7,7 +7,7 @@ are.
 A context (the messages behind the instructions) is a chain of hashes over chunks, as for placement, and beside each
 chunk stands what has been in front of it. Where a chunk is known behind another beginning and not behind this one, its
 tokens could have been reused. How many were computed the prefill worker has said, so a context that is found in the
-cache counts nothing. The figure is a lower bound: what has left this memory is not missed.
+cache counts nothing. The figure is an estimate: what has left this memory is not missed.
 """
 
 import logging
