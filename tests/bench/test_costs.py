@@ -55,7 +55,7 @@ class Caching(FakeServer):
         return response
 
 
-async def measured(server: FakeServer) -> Measured:
+async def measured(server: FakeServer, machine: Machine = MACHINE) -> Measured:
     async with TestServer(server.app()) as started:
         url = str(started.make_url("")).rstrip("/")
         worker = HostedWorker(name="d", role="decode", url=url, pid=1, core=1, kv_tokens=8192)
@@ -63,7 +63,7 @@ async def measured(server: FakeServer) -> Measured:
             endpoints={"model-0": url}, api_key="", workers=[worker], pid=1, dtype="float32", kv_bytes_per_token=1000
         )
         async with open_client("") as http:
-            return await measure(http, system, words, MACHINE, lambda step: None)
+            return await measure(http, system, words, machine, lambda step: None)
 
 
 async def test_prompts_are_new_and_then_known_and_answers_come_in_batches() -> None:
@@ -77,12 +77,12 @@ async def test_prompts_are_new_and_then_known_and_answers_come_in_batches() -> N
         (512, 0),
         (560, 512),
     ]
-    assert len(found.alone) == 3 * 6  # rounds; longer prompts do not fit into max_model_len
+    assert len(found.alone) == 4 * 6  # enough for a fit; longer prompts do not fit into max_model_len
     assert {(step.sequences, step.kv_tokens) for step in found.steps} == {
         (size, size * (128 + 24)) for size in (1, 2, 4)
     }
     assert server.most_at_once == 4
-    assert found.pulled_bytes == 1000 * 3 * (128 + 256 + 512 + 3 * 48)
+    assert found.pulled_bytes == 1000 * 4 * (128 + 256 + 512 + 3 * 48)
     assert found.pull_s == pytest.approx(found.pulled_bytes / 1e6)
 
 
@@ -125,3 +125,11 @@ def test_another_file_is_no_costs(tmp_path: Path, content: str) -> None:
     (tmp_path / FILE).write_text(content)
     with pytest.raises(UserError, match=r"costs\.json: not what `prefillshare bench calibrate` writes"):
         read(tmp_path / FILE, MACHINE, 1000)
+
+
+@pytest.mark.parametrize("field", ["max_model_len", "max_num_seqs", "decode_kv_tokens"])
+async def test_a_machine_that_is_too_small_to_tell_costs_apart_is_refused_at_once(field: str) -> None:
+    server = Caching()
+    with pytest.raises(UserError, match=f"{field}="):
+        await measured(server, MACHINE.model_copy(update={field: {"max_num_seqs": 2}.get(field, 500)}))
+    assert server.bodies == []

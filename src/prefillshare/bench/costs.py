@@ -27,11 +27,13 @@ from prefillshare.workloads.tokens import Salad, Tokenise
 
 FILE = "costs.json"
 
-_ROUNDS = 3
+_ROUNDS = 3  # at least
+_CALLS = 20  # one at a time, at least, for a fit
 _PROMPTS = (128, 256, 512, 1024, 2048, 4096)  # tokens
 _BEHIND = 48  # tokens that a prompt which is known already has behind it
 _BATCHES = (1, 2, 4, 8, 16, 32)
 _CONTEXTS = (128, 1024)
+_FEWEST_LENGTHS, _FEWEST_SIZES = 3, 3  # of prompts, of batches
 _FEW, _MANY = 9, 48  # output tokens
 _ROOM = 64  # for the chat template
 _BATCHED_TOKENS = 2048  # of a step, vLLM's default on CPUs
@@ -149,11 +151,18 @@ class _Measuring:
 
     async def all(self) -> Measured:
         room = self._machine.max_model_len - _ROOM - _BEHIND - _MANY
+        lengths = [tokens for tokens in _PROMPTS if tokens <= room]
+        if len(lengths) < _FEWEST_LENGTHS or len(self._sizes(_CONTEXTS[0])) < _FEWEST_SIZES:
+            raise UserError(
+                f"machine: max_model_len={self._machine.max_model_len}, max_num_seqs={self._machine.max_num_seqs} and "
+                f"decode_kv_tokens={self._machine.decode_kv_tokens} leave too few kinds of calls to tell costs apart; "
+                "give at least 700, 4 and 2,000"
+            )
         await self._answers([self._text(_CONTEXTS[0])], _FEW)  # the first call of a worker is slower than any later one
         before = await self._pulls()
         alone: list[CallRecord] = []
-        for _ in range(_ROUNDS):
-            for tokens in (tokens for tokens in _PROMPTS if tokens <= room):
+        for _ in range(max(_ROUNDS, -(-_CALLS // (2 * len(lengths))))):
+            for tokens in lengths:
                 self._step(f"a prompt of {tokens} tokens")
                 text = self._text(tokens)
                 for prompt in (text, f"{text} {self._text(_BEHIND)}"):

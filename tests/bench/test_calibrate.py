@@ -1,0 +1,67 @@
+"""The command around the measurement: what it writes, and how it ends."""
+
+import json
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from aiohttp.test_utils import TestServer
+from rich.console import Console
+
+from prefillshare.bench import calibrate as command
+from prefillshare.bench.costs import FILE
+from prefillshare.bench.host import Hosted, HostedWorker, HostRequest
+from prefillshare.bench.hosting import HostFailed
+from prefillshare.bench.systems import Machine
+from tests.bench.test_costs import Caching
+from tests.workloads.tokenisers import words
+
+MACHINE = Machine(max_model_len=1024, max_num_seqs=4, decode_kv_tokens=8192)
+
+
+def calibrate(output: Path) -> int:
+    return command.calibrate(MACHINE, Path("base"), output, Console(stderr=True, quiet=True))
+
+
+def test_costs_are_written_with_what_they_were_measured_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    @asynccontextmanager
+    async def hosted(request: HostRequest, log: Path) -> AsyncIterator[Hosted]:
+        started.append((request.system, request.models))
+        async with TestServer(Caching().app()) as server:
+            url = str(server.make_url("")).rstrip("/")
+            worker = HostedWorker(name="d", role="decode", url=url, pid=os.getpid(), core=1, kv_tokens=8192)
+            yield Hosted(
+                endpoints={"model-0": url},
+                api_key="",
+                workers=[worker],
+                pid=os.getpid(),
+                dtype="float32",
+                kv_bytes_per_token=1000,
+            )
+
+    monkeypatch.setattr(command, "hosted", hosted)
+    monkeypatch.setattr(command, "load_tokenise", lambda base: words)
+    assert calibrate(tmp_path) == 0
+    assert started == [("shared", 1)]
+    written = json.loads((tmp_path / FILE).read_text())
+    assert written["cost"]["step_s"] >= 0
+    assert written["environment"]["dtype"] == "float32"
+    assert len(written["measured"]["alone"]) == 24
+
+
+def test_workers_that_do_not_start_end_it_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @asynccontextmanager
+    async def hosted(request: HostRequest, log: Path) -> AsyncIterator[Hosted]:
+        raise HostFailed("no memory")
+        yield
+
+    monkeypatch.setattr(command, "hosted", hosted)
+    monkeypatch.setattr(command, "load_tokenise", lambda base: words)
+    assert calibrate(tmp_path) == 1
+    assert not (tmp_path / FILE).exists()
