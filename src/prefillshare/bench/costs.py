@@ -52,7 +52,7 @@ class Measured:
 async def measure(
     http: aiohttp.ClientSession, system: Hosted, tokenise: Tokenise, machine: Machine, step: Callable[[str], None]
 ) -> Measured:
-    """Takes some minutes on CPUs. `step` is told what comes next.
+    """Takes about two minutes on two cores. `step` is told what comes next.
 
     Raises:
         UserError: a call failed, or the tokenizer cannot make up prompts of a given length.
