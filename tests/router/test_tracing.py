@@ -17,7 +17,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from prefillshare.errors import UserError
-from prefillshare.router import app, tracing
+from prefillshare.router import app, assembly, tracing
 from prefillshare.router.record import CallRecord
 from prefillshare.router.tracing import OpenTelemetry, Tracing, check_installed, open_tracing
 from prefillshare.router_config import RouterConfig, TracingConfig
@@ -53,7 +53,7 @@ def traced(start_cluster: Callable[..., Cluster], monkeypatch: pytest.MonkeyPatc
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    monkeypatch.setattr(app, "open_tracing", lambda settings, environment: OpenTelemetry(provider))
+    monkeypatch.setattr(assembly, "open_tracing", lambda settings, environment: OpenTelemetry(provider))
     return Traced(start_cluster(prefill=2), exporter)
 
 
