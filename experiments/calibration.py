@@ -16,13 +16,15 @@ from typing import Any
 
 from experiments.section import write_section
 from prefillshare.bench.costs import FILE, read
+from prefillshare.bench.drive import salted
+from prefillshare.bench.figures import finished, recorded
 from prefillshare.bench.matrix import Run, WorkloadConfig, workload_of
 from prefillshare.bench.systems import Machine, model_names
 from prefillshare.errors import UserError
 from prefillshare.simulate.calls import Shape
 from prefillshare.simulate.cost import WorkerProfile
 from prefillshare.simulate.layout import Layout
-from prefillshare.simulate.records import CallRecord, Records, percentile
+from prefillshare.simulate.records import Records, of_client, summarise
 from prefillshare.simulate.simulation import Simulation
 from prefillshare.simulate.workload import shapes_of
 from prefillshare.workloads.session import Workload
@@ -70,31 +72,37 @@ def compare(facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], tokenis
     config = WorkloadConfig.model_validate(facts["workload"])
     run = Run(facts["system"], facts["models"], config, facts["load"], facts["repeat"])
     workload = workload_of(run, tokenise, machine.max_model_len)
-    preamble = len(tokenise(" ".join(text for text in (run.salt, workload.preamble) if text)))
+    preamble = len(tokenise(salted(workload.preamble, run.salt)))
     workload = replace(workload, preamble_tokens=preamble)
     names = model_names(run.models)
+    played = Records()
     calls = [row for row in rows if row["kind"] == "call" and row["error"] is None]
+    played.calls += map(of_client, calls)
+    played.sessions += [
+        (row["at"], row["at"] + row["latency_s"]) for row in rows if row["kind"] == "session" and finished(row)
+    ]
     shapes = shapes_of(workload, names, _message_tokens(calls, workload, shapes_of(workload, names)))
-    profile = _of_one_worker(read(costs, machine, facts["environment"]["kv_bytes_per_token"]), run, machine)
-    records = Records()
-    Simulation(_layout(run, machine), profile, shapes, run.arrivals(), records, preamble_tokens=preamble).run()
+    fitted = read(costs, machine, facts["environment"]["kv_bytes_per_token"])
+    profile = _of_one_worker(fitted, facts["workers"])
+    simulated = Records()
+    Simulation(_layout(run, machine), profile, shapes, run.arrivals(), simulated, preamble_tokens=preamble).run()
     until = facts["seconds"]
-    source = Path(config.source).stem + (f", {config.max_calls} calls" if config.max_calls else "")
+    simulated.calls = [record for record in simulated.calls if record.arrived_s + record.latency_s <= until]
+    simulated.sessions = [(begun, ended) for begun, ended in simulated.sessions if ended <= until]
     return Compared(
         run.system,
-        source,
+        config.title,
         run.models,
         run.load,
         run.repeat,
-        measured=_figures(
-            calls,
-            [row["latency_s"] for row in rows if row["kind"] == "session" and row["calls"] == row["planned_calls"]],
-        ),
-        simulated=_figures(
-            [_row(record) for record in records.calls if record.arrived_s + record.latency_s <= until],
-            [end - begin for begin, end in records.sessions if end <= until],
-        ),
+        measured=_figures(played),
+        simulated=_figures(simulated),
     )
+
+
+def _figures(records: Records) -> dict[str, float]:
+    found = summarise(records)
+    return {name: found[name] for name in FIGURES}
 
 
 def _message_tokens(calls: Sequence[Mapping[str, Any]], workload: Workload, shapes: Sequence[Shape]) -> int:
@@ -118,37 +126,11 @@ def _layout(run: Run, machine: Machine) -> Layout:
     )
 
 
-def _of_one_worker(profile: WorkerProfile, run: Run, machine: Machine) -> WorkerProfile:
-    """With its share of the KV memory."""
-    if run.system == "colocated":
-        each = (machine.prefill_kv_tokens + machine.decode_kv_tokens) // run.models
-        return replace(profile, kv_tokens=each, decode_kv_tokens=each)
-    prefill = machine.prefill_kv_tokens // (run.models if run.system == "per-model" else 1)
-    decode = machine.decode_kv_tokens // (1 if run.system == "shared-lora" else run.models)
-    return replace(profile, kv_tokens=prefill, decode_kv_tokens=decode)
-
-
-def _row(record: CallRecord) -> dict[str, float]:
-    return {
-        "at": record.arrived_s,
-        "latency_s": record.latency_s,
-        "ttft_s": record.ttft_s,
-        "prompt_tokens": record.prompt_tokens,
-        "cached_tokens": record.cached_tokens,
-    }
-
-
-def _figures(calls: Sequence[Mapping[str, Any]], sessions: Sequence[float]) -> dict[str, float]:
-    found = {"session_p95_s": percentile(sorted(sessions), 95)}
-    for name in ("latency", "ttft"):
-        ordered = sorted(call[f"{name}_s"] for call in calls)
-        found |= {f"{name}_p{share}_s": percentile(ordered, share) for share in (50, 95)}
-    seconds = max(call["at"] + call["latency_s"] for call in calls) - min(call["at"] for call in calls)
-    prompt_tokens = sum(call["prompt_tokens"] for call in calls)
-    return found | {
-        "calls_per_s": len(calls) / seconds,
-        "hit_ratio": sum(call["cached_tokens"] for call in calls) / prompt_tokens,
-    }
+def _of_one_worker(profile: WorkerProfile, workers: Sequence[Mapping[str, Any]]) -> WorkerProfile:
+    """With the KV memory that a worker of each role had."""
+    kv_tokens = {worker["role"]: worker["kv_tokens"] for worker in workers}
+    both = kv_tokens.get("both", 0)  # of an ordinary vLLM
+    return replace(profile, kv_tokens=kv_tokens.get("prefill", both), decode_kv_tokens=kv_tokens.get("decode", both))
 
 
 def table(runs: Sequence[Compared]) -> str:
@@ -203,7 +185,8 @@ def main() -> int:
     )
     options = parser.parse_args()
     try:
-        runs = _compare_all(options.results, load_tokenise(options.base))
+        tokenise, costs = load_tokenise(options.base), options.results / FILE
+        runs = [compare(facts, rows, tokenise, costs) for facts, rows in recorded(options.results)]
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -217,17 +200,6 @@ def main() -> int:
         RESULTS.write_text(json.dumps(content, indent=1) + "\n")
         write_section(PAGE, START, table(runs))
     return 0
-
-
-def _compare_all(results: Path, tokenise: Tokenise) -> list[Compared]:
-    files = sorted((results / "runs").glob("*.json"))
-    if not files:
-        raise UserError(f"{results}: no run has ended here; run `prefillshare bench run {results} --base ...`")
-    runs = []
-    for file in files:
-        rows = [json.loads(line) for line in file.with_suffix(".jsonl").read_text().splitlines()]
-        runs.append(compare(json.loads(file.read_text()), rows, tokenise, results / FILE))
-    return runs
 
 
 if __name__ == "__main__":

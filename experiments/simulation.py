@@ -127,12 +127,12 @@ def cluster(cells: int, sessions: int) -> list[dict[str, Any]]:
         return list(executor.map(_cell, range(cells), [sessions] * cells))
 
 
-def _cell(seed: int, sessions: int) -> dict[str, Any]:
+def _cell(seed: int, sessions: int, rate: float = CELL_RATE, since: float = 0.0) -> dict[str, Any]:
     """Tool-heavy sessions, over the network. Cells have nothing in common, so each is a simulation of its own."""
     layout = Layout("shared", model_names(4), CELL_PREFILL, CELL_DECODE)
     profile = worker_profile(HARDWARE, MODEL, block_size=128)
     began = time.process_time()
-    found = simulate(layout, profile, "tool_heavy", Poisson(CELL_RATE, seed), sessions, seed)
+    found = simulate(layout, profile, "tool_heavy", Poisson(rate, seed), sessions, seed, since)
     return show(found | {"cpu_s": round(time.process_time() - began, 1)})
 
 
@@ -142,14 +142,9 @@ def day() -> list[dict[str, Any]]:
 
 
 def _hour(hour: int) -> dict[str, Any]:
-    layout = Layout("shared", model_names(4), CELL_PREFILL, CELL_DECODE)
-    profile = worker_profile(HARDWARE, MODEL, block_size=128)
     rate = rate_at(hour)
-    began = time.process_time()
-    sessions = round(rate * WINDOW_S)
-    found = simulate(layout, profile, "tool_heavy", Poisson(rate, hour), sessions, seed=hour, since=WARM_UP_S)
-    about = {"hour": hour, "sessions_in_the_hour": round(rate * 3600) * CELLS, "cpu_s": time.process_time() - began}
-    return show(found | about)
+    found = _cell(hour, round(rate * WINDOW_S), rate, since=WARM_UP_S)
+    return found | {"hour": hour, "sessions_in_the_hour": round(rate * 3600) * CELLS}
 
 
 def rate_at(hour: int) -> float:

@@ -2,10 +2,16 @@
 
 import asyncio
 import json
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from prefillshare.bench.host import Hosted, HostedWorker
 
 
 @dataclass
@@ -61,3 +67,19 @@ class FakeServer:
         await send({"choices": [], "usage": usage | {"prompt_tokens_details": {"cached_tokens": 64}}})
         await response.write(b"data: [DONE]\n\n")
         return response
+
+
+@asynccontextmanager
+async def hosted_by(server: FakeServer, *, models: int, role: str) -> AsyncIterator[Hosted]:
+    """A system whose only worker is the server."""
+    async with TestServer(server.app()) as started:
+        url = str(started.make_url("")).rstrip("/")
+        worker = HostedWorker(name=role[0], role=role, url=url, pid=os.getpid(), core=0, kv_tokens=5000)
+        yield Hosted(
+            endpoints={f"model-{number}": url for number in range(models)},
+            api_key="",
+            workers=[worker],
+            pid=os.getpid(),
+            dtype="float32",
+            kv_bytes_per_token=1000,
+        )

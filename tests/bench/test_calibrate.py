@@ -1,20 +1,19 @@
 """The command around the measurement: what it writes, and how it ends."""
 
 import json
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from aiohttp.test_utils import TestServer
 from rich.console import Console
 
 from prefillshare.bench import calibrate as command
 from prefillshare.bench.costs import FILE
-from prefillshare.bench.host import Hosted, HostedWorker, HostRequest
+from prefillshare.bench.host import Hosted, HostRequest
 from prefillshare.bench.hosting import HostFailed
 from prefillshare.bench.systems import Machine
+from tests.bench.fake_server import hosted_by
 from tests.bench.test_costs import Caching
 from tests.workloads.tokenisers import words
 
@@ -31,17 +30,8 @@ def test_costs_are_written_with_what_they_were_measured_with(tmp_path: Path, mon
     @asynccontextmanager
     async def hosted(request: HostRequest, log: Path) -> AsyncIterator[Hosted]:
         started.append((request.system, request.models))
-        async with TestServer(Caching().app()) as server:
-            url = str(server.make_url("")).rstrip("/")
-            worker = HostedWorker(name="d", role="decode", url=url, pid=os.getpid(), core=1, kv_tokens=8192)
-            yield Hosted(
-                endpoints={"model-0": url},
-                api_key="",
-                workers=[worker],
-                pid=os.getpid(),
-                dtype="float32",
-                kv_bytes_per_token=1000,
-            )
+        async with hosted_by(Caching(), models=request.models, role="decode") as system:
+            yield system
 
     monkeypatch.setattr(command, "hosted", hosted)
     monkeypatch.setattr(command, "load_tokenise", lambda base: words)

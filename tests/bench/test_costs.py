@@ -5,17 +5,15 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from aiohttp.test_utils import TestServer
 
 from prefillshare.bench.client import open_client
 from prefillshare.bench.costs import FILE, Measured, fit, measure, read, write
-from prefillshare.bench.host import Hosted, HostedWorker
 from prefillshare.bench.systems import Machine
 from prefillshare.errors import UserError
 from prefillshare.simulate.calibrate import StepTime
 from prefillshare.simulate.cost import Cost
 from prefillshare.simulate.records import CallRecord
-from tests.bench.fake_server import FakeServer
+from tests.bench.fake_server import FakeServer, hosted_by
 from tests.workloads.tokenisers import words
 
 TRUE = Cost(step_s=0.02, token_s=0.0005, pair_s=1e-8, sequence_s=0.002, kv_token_s=1e-6)
@@ -56,14 +54,8 @@ class Caching(FakeServer):
 
 
 async def measured(server: FakeServer, machine: Machine = MACHINE) -> Measured:
-    async with TestServer(server.app()) as started:
-        url = str(started.make_url("")).rstrip("/")
-        worker = HostedWorker(name="d", role="decode", url=url, pid=1, core=1, kv_tokens=8192)
-        system = Hosted(
-            endpoints={"model-0": url}, api_key="", workers=[worker], pid=1, dtype="float32", kv_bytes_per_token=1000
-        )
-        async with open_client("") as http:
-            return await measure(http, system, words, machine, lambda step: None)
+    async with hosted_by(server, models=1, role="decode") as system, open_client("") as http:
+        return await measure(http, system, words, machine, lambda step: None)
 
 
 async def test_prompts_are_new_and_then_known_and_answers_come_in_batches() -> None:

@@ -1,19 +1,17 @@
 import json
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from aiohttp.test_utils import TestServer
 from rich.console import Console
 
 from prefillshare.bench import run as runner
-from prefillshare.bench.host import Hosted, HostedWorker, HostRequest
+from prefillshare.bench.host import Hosted, HostRequest
 from prefillshare.bench.hosting import HostFailed
 from prefillshare.bench.matrix import Matrix, WorkloadConfig
 from prefillshare.errors import UserError
-from tests.bench.fake_server import FakeServer
+from tests.bench.fake_server import FakeServer, hosted_by
 from tests.workloads.tokenisers import words
 
 MATRIX = Matrix(
@@ -32,17 +30,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     @asynccontextmanager
     async def hosted(request: HostRequest, log: Path) -> AsyncIterator[Hosted]:
         names.append(request.system)
-        async with TestServer(FakeServer().app()) as server:
-            url = str(server.make_url("")).rstrip("/")
-            worker = HostedWorker(name="p", role="prefill", url=url, pid=os.getpid(), core=0, kv_tokens=5000)
-            yield Hosted(
-                endpoints={f"model-{n}": url for n in range(request.models)},
-                api_key="",
-                workers=[worker],
-                pid=os.getpid(),
-                dtype="float32",
-                kv_bytes_per_token=1,
-            )
+        async with hosted_by(FakeServer(), models=request.models, role="prefill") as system:
+            yield system
 
     monkeypatch.setattr(runner, "hosted", hosted)
     monkeypatch.setattr(runner, "load_tokenise", lambda base: words)

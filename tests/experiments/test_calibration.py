@@ -32,7 +32,14 @@ def made_up(tmp_path: Path, system: Any, slower: float = 1.0) -> calibration.Com
     workload = workload_of(run, words, MACHINE.max_model_len)
     preamble = len(words(f"{run.salt} {workload.preamble}"))
     shapes = shapes_of(calibration.replace(workload, preamble_tokens=preamble), model_names(2), TEMPLATE)
-    profile = calibration._of_one_worker(calibration.read(costs, MACHINE, 1000), run, MACHINE)
+    specs = {
+        "colocated": [("both", 49_152)],
+        "per-model": [("prefill", 24_576), ("decode", 24_576)],
+        "shared": [("prefill", 49_152), ("decode", 24_576)],
+        "shared-lora": [("prefill", 49_152), ("decode", 49_152)],
+    }
+    workers = [{"role": role, "kv_tokens": tokens} for role, tokens in specs[system]]
+    profile = calibration._of_one_worker(calibration.read(costs, MACHINE, 1000), workers)
     records = Records()
     arguments = (calibration._layout(run, MACHINE), profile, shapes, run.arrivals(), records)
     Simulation(*arguments, preamble_tokens=preamble).run()
@@ -42,6 +49,7 @@ def made_up(tmp_path: Path, system: Any, slower: float = 1.0) -> calibration.Com
             "kind": "call",
             "session": names[int(record.session)],
             "turn": record.turn,
+            "model": record.model,
             "at": slower * record.arrived_s,
             "latency_s": slower * record.latency_s,
             "ttft_s": slower * record.ttft_s,
@@ -53,7 +61,14 @@ def made_up(tmp_path: Path, system: Any, slower: float = 1.0) -> calibration.Com
         for record in records.calls
     ]
     rows += [
-        {"kind": "session", "latency_s": slower * (end - begin), "calls": 5, "planned_calls": 5}
+        {
+            "kind": "session",
+            "at": slower * begin,
+            "latency_s": slower * (end - begin),
+            "calls": 5,
+            "planned_calls": 5,
+            "error": None,
+        }
         for begin, end in records.sessions
     ]
     facts = {
@@ -64,6 +79,7 @@ def made_up(tmp_path: Path, system: Any, slower: float = 1.0) -> calibration.Com
         "repeat": 0,
         "seconds": 1e6,
         "machine": MACHINE.model_dump(),
+        "workers": workers,
         "environment": {"kv_bytes_per_token": 1000},
     }
     return calibration.compare(facts, rows, words, costs)

@@ -1,9 +1,7 @@
 """The command that measures costs: starts the workers, measures, writes OUTPUT/costs.json."""
 
 import asyncio
-import os
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -12,10 +10,8 @@ from prefillshare.bench.client import open_client
 from prefillshare.bench.costs import FILE, fit, measure, write
 from prefillshare.bench.environment import environment
 from prefillshare.bench.host import HostRequest
-from prefillshare.bench.hosting import HostFailed, hosted
+from prefillshare.bench.hosting import hosted, to_the_end
 from prefillshare.bench.systems import Machine
-from prefillshare.deployment.signals import StopSignals
-from prefillshare.deployment.status import say_stopping
 from prefillshare.workloads.tokens import load_tokenise
 
 
@@ -37,30 +33,22 @@ async def _calibrate(machine: Machine, base: Path, output: Path, console: Consol
     def say(what: str) -> None:
         console.print(f"{datetime.now():%H:%M:%S} {what}", markup=False, highlight=False)
 
-    with StopSignals(on_first=partial(say_stopping, console), kill=lambda: os._exit(130)) as signals:
-        try:
-            say("starting the workers")
-            async with hosted(request, output / "logs" / "calibration.log") as system:
-                made_with = environment(system)
-                async with open_client(system.api_key) as http:
-                    measured = await measure(http, system, tokenise, machine, say)
-        except asyncio.CancelledError:
-            if signals.exit_code is None:
-                raise
-            console.print("stopped; nothing was written")
-            return signals.exit_code
-        except HostFailed as error:
-            console.print(f"failed: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-            return 1
-    profile = fit(measured, machine, system.kv_bytes_per_token)
-    write(output / FILE, measured, profile, made_with)
-    cost = profile.cost
-    console.print(
-        f"{output / FILE}: {1e3 * cost.token_s:.2f} ms a prompt token, {1e3 * cost.step_s:.1f} ms a decode step "
-        f"and {1e3 * cost.sequence_s:.1f} ms for each sequence in it; {1e3 * profile.leg_s:.0f} ms for each leg beside "
-        "these",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
-    return 0
+    async def measure_and_write() -> None:
+        say("starting the workers")
+        async with hosted(request, output / "logs" / "calibration.log") as system:
+            made_with = environment(system)
+            async with open_client(system.api_key) as http:
+                measured = await measure(http, system, tokenise, machine, say)
+        profile = fit(measured, machine, system.kv_bytes_per_token)
+        write(output / FILE, measured, profile, made_with)
+        cost = profile.cost
+        console.print(
+            f"{output / FILE}: {1e3 * cost.token_s:.2f} ms a prompt token, {1e3 * cost.step_s:.1f} ms a decode step "
+            f"and {1e3 * cost.sequence_s:.1f} ms for each sequence in it; {1e3 * profile.leg_s:.0f} ms for each leg "
+            "beside these",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    return await to_the_end(measure_and_write(), console, stopped="stopped; nothing was written")

@@ -23,6 +23,7 @@ from prefillshare.errors import UserError
 from prefillshare.simulate.calibrate import StepTime, fit_batches, fit_from_outside, misses
 from prefillshare.simulate.cost import Cost, Link, WorkerProfile
 from prefillshare.simulate.records import CallRecord
+from prefillshare.workloads.conversation import exactly, streamed
 from prefillshare.workloads.tokens import Salad, Tokenise
 
 FILE = "costs.json"
@@ -69,16 +70,8 @@ def fit(measured: Measured, machine: Machine, kv_bytes_per_token: int) -> Worker
     Raises:
         UserError: too few measurements to tell the costs apart.
     """
-    unknown = WorkerProfile(
-        Cost(1.0, 1.0),
-        Link(0.0, 1.0),
-        kv_bytes_per_token=kv_bytes_per_token,
-        kv_tokens=machine.prefill_kv_tokens,
-        block_size=machine.block_size,
-        max_num_seqs=machine.max_num_seqs,
-        max_num_batched_tokens=_BATCHED_TOKENS,
-    )
-    alone = fit_from_outside(measured.alone, unknown)
+    unknown = Cost(1.0, 1.0)
+    alone = fit_from_outside(measured.alone, _profile(unknown, Link(0.0, 1.0), 0.0, machine, kv_bytes_per_token))
     # What a pull takes beside its bytes is in the legs' share already.
     rate = measured.pulled_bytes / measured.pull_s if measured.pull_s else float("inf")
     return replace(alone, cost=fit_batches(alone.cost, measured.steps), link=Link(0.0, rate))
@@ -120,19 +113,24 @@ def read(file: Path, machine: Machine, kv_bytes_per_token: int) -> WorkerProfile
     """
     try:
         content = json.loads(file.read_text())
-        return WorkerProfile(
-            Cost(**content["cost"]),
-            Link(0.0, content["link_bytes_per_s"]),
-            kv_bytes_per_token=kv_bytes_per_token,
-            kv_tokens=machine.prefill_kv_tokens,
-            decode_kv_tokens=machine.decode_kv_tokens,
-            block_size=machine.block_size,
-            max_num_seqs=machine.max_num_seqs,
-            max_num_batched_tokens=_BATCHED_TOKENS,
-            leg_s=content["leg_s"],
-        )
+        cost, link = Cost(**content["cost"]), Link(0.0, content["link_bytes_per_s"])
+        return _profile(cost, link, content["leg_s"], machine, kv_bytes_per_token)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file}: not what `prefillshare bench calibrate` writes: {error}") from None
+
+
+def _profile(cost: Cost, link: Link, leg_s: float, machine: Machine, kv_bytes_per_token: int) -> WorkerProfile:
+    return WorkerProfile(
+        cost,
+        link,
+        kv_bytes_per_token=kv_bytes_per_token,
+        kv_tokens=machine.prefill_kv_tokens,
+        decode_kv_tokens=machine.decode_kv_tokens,
+        block_size=machine.block_size,
+        max_num_seqs=machine.max_num_seqs,
+        max_num_batched_tokens=_BATCHED_TOKENS,
+        leg_s=leg_s,
+    )
 
 
 class _Measuring:
@@ -199,16 +197,7 @@ class _Measuring:
         calls = []
         for prompt in prompts:
             self._sessions += 1
-            body = {
-                "model": self._model,
-                "messages": [{"role": "user", "content": prompt}],
-                "temperature": 0,
-                "stream": True,
-                "stream_options": {"include_usage": True},
-                "max_tokens": tokens,
-                "min_tokens": tokens,
-                "ignore_eos": True,
-            }
+            body = streamed(self._model, [{"role": "user", "content": prompt}]) | exactly(tokens)
             calls.append(call(self._http, url, body, f"calibration {self._sessions}"))
         answers = await asyncio.gather(*calls)
         for answer in answers:

@@ -78,6 +78,11 @@ class Play:
     salt: str = ""
 
 
+def salted(preamble: str, salt: str) -> str:
+    """What every prompt of a run begins with."""
+    return " ".join(text for text in (salt, preamble) if text)
+
+
 async def play(http: aiohttp.ClientSession, what: Play, tell: Callable[[Record], None]) -> float:
     """Plays all sessions; returns how long it took, in seconds.
 
@@ -99,7 +104,7 @@ class _Player:
         self._what = what
         self._tell = tell
         self._roles = what.workload.roles()
-        self._preamble = " ".join(text for text in (what.salt, what.workload.preamble) if text)
+        self._preamble = salted(what.workload.preamble, what.salt)
 
     async def play(self) -> None:
         sessions = self._what.workload.sessions

@@ -9,6 +9,7 @@ from typing import Any
 
 from prefillshare.bench.bound import Bound, bound
 from prefillshare.bench.costs import FILE, read
+from prefillshare.bench.matrix import WorkloadConfig
 from prefillshare.bench.systems import Machine
 from prefillshare.errors import UserError
 
@@ -53,11 +54,23 @@ def read_runs(output: Path, slo: Slo) -> list[Figures]:
     Raises:
         UserError: there are none.
     """
+    costs = output / FILE
+    return [_figures(facts, rows, slo, costs if costs.exists() else None) for facts, rows in recorded(output)]
+
+
+def recorded(output: Path) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """What every run that ended left, by name: its facts, and the rows of its calls and sessions.
+
+    Raises:
+        UserError: there are none.
+    """
     files = sorted((output / "runs").glob("*.json"))
     if not files:
         raise UserError(f"{output}: no run has ended here; run `prefillshare bench run {output} --base ...`")
-    costs = output / FILE
-    return [_figures(file, slo, costs if costs.exists() else None) for file in files]
+    return [
+        (json.loads(file.read_text()), list(map(json.loads, file.with_suffix(".jsonl").read_text().splitlines())))
+        for file in files
+    ]
 
 
 def percentile(values: Sequence[float], share: float) -> float | None:
@@ -68,13 +81,9 @@ def percentile(values: Sequence[float], share: float) -> float | None:
     return ordered[min(len(ordered) - 1, max(0, -int(-share * len(ordered) // 1) - 1))]
 
 
-def _figures(file: Path, slo: Slo, costs: Path | None) -> Figures:
-    facts = json.loads(file.read_text())
-    rows = [json.loads(line) for line in file.with_suffix(".jsonl").read_text().splitlines()]
+def _figures(facts: dict[str, Any], rows: Sequence[dict[str, Any]], slo: Slo, costs: Path | None) -> Figures:
     calls = [row for row in rows if row["kind"] == "call"]
     sessions = [row for row in rows if row["kind"] == "session"]
-    config = facts["workload"]
-    name = Path(config["source"]).stem + (f", {config['max_calls']} calls" if config["max_calls"] else "")
     cores = _core_use(facts)
     busiest = max(cores, key=lambda group: cores[group])
     least = _bound(facts, calls, costs)
@@ -82,7 +91,7 @@ def _figures(file: Path, slo: Slo, costs: Path | None) -> Figures:
         run=facts["run"],
         system=facts["system"],
         models=facts["models"],
-        workload=name,
+        workload=WorkloadConfig.model_validate(facts["workload"]).title,
         load=facts["load"],
         repeat=facts["repeat"],
         values={
@@ -111,7 +120,7 @@ def _latencies(calls: Sequence[Any], sessions: Sequence[Any]) -> dict[str, float
     ttft = [call["ttft_s"] for call in good if call["ttft_s"] is not None]
     measured = {
         "call s": [call["latency_s"] for call in good],
-        "session s": [session["latency_s"] for session in sessions if _finished(session)],
+        "session s": [session["latency_s"] for session in sessions if finished(session)],
         "ttft s": ttft,
     }
     found: dict[str, float | None] = {
@@ -135,7 +144,7 @@ def _rates(calls: Sequence[Any], sessions: Sequence[Any], seconds: float, slo: S
         # Sessions that the limit cut off count for the calls that they made.
         "sessions a minute": 60 * _done(sessions) / seconds,
         "goodput, calls a minute": 60 * len(kept) / seconds,
-        "unfinished sessions": float(sum(not _finished(session) for session in sessions)),
+        "unfinished sessions": float(sum(not finished(session) for session in sessions)),
         "failed calls": float(len(calls) - len(good)),
     }
 
@@ -176,7 +185,8 @@ def _tpot(call: Any) -> float | None:
     return float((call["latency_s"] - call["ttft_s"]) / (call["output_tokens"] - 1))
 
 
-def _finished(session: Any) -> bool:
+def finished(session: Any) -> bool:
+    """Whether the row is of a session that ended by itself."""
     return session["error"] is None and session["calls"] == session["planned_calls"]
 
 

@@ -1,15 +1,22 @@
-"""The driver's side of `host`: starts a system in its own process and ends it."""
+"""The driver's side of `host`: starts a system in its own process and ends it, and ends a command that does."""
 
 import asyncio
 import json
+import os
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+from rich.console import Console
 
 from prefillshare.bench.host import Hosted, HostRequest
 from prefillshare.deployment.processes import tail
+from prefillshare.deployment.signals import StopSignals
+from prefillshare.deployment.status import say_stopping
 
 _LINE_LIMIT = 2**20
 _STOP_S = 60.0
@@ -17,6 +24,23 @@ _STOP_S = 60.0
 
 class HostFailed(Exception):
     """A system did not start. The message says why."""
+
+
+async def to_the_end(work: Coroutine[Any, Any, None], console: Console, *, stopped: str) -> int:
+    """Runs the work of a command that hosts systems; returns its exit code: 1 when a system did not start, 130 after
+    Ctrl-C, which prints `stopped`. A second Ctrl-C ends the process at once; hosts then end by themselves."""
+    with StopSignals(on_first=partial(say_stopping, console), kill=lambda: os._exit(130)) as signals:
+        try:
+            await work
+        except asyncio.CancelledError:
+            if signals.exit_code is None:
+                raise
+            console.print(stopped)
+            return signals.exit_code
+        except HostFailed as error:
+            console.print(f"failed: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+            return 1
+    return 0
 
 
 @asynccontextmanager

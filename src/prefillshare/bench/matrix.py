@@ -29,6 +29,11 @@ class WorkloadConfig(Section):
     max_calls: Count | None = None
     seed: int = 0
 
+    @property
+    def title(self) -> str:
+        """In tables and plots."""
+        return Path(self.source).stem + (f", {self.max_calls} calls" if self.max_calls else "")
+
 
 class Matrix(Section):
     """The file that `prefillshare bench run` reads. A run ends after `limit_s`, whatever is under way by then."""

@@ -8,7 +8,6 @@ OUTPUT/systems/, logs/       modules and logs of the systems
 
 import asyncio
 import json
-import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict
@@ -25,12 +24,10 @@ from prefillshare.bench.client import open_client
 from prefillshare.bench.drive import Play, as_row, play
 from prefillshare.bench.environment import environment
 from prefillshare.bench.host import Hosted, HostRequest
-from prefillshare.bench.hosting import HostFailed, hosted
+from prefillshare.bench.hosting import hosted, to_the_end
 from prefillshare.bench.matrix import Matrix, Run, runs, workload_of
 from prefillshare.bench.systems import model_names
 from prefillshare.bench.watch import watching
-from prefillshare.deployment.signals import StopSignals
-from prefillshare.deployment.status import say_stopping
 from prefillshare.errors import UserError
 from prefillshare.workloads.tokens import Tokenise, load_tokenise
 
@@ -52,20 +49,15 @@ async def _run(matrix: Matrix, base: Path, output: Path, console: Console) -> in
         each.arrivals()
         workload_of(each, tokenise, matrix.machine.max_model_len)  # says what is wrong before anything starts
     console.print(f"{len(missing)} runs to do; what is done is in {output / 'runs'}", markup=False, soft_wrap=True)
-    with StopSignals(on_first=partial(say_stopping, console), kill=lambda: os._exit(130)) as signals:
-        try:
-            with _progress(console) as progress:
-                task = progress.add_task("", total=len(missing))
-                await _all(missing, matrix, base, output, tokenise, partial(_show, progress, task))
-        except asyncio.CancelledError:
-            if signals.exit_code is None:
-                raise
-            console.print("stopped; the same command goes on with the run that was under way")
-            return signals.exit_code
-        except HostFailed as error:
-            console.print(f"failed: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-            return 1
-    return 0
+
+    async def play_all() -> None:
+        with _progress(console) as progress:
+            task = progress.add_task("", total=len(missing))
+            await _all(missing, matrix, base, output, tokenise, partial(_show, progress, task))
+
+    return await to_the_end(
+        play_all(), console, stopped="stopped; the same command goes on with the run that was under way"
+    )
 
 
 async def _all(

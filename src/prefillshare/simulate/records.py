@@ -89,13 +89,14 @@ def read_bench(file: Path) -> list[CallRecord]:
         try:
             row = json.loads(text)
             if row["kind"] == "call" and row["error"] is None:
-                records.append(_of_client(row))
+                records.append(of_client(row))
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise UserError(f"{file}, line {number}: not a benchmark's record: {error!r}") from None
     return records
 
 
-def _of_client(row: Mapping[str, Any]) -> CallRecord:
+def of_client(row: Mapping[str, Any]) -> CallRecord:
+    """A benchmark's row of a call that was answered; see `read_bench`."""
     further = row["output_tokens"] - 1
     return CallRecord(
         session=row["session"],

@@ -5,6 +5,7 @@ recorded: every system does identical work, whatever its models say. In *live* m
 end where the models end them, at the latest after twice the recorded tokens.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,6 +15,22 @@ from prefillshare.workloads.session import Turn
 Mode = Literal["replay", "live"]
 
 _LIVE_LIMIT = 2
+
+
+def streamed(model: str, messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A greedy chat completion as a stream that ends with its usage."""
+    return {
+        "model": model,
+        "messages": messages,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+
+
+def exactly(tokens: int) -> dict[str, Any]:
+    """Has an answer be so long, whatever the model says."""
+    return {"max_tokens": tokens, "min_tokens": tokens, "ignore_eos": True}
 
 
 @dataclass
@@ -30,16 +47,9 @@ class Conversation:
         The role's instructions stand behind the context, so that roles share its KV, and are not part of the next
         prompt. They are placed here, not by a server: every system is then sent the same prompt.
         """
-        body = {
-            "model": model,
-            "messages": place_instructions(self.prompt(turn), "behind_context"),
-            "temperature": 0,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
+        body = streamed(model, place_instructions(self.prompt(turn), "behind_context"))
         if self.mode == "replay":
-            exactly = turn.output_tokens
-            return body | {"max_tokens": exactly, "min_tokens": exactly, "ignore_eos": True}
+            return body | exactly(turn.output_tokens)
         return body | {"max_tokens": _LIVE_LIMIT * turn.output_tokens}
 
     def prompt(self, turn: Turn) -> list[dict[str, str]]:
