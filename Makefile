@@ -39,7 +39,7 @@ lint: setup  ## Style and types
 
 # Their models are so small that a second thread only waits for the first.
 unit: setup  ## Tests that need no vLLM process
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests --ignore tests/e2e
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests --ignore tests/e2e -n auto
 
 e2e: setup  ## Tests against real vLLM processes
 	$(BIN)/pytest tests/e2e

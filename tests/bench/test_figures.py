@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from prefillshare.bench.figures import Figures, Slo, percentile, read_runs
+from prefillshare.bench.figures import Figures, Slo, percentile, percentile_with_cut, read_runs
 from prefillshare.errors import UserError
 from tests.bench.written import CALL, DECODE, PREFILL, SESSION, write_run
 
@@ -26,9 +26,29 @@ def figures(folder: Path, **fields) -> Figures:
 def test_latencies_are_of_what_was_answered_to_its_end(tmp_path: Path) -> None:
     values = figures(tmp_path).values
     assert (values["call s p50"], values["call s p95"]) == (5.0, 7.0)
-    assert (values["session s p50"], values["session s p99"]) == (20.0, 20.0)
     assert values["ttft s p95"] == 6.0
     assert values["tpot s"] == pytest.approx((0.2 + 0.1 + 0.4) / 3)
+
+
+def test_sessions_that_were_cut_off_count_as_long_as_they_were_seen(tmp_path: Path) -> None:
+    run = figures(tmp_path)
+    assert (run.values["session s p50"], run.values["session s p99"]) == (20.0, 99.0)
+    assert run.at_least == {"session s p95", "session s p99"}
+
+
+def test_percentiles_of_durations_that_were_cut() -> None:
+    ended = [1.0, 2.0, 3.0, 4.0]
+    assert percentile_with_cut(ended, [], 0.5) == (2.0, False)
+    assert percentile_with_cut(ended, [], 1.0) == (4.0, False)
+    # Known for no longer than 0.5, it says nothing: as if it were not there.
+    assert percentile_with_cut(ended, [0.5], 0.5) == (2.0, False)
+    # 5/6 outlast 1, 4/6 outlast 2; of the three under way after 2.5, two outlast 3: 4/9 of all.
+    assert percentile_with_cut([1.0, 2.0, 3.0], [2.5, 9.0, 9.0], 0.5) == (3.0, False)
+    assert percentile_with_cut([1.0, 2.0, 3.0], [2.5, 9.0, 9.0], 0.6) == (9.0, True)
+    # Cut in the very moment in which another ended: it was under way then.
+    assert percentile_with_cut([1.0], [1.0], 0.5) == (1.0, False)
+    assert percentile_with_cut([], [7.0], 0.5) == (7.0, True)
+    assert percentile_with_cut([], [], 0.5) == (None, False)
 
 
 def test_rates_count_sessions_by_the_calls_that_they_made(tmp_path: Path) -> None:

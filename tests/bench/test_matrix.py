@@ -10,12 +10,24 @@ from tests.workloads.tokenisers import words
 WORKLOAD = WorkloadConfig(source="react", sessions=3)
 
 
-def test_every_cell_is_run_as_often_as_asked_and_systems_start_once() -> None:
+def test_every_cell_is_run_as_often_as_asked_and_a_repeat_ends_before_the_next() -> None:
     matrix = Matrix(workloads=(WORKLOAD,), loads=("closed:1", "closed:2"), models=(2, 4), repeats=3)
     found = list(runs(matrix))
     assert len(found) == len({run.name for run in found}) == 3 * 2 * 2 * 3
-    starts = [(run.models, run.system) for run in found]
-    assert len(dict.fromkeys(starts)) == sum(a != b for a, b in zip([None, *starts], starts, strict=False)) == 6
+    assert [run.repeat for run in found] == [repeat for repeat in range(3) for _ in range(12)]
+    starts = [(run.repeat, run.models, run.system) for run in found]
+    assert len(dict.fromkeys(starts)) == sum(a != b for a, b in zip([None, *starts], starts, strict=False)) == 18
+
+
+def test_a_closed_loop_plays_its_rounds() -> None:
+    matrix = Matrix(
+        workloads=(WORKLOAD,), loads=("closed:1", "closed:8", "poisson:0.1"), systems=("shared",), repeats=1, rounds=2
+    )
+    assert [(run.load, run.workload.sessions) for run in runs(matrix)] == [
+        ("closed:1", 3),
+        ("closed:8", 16),
+        ("poisson:0.1", 3),
+    ]
 
 
 def test_names_tell_runs_apart_and_are_names_of_files() -> None:

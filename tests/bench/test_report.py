@@ -42,6 +42,24 @@ def test_ratios_are_of_repeats_on_the_same_sessions(written: Path) -> None:
     assert "Ratios within one run" in text
 
 
+def test_what_is_only_known_to_be_longer_is_marked(tmp_path: Path) -> None:
+    write_run(tmp_path, [CALL, SESSION])
+    cut = SESSION | {"calls": 1, "latency_s": 50.0}
+    write_run(tmp_path, [CALL, SESSION, cut], system="per-model")
+    text = write_report(tmp_path, Slo())[0].read_text()
+    assert "| session s p95 | 20.0 | >= 50.0 |" in text
+    assert "- session s p95, shared against per-model: >= 2.50 times better" in text
+
+
+def test_nothing_is_said_against_what_is_only_known_to_be_longer(tmp_path: Path) -> None:
+    cut = SESSION | {"calls": 1, "latency_s": 50.0}
+    write_run(tmp_path, [CALL, SESSION, cut])
+    write_run(tmp_path, [CALL, SESSION], system="colocated")
+    text = write_report(tmp_path, Slo())[0].read_text()
+    assert "session s p95, shared against" not in text
+    assert "sessions a minute, shared against colocated" in text
+
+
 def test_one_system_alone_has_no_ratios(tmp_path: Path) -> None:
     write_run(tmp_path, [CALL, SESSION])
     assert "times better" not in write_report(tmp_path, Slo())[0].read_text()

@@ -44,7 +44,7 @@ def run(output: Path, matrix: Matrix = MATRIX) -> int:
 
 def test_every_run_leaves_its_records_and_what_they_were_measured_with(started: list[str], tmp_path: Path) -> None:
     assert run(tmp_path) == 0
-    assert started == ["shared", "colocated"]
+    assert started == ["shared", "colocated"] * 2  # once for each repeat
     results = sorted((tmp_path / "runs").glob("*.json"))
     assert len(results) == 4
     rows = [json.loads(line) for line in results[0].with_suffix(".jsonl").read_text().splitlines()]

@@ -13,6 +13,7 @@ from prefillshare.bench.matrix import WorkloadConfig
 from prefillshare.bench.systems import Machine
 from prefillshare.errors import UserError
 
+_SHARES = (0.5, 0.95, 0.99)
 _BUSY = 0.85  # a core used more than this is what limits
 
 
@@ -28,7 +29,8 @@ class Slo:
 class Figures:
     """`values` by name, None where a run says nothing about it. `limit` is the core that was busy throughout.
 
-    `bound_by` is what would be, in a system that wastes nothing.
+    `bound_by` is what would be, in a system that wastes nothing. Values named in `at_least` are known
+    only to be as large as they say, or larger: the sessions that would tell were cut off.
     """
 
     run: str
@@ -40,6 +42,7 @@ class Figures:
     values: dict[str, float | None]
     limit: str
     bound_by: str | None
+    at_least: frozenset[str]
     facts: dict[str, Any]
 
     @property
@@ -81,12 +84,36 @@ def percentile(values: Sequence[float], share: float) -> float | None:
     return ordered[min(len(ordered) - 1, max(0, -int(-share * len(ordered) // 1) - 1))]
 
 
+def percentile_with_cut(ended: Sequence[float], cut: Sequence[float], share: float) -> tuple[float | None, bool]:
+    """The percentile of durations of which some, `cut`, are known only to be longer than they say.
+
+    After Kaplan and Meier (1958): what was cut counts among those under way until then, and after that stands for
+    nothing. Returns the longest duration that is known, and True, when the percentile lies beyond it; of none, None.
+    """
+    under_way, surviving = len(ended) + len(cut), 1.0
+    if not under_way:
+        return None, False
+    for duration, is_end in sorted([(value, True) for value in ended] + [(value, False) for value in cut], key=_order):
+        if is_end:
+            surviving *= 1 - 1 / under_way
+            if surviving <= 1 - share + 1e-9:
+                return duration, False
+        under_way -= 1
+    return max([*ended, *cut]), True
+
+
+def _order(known: tuple[float, bool]) -> tuple[float, bool]:
+    """Of equal durations, those that ended come first."""
+    return known[0], not known[1]
+
+
 def _figures(facts: dict[str, Any], rows: Sequence[dict[str, Any]], slo: Slo, costs: Path | None) -> Figures:
     calls = [row for row in rows if row["kind"] == "call"]
     sessions = [row for row in rows if row["kind"] == "session"]
     cores = _core_use(facts)
     busiest = max(cores, key=lambda group: cores[group])
     least = _bound(facts, calls, costs)
+    waits, at_least = _session_latencies(sessions)
     return Figures(
         run=facts["run"],
         system=facts["system"],
@@ -95,7 +122,8 @@ def _figures(facts: dict[str, Any], rows: Sequence[dict[str, Any]], slo: Slo, co
         load=facts["load"],
         repeat=facts["repeat"],
         values={
-            **_latencies(calls, sessions),
+            **_latencies(calls),
+            **waits,
             **_rates(calls, sessions, facts["seconds"], slo),
             **_prefill(facts, sessions),
             "least s possible": least.seconds if least else None,
@@ -104,6 +132,7 @@ def _figures(facts: dict[str, Any], rows: Sequence[dict[str, Any]], slo: Slo, co
         },
         limit=busiest if cores[busiest] >= _BUSY else "none",
         bound_by=least.limit if least else None,
+        at_least=at_least,
         facts=facts,
     )
 
@@ -115,18 +144,29 @@ def _bound(facts: dict[str, Any], calls: Sequence[Any], costs: Path | None) -> B
     return bound(facts, [call for call in calls if call["error"] is None], profile)
 
 
-def _latencies(calls: Sequence[Any], sessions: Sequence[Any]) -> dict[str, float | None]:
+def _session_latencies(sessions: Sequence[Any]) -> tuple[dict[str, float | None], frozenset[str]]:
+    """Also the names of those that are at least so large. Sessions that a failed call ended count as cut off."""
+    ended, cut = ([row["latency_s"] for row in sessions if finished(row) is wanted] for wanted in (True, False))
+    found, at_least = {}, set()
+    for share in _SHARES:
+        name = f"session s p{round(100 * share)}"
+        found[name], is_bound = percentile_with_cut(ended, cut, share)
+        if is_bound:
+            at_least.add(name)
+    return found, frozenset(at_least)
+
+
+def _latencies(calls: Sequence[Any]) -> dict[str, float | None]:
     good = [call for call in calls if call["error"] is None]
     ttft = [call["ttft_s"] for call in good if call["ttft_s"] is not None]
     measured = {
         "call s": [call["latency_s"] for call in good],
-        "session s": [session["latency_s"] for session in sessions if finished(session)],
         "ttft s": ttft,
     }
     found: dict[str, float | None] = {
         f"{name} p{round(100 * share)}": percentile(values, share)
         for name, values in measured.items()
-        for share in (0.5, 0.95, 0.99)
+        for share in _SHARES
     }
     tpot = [value for call in good if (value := _tpot(call)) is not None]
     return found | {"tpot s": statistics.mean(tpot) if tpot else None}

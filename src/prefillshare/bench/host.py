@@ -12,12 +12,13 @@ import os
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
 from pydantic import BaseModel
 
+from prefillshare.bench.pinning import pin
 from prefillshare.bench.plain import PlainVllm
 from prefillshare.bench.systems import (
     Machine,
@@ -72,22 +73,31 @@ async def serving(request: HostRequest) -> AsyncIterator[Hosted]:
         UserError: the system cannot be planned, or a port is taken.
     """
     deployment = plan(request.system, request.models, request.base.resolve(), request.folder.resolve(), request.machine)
-    plan_workers = partial(plan_system_workers, request.system, request.machine)
+    specs = plan_system_workers(request.system, request.machine, deployment)
+    cores = {spec.name: spec.core for spec in specs}
+    loose = [replace(spec, core=None) for spec in specs]  # until they are ready, see `pinning`
     names = model_names(request.models)
     if request.system != "colocated":
-        async with LocalDeployment(deployment, plan=plan_workers) as local:
-            yield _hosted(dict.fromkeys(names, local.url), local.workers)
+        async with LocalDeployment(deployment, plan=lambda _: loose) as local:
+            yield _hosted(dict.fromkeys(names, local.url), local.workers, cores)
         return
     async with AsyncExitStack() as stack:
-        workers = [PlainVllm(deployment, spec) for spec in plan_workers(deployment)]
+        workers = [PlainVllm(deployment, spec) for spec in loose]
         for worker in workers:
             await stack.enter_async_context(worker)
         async with aiohttp.ClientSession() as http:
             await asyncio.gather(*(worker.ready(http) for worker in workers))
-        yield _hosted({name: worker.url for name, worker in zip(names, workers, strict=True)}, workers)
+        yield _hosted({name: worker.url for name, worker in zip(names, workers, strict=True)}, workers, cores)
 
 
-def _hosted(endpoints: dict[str, str], workers: Sequence[PlainVllm | WorkerProcess]) -> Hosted:
+def _hosted(
+    endpoints: dict[str, str], workers: Sequence[PlainVllm | WorkerProcess], cores: dict[str, int | None]
+) -> Hosted:
+    """Pins the workers, which are ready."""
+    for worker in workers:
+        core = cores[worker.spec.name]
+        if worker.pid is not None and core is not None:
+            pin(worker.pid, core)
     first = workers[0].spec
     return Hosted(
         endpoints=endpoints,
@@ -98,7 +108,7 @@ def _hosted(endpoints: dict[str, str], workers: Sequence[PlainVllm | WorkerProce
                 role="both" if isinstance(worker, PlainVllm) else worker.spec.role,
                 url=worker.url,
                 pid=worker.pid or 0,
-                core=worker.spec.core,
+                core=cores[worker.spec.name],
                 kv_tokens=(kv_blocks(worker.spec) - 1) * worker.spec.block_size,
             )
             for worker in workers
@@ -119,6 +129,7 @@ async def _serve(request: HostRequest) -> None:
 
 
 def main() -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"  # what a worker has that is pinned from its start
     asyncio.run(_serve(HostRequest.model_validate_json(sys.argv[1])))
 
 

@@ -7,11 +7,11 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError
 
-from prefillshare.bench.systems import Machine, SystemName
+from prefillshare.bench.systems import SYSTEMS, Machine, SystemName
 from prefillshare.config import describe_validation_error, read_yaml
 from prefillshare.errors import UserError
 from prefillshare.fields import Count, Section
-from prefillshare.workloads.arrivals import Arrivals, parse_arrivals
+from prefillshare.workloads.arrivals import Arrivals, Closed, parse_arrivals
 from prefillshare.workloads.conversation import Mode
 from prefillshare.workloads.session import Session, Workload
 from prefillshare.workloads.sources import open_workload
@@ -36,13 +36,18 @@ class WorkloadConfig(Section):
 
 
 class Matrix(Section):
-    """The file that `prefillshare bench run` reads. A run ends after `limit_s`, whatever is under way by then."""
+    """The file that `prefillshare bench run` reads. A run ends after `limit_s`, whatever is under way by then.
+
+    With `rounds`, a closed loop plays so many sessions for each that it has at a time, if that is more than a workload
+    has.
+    """
 
     workloads: Annotated[tuple[WorkloadConfig, ...], Field(min_length=1)]
     loads: Annotated[tuple[str, ...], Field(min_length=1)] = ("closed:4",)
     systems: Annotated[tuple[SystemName, ...], Field(min_length=1)] = ("shared", "per-model", "colocated")
     models: Annotated[tuple[Annotated[int, Field(ge=1, le=8)], ...], Field(min_length=1)] = (4,)
     repeats: Count = 3
+    rounds: Count | None = None
     mode: Mode = "replay"
     limit_s: Annotated[float, Field(gt=0)] = 600.0
     machine: Machine = Machine()
@@ -83,12 +88,15 @@ SHORT = Matrix(
 )
 FULL = Matrix(
     workloads=(
-        WorkloadConfig(source="reflexion", sessions=16, max_calls=24),
-        WorkloadConfig(source="react", sessions=24),
-        WorkloadConfig(source="tool_heavy", sessions=16),
+        WorkloadConfig(source="reflexion", sessions=4, max_calls=12),
+        WorkloadConfig(source="react", sessions=4),
+        WorkloadConfig(source="tool_heavy", sessions=4, max_calls=8),
     ),
-    loads=("closed:1", "closed:2", "closed:4", "closed:8"),
+    loads=("closed:1", "closed:4", "closed:12"),
+    systems=SYSTEMS,
     repeats=3,
+    rounds=2,
+    limit_s=420.0,
 )
 
 
@@ -104,13 +112,22 @@ def load_matrix(file: Path) -> Matrix:
 
 
 def runs(matrix: Matrix) -> Iterator[Run]:
-    """Every run. Those on the same system and number of models come together, since starting one takes minutes."""
-    for models in matrix.models:
-        for system in matrix.systems:
-            for repeat in range(matrix.repeats):
+    """Every run: one repeat after the other, so that what is stopped half-way has compared all systems, and a machine
+    that grows slower meets all of them. Within a repeat those on the same workers come together, since starting a
+    system takes minutes."""
+    for repeat in range(matrix.repeats):
+        for models in matrix.models:
+            for system in matrix.systems:
                 for workload in matrix.workloads:
                     for load in matrix.loads:
-                        yield Run(system, models, workload, load, repeat)
+                        yield Run(system, models, _long_enough(workload, load, matrix.rounds), load, repeat)
+
+
+def _long_enough(workload: WorkloadConfig, load: str, rounds: int | None) -> WorkloadConfig:
+    arrivals = parse_arrivals(load)
+    if rounds is None or not isinstance(arrivals, Closed):
+        return workload
+    return workload.model_copy(update={"sessions": max(workload.sessions, rounds * arrivals.concurrent)})
 
 
 def workload_of(run: Run, tokenise: Tokenise, max_model_len: int) -> Workload:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from prefillshare.bench.figures import Figures, Slo, read_runs
 from prefillshare.bench.plots import plot_loads
-from prefillshare.bench.systems import SYSTEMS
+from prefillshare.bench.systems import SYSTEMS, SystemName
 
 # What a table shows, with its decimals.
 SHOWN = {
@@ -33,9 +33,9 @@ SHOWN = {
     "least s possible": 0,
     "of the possible speed": 2,
 }
-# Ratios of `shared` to another system, and whether more is better.
-_RATIOS = {"sessions a minute": True, "session s p95": False, "call s p95": False, "prefill tokens a session": False}
-_SUBJECT = "shared"
+# What ratios are told of, and whether more is better.
+RATIOS = {"sessions a minute": True, "session s p95": False, "call s p95": False, "prefill tokens a session": False}
+OURS: tuple[SystemName, ...] = ("shared", "shared-lora")
 
 
 def write_report(output: Path, slo: Slo) -> list[Path]:
@@ -56,9 +56,9 @@ def write_report(output: Path, slo: Slo) -> list[Path]:
 def report(runs: Sequence[Figures], slo: Slo, plots: Sequence[str]) -> str:
     parts = ["# Benchmark", _about(runs, slo)]
     parts += [f"![{name}]({name})" for name in plots]
-    for cell in dict.fromkeys(run.cell for run in runs):
-        workload, models, load = cell
-        within = [run for run in runs if run.cell == cell]
+    for compared in dict.fromkeys(run.cell for run in runs):
+        workload, models, load = compared
+        within = [run for run in runs if run.cell == compared]
         parts += [f"## {workload}, {models} models, {load}", _table(within), _ratios(within)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -81,8 +81,9 @@ def _about(runs: Sequence[Figures], slo: Slo) -> str:
             f"{machine['max_num_seqs']} calls at a time in a worker. Mode {facts['mode']}.",
             "",
             "A figure is the median over the repeats, with their range in brackets where there are several. Session "
-            "latency holds think time and is that of sessions that finished; sessions that the limit cut off count in "
-            "rates for the calls that they made. Goodput is of calls "
+            "latency holds think time; sessions that the limit cut off count as long as they were seen (Kaplan-Meier), "
+            "which may leave no more to say than that a percentile is at least (>=) so long. In rates they count "
+            "for the calls that they made. Goodput is of calls "
             f"with a first token within {slo.ttft_s:g} s and then at most {slo.tpot_s:g} s a token. Prefix hits and "
             "prefill tokens are measured where prompts are computed. The limit is the core that was "
             "busy more than 85 % of the time. *Possible* is what the same cores could do at the costs that "
@@ -98,8 +99,8 @@ def _table(runs: Sequence[Figures]) -> str:
     cores = dict.fromkeys(name for run in runs for name in run.values if name.startswith("cpu of "))
     lines = [f"| | {' | '.join(systems)} |", f"|---|{'---|' * len(systems)}"]
     for name in (*SHOWN, *cores):
-        cells = [_cell((run.values.get(name) for run in by_system[system]), SHOWN.get(name, 2)) for system in systems]
-        if any(cell != "-" for cell in cells):
+        cells = [cell(by_system[system], name) for system in systems]
+        if any(each != "-" for each in cells):
             lines.append(f"| {name} | {' | '.join(cells)} |")
     limits = [", ".join(dict.fromkeys(run.limit for run in by_system[system])) for system in systems]
     lines.append(f"| limit | {' | '.join(limits)} |")
@@ -109,7 +110,13 @@ def _table(runs: Sequence[Figures]) -> str:
     return "\n".join(lines)
 
 
-def _cell(values: Iterable[float | None], decimals: int) -> str:
+def cell(runs: Sequence[Figures], name: str) -> str:
+    """A figure over repeats, as tables show it."""
+    bounded = any(name in run.at_least for run in runs)
+    return (">= " if bounded else "") + _spread((run.values.get(name) for run in runs), SHOWN.get(name, 2))
+
+
+def _spread(values: Iterable[float | None], decimals: int) -> str:
     found = [value for value in values if value is not None]
     if not found:
         return "-"
@@ -120,19 +127,37 @@ def _cell(values: Iterable[float | None], decimals: int) -> str:
 
 
 def _ratios(runs: Sequence[Figures]) -> str:
-    """How many times better `shared` is, repeat by repeat: both systems then played the same sessions."""
-    ours = {run.repeat: run for run in runs if run.system == _SUBJECT}
     lines = []
-    for system in (system for system in SYSTEMS if system != _SUBJECT):
-        theirs = {run.repeat: run for run in runs if run.system == system}
-        for name, more_is_better in _RATIOS.items():
-            pairs = [(ours[repeat].values[name], theirs[repeat].values[name]) for repeat in ours.keys() & theirs.keys()]
-            ratios = [one / other if more_is_better else other / one for one, other in pairs if one and other]
-            if ratios:
-                lines.append(f"- {name}, {_SUBJECT} against {system}: {_cell(ratios, 2)} times better")
+    for subject, other in against(runs):
+        lines += [
+            f"- {name}, {subject} against {other}: {text} times better"
+            for name in RATIOS
+            if (text := ratio(runs, subject, other, name)) is not None
+        ]
     if not lines:
         return ""
     return "\n".join(["Ratios within one run of this command, on the same sessions:", "", *lines])
+
+
+def against(runs: Sequence[Figures]) -> list[tuple[SystemName, SystemName]]:
+    """Each of ours that was run, with each baseline that was."""
+    there = {run.system for run in runs}
+    return [(ours, other) for ours in OURS for other in SYSTEMS if other not in OURS and {ours, other} <= there]
+
+
+def ratio(runs: Sequence[Figures], subject: str, other: str, name: str) -> str | None:
+    """How many times better one system is, repeat by repeat: both then played the same sessions. None: not known.
+
+    Where the other's value is a bound, so is the ratio; where the subject's is, nothing can be said.
+    """
+    ours, theirs = ({run.repeat: run for run in runs if run.system == system} for system in (subject, other))
+    ratios, bounded = [], False
+    for repeat in ours.keys() & theirs.keys():
+        one, two = ours[repeat].values[name], theirs[repeat].values[name]
+        if one and two and name not in ours[repeat].at_least:
+            ratios.append(one / two if RATIOS[name] else two / one)
+            bounded |= name in theirs[repeat].at_least
+    return (">= " if bounded else "") + _spread(ratios, 2) if ratios else None
 
 
 def _page(markdown: str) -> str:
