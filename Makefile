@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 LOCK := requirements/cpu-py311.txt
 
 .PHONY: help setup browser demo test lint unit e2e exactness figures training-cost handoff-cost extension chaos overload
-.PHONY: overhead hostile accuracy simulation clean
+.PHONY: overhead hostile accuracy simulation bench bench-full clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets
@@ -81,6 +81,13 @@ simulation: setup  ## The figures of docs/simulation.md, but for the cluster's (
 	$(BIN)/python -m experiments.simulation tool_heavy
 	$(BIN)/python -m experiments.simulation models
 	$(BIN)/python -m experiments.simulation day
+
+bench: setup  ## Two systems on one workload, with a report in artifacts/bench/short (under 15 minutes)
+	$(BIN)/python -m experiments.bench short
+
+bench-full: setup  ## The tables and plots of README.md and docs/bench.md (hours on two cores; resumes)
+	$(BIN)/python -m experiments.bench full
+	$(BIN)/python -m experiments.bench publish artifacts/bench/full
 
 clean:  ## Remove what the demo made; keeps .venv
 	rm -rf artifacts logs

@@ -3,12 +3,16 @@
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prefillshare.bench.figures import Figures
 from prefillshare.bench.systems import SYSTEMS
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 _PANELS = ("sessions a minute", "session s p95", "ttft s p95", "prefix hit ratio")
-_LABELS = {"closed": "sessions at a time", "poisson": "sessions a second"}
+LABELS = {"closed": "sessions at a time", "poisson": "sessions a second"}
 
 
 def plot_loads(runs: Sequence[Figures], folder: Path) -> list[Path]:
@@ -24,15 +28,9 @@ def plot_loads(runs: Sequence[Figures], folder: Path) -> list[Path]:
         shown = [run for run in runs if (run.workload, run.models) == (workload, models) and run.load.startswith(kind)]
         figure = Figure(figsize=(12, 3.2), dpi=120, layout="constrained")
         for axes, name in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
-            for system in SYSTEMS:
-                points = _points(shown, system, name)
-                if points:
-                    loads, middle, below, above = zip(*points, strict=True)
-                    axes.errorbar(loads, middle, yerr=[below, above], marker="o", capsize=3, label=system)
-            axes.set_xlabel(_LABELS[kind])
+            draw(axes, shown, name)
+            axes.set_xlabel(LABELS[kind])
             axes.set_title(name)
-            axes.set_ylim(bottom=0)
-            axes.grid(alpha=0.3)
         figure.axes[0].legend()
         figure.suptitle(f"{workload}, {models} models")
         slug = "".join(sign if sign.isalnum() else "-" for sign in workload)
@@ -41,13 +39,34 @@ def plot_loads(runs: Sequence[Figures], folder: Path) -> list[Path]:
     return files
 
 
+def draw(axes: "Axes", runs: Sequence[Figures], name: str) -> None:
+    """A line for every system, with the range of its repeats; a sign where it is known only to be so much or more."""
+    for system in SYSTEMS:
+        points = _points(runs, system, name)
+        if not points:
+            continue
+        loads, middle, below, above = zip(*points, strict=True)
+        line = axes.errorbar(loads, middle, yerr=[below, above], marker="o", capsize=3, label=system)
+        for load, value in zip(loads, middle, strict=True):
+            if any(name in run.at_least for run in runs if run.system == system and _size(run) == load):
+                colour = line.lines[0].get_color()
+                axes.annotate("≥", (load, value), xytext=(6, -4), textcoords="offset points", color=colour)
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+
+
+def _size(run: Figures) -> float:
+    """Of the load: sessions at a time, or a second."""
+    return float(run.load.partition(":")[2])
+
+
 def _points(runs: Sequence[Figures], system: str, name: str) -> list[tuple[float, float, float, float]]:
     """Load, median, and how far the range of the repeats goes below and above it."""
     by_load: dict[float, list[float]] = {}
     for run in runs:
         value = run.values.get(name)
         if run.system == system and value is not None:
-            by_load.setdefault(float(run.load.partition(":")[2]), []).append(value)
+            by_load.setdefault(_size(run), []).append(value)
     middles = {load: statistics.median(values) for load, values in by_load.items()}
     return [
         (load, middles[load], middles[load] - min(by_load[load]), max(by_load[load]) - middles[load])

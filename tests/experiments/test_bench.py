@@ -1,0 +1,80 @@
+from pathlib import Path
+
+import pytest
+
+from experiments import bench
+from experiments.section import END
+from prefillshare.errors import UserError
+from tests.bench.written import CALL, SESSION, write_run
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """Two loads, two repeats; `per-model` is three times as slow, and at the higher load it is cut off."""
+    folder = tmp_path / "results"
+    folder.mkdir()
+    (folder / "costs.json").write_text('{"cost": {"step_s": 0.1, "token_s": 0.2}, "leg_s": 0, "link_bytes_per_s": 1}')
+    (folder / "matrix.json").write_text("{}")
+    for load in ("closed:4", "closed:12"):
+        for repeat in (0, 1):
+            write_run(folder, [CALL, SESSION], load=load, repeat=repeat)
+            slow = SESSION | {"latency_s": 60.0, "calls": 4 if load == "closed:4" else 2}
+            write_run(folder, [CALL, slow], load=load, repeat=repeat, system="per-model", seconds=180.0)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """What `publish` writes to."""
+    found = (tmp_path / "README.md", tmp_path / "bench.md")
+    for page in found:
+        page.write_text(f"before\n{bench.START}\n{END}\nafter\n")
+    monkeypatch.setattr(bench, "PAGES", found)
+    monkeypatch.setattr(bench, "PUBLISHED", tmp_path / "published")
+    return found
+
+
+def test_the_summary_is_of_the_highest_load(results: Path, pages: tuple[Path, Path]) -> None:
+    bench.publish(results)
+    text = pages[0].read_text()
+    assert text.startswith("before\n") and text.endswith("after\n")  # noqa: PT018
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert rows == [
+        "| | | shared | per-model | shared against per-model |",
+        "| reflexion, 12 at a time | sessions a minute | 1.00 (1.00 to 1.00) | 0.17 (0.17 to 0.17) | "
+        "6.00 (6.00 to 6.00) x |",
+        "|  | session p95, s | 20.0 (20.0 to 20.0) | >= 60.0 (60.0 to 60.0) | >= 3.00 (3.00 to 3.00) x |",
+        "|  | prefix hit ratio | 0.900 (0.900 to 0.900) | 0.900 (0.900 to 0.900) |  |",
+    ]
+
+
+def test_the_page_has_every_load_in_order_and_the_ratios(results: Path, pages: tuple[Path, Path]) -> None:
+    bench.publish(results)
+    rows = [line for line in pages[1].read_text().splitlines() if line.startswith("| ")]
+    assert [row.split(" | ")[:2] for row in rows[1:5]] == [
+        ["| 4", "shared"],
+        ["| 4", "per-model"],
+        ["| 12", "shared"],
+        ["| 12", "per-model"],
+    ]
+    assert "| 4 | shared | per-model | 3.00 (3.00 to 3.00) | 3.00 (3.00 to 3.00) | " in pages[1].read_text()
+
+
+def test_records_costs_and_plot_are_kept_beside_the_tables(results: Path) -> None:
+    bench.publish(results)
+    published = bench.PUBLISHED
+    assert (published / bench.PLOT).read_bytes().startswith(b"\x89PNG")
+    assert (published / "costs.json").read_text() == (results / "costs.json").read_text()
+    copied = sorted(file.name for file in (published / "runs").iterdir())
+    assert copied == sorted(file.name for file in (results / "runs").iterdir())
+    bench.publish(published)  # from what is there
+
+
+def test_what_is_incomplete_replaces_nothing(results: Path, tmp_path: Path) -> None:
+    bench.publish(results)
+    (results / "costs.json").unlink()
+    with pytest.raises(UserError, match="bench calibrate"):
+        bench.publish(results)
+    with pytest.raises(UserError, match="no run has ended"):
+        bench.publish(tmp_path / "nothing")
+    assert list((bench.PUBLISHED / "runs").iterdir())
