@@ -73,6 +73,7 @@ def test_the_busiest_core_is_the_limit_if_it_was_busy(tmp_path: Path) -> None:
     assert busy.values["cpu of core 0 (prefill)"] == 0.95
     assert busy.values["cpu of core 1 (decode)"] == 0.2
     assert busy.values["cpu of router"] == 0.05
+    assert busy.values["cpu of API servers"] == 0.04
     assert figures(tmp_path, workers=[PREFILL | {"cpu_s": 30.0}, DECODE]).limit == "none"
 
 

@@ -1,4 +1,5 @@
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -6,48 +7,51 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from prefillshare.bench.pinning import pin
+from prefillshare.bench.pinning import pin_engine
 
-# A process with two threads, and a child process.
+# A server with a child of two threads, and a grandchild.
 TREE = """
-import subprocess, sys, threading, time
-threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
-code = "print(flush=True); import time; time.sleep(600)"
-child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
-child.stdout.readline()
-print(child.pid, flush=True)
-time.sleep(600)
+import subprocess, sys
+sleep = "print(flush=True); import time; time.sleep(600)"
+child = (
+    "import subprocess, sys, threading, time;"
+    "threading.Thread(target=time.sleep, args=(600,), daemon=True).start();"
+    f"subprocess.Popen([sys.executable, '-c', {sleep!r}], stdout=subprocess.PIPE).stdout.readline();" + sleep
+)
+subprocess.Popen([sys.executable, "-c", child], stdout=subprocess.PIPE).stdout.readline()
+print(flush=True)
+__import__("time").sleep(600)
 """
 
 
 @pytest.fixture
-def tree() -> Iterator[tuple[int, int]]:
-    leader = subprocess.Popen([sys.executable, "-c", TREE], stdout=subprocess.PIPE, text=True)
-    assert leader.stdout is not None
-    child = int(leader.stdout.readline())
-    yield leader.pid, child
-    psutil.Process(child).kill()
-    leader.kill()
-    leader.wait()
+def server() -> Iterator[int]:
+    process = subprocess.Popen([sys.executable, "-c", TREE], stdout=subprocess.PIPE, start_new_session=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    yield process.pid
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
-def test_every_thread_of_every_process_is_on_the_core(tree: tuple[int, int]) -> None:
-    leader, child = tree
-    tasks = [thread.id for pid in tree for thread in psutil.Process(pid).threads()]
-    assert len(tasks) == 3
-    core = max(os.sched_getaffinity(0))
-    pin(leader, core)
+def test_every_thread_of_the_engine_is_on_the_core_and_the_server_is_not(server: int) -> None:
+    anywhere = os.sched_getaffinity(0)
+    children = psutil.Process(server).children(recursive=True)
+    tasks = [thread.id for child in children for thread in child.threads()]
+    assert (len(children), len(tasks)) == (2, 3)
+    core = max(anywhere)
+    pin_engine(server, core)
     assert {frozenset(os.sched_getaffinity(task)) for task in tasks} == {frozenset({core})}
-    assert psutil.Process(child).cpu_affinity() == [core]
+    assert os.sched_getaffinity(server) == anywhere
 
 
-def test_a_core_that_does_not_exist_is_an_error(tree: tuple[int, int]) -> None:
+def test_a_core_that_does_not_exist_is_an_error(server: int) -> None:
     with pytest.raises(OSError, match="Invalid argument"):
-        pin(tree[0], 1000)
+        pin_engine(server, 1000)
 
 
-def test_a_process_that_is_gone_is_an_error() -> None:
+def test_a_server_that_is_gone_is_an_error() -> None:
     gone = subprocess.Popen(["true"])
     gone.wait()
-    with pytest.raises(ProcessLookupError):
-        pin(gone.pid, 0)
+    with pytest.raises(psutil.NoSuchProcess):
+        pin_engine(gone.pid, 0)

@@ -31,6 +31,7 @@ SESSION = {
     "error": None,
 }
 WORKER = {
+    "server_cpu_s": 1.2,
     "queried_tokens": 0.0,
     "hit_tokens": 0.0,
     "prompt_tokens": 0.0,

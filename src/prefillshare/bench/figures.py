@@ -216,7 +216,9 @@ def _core_use(facts: dict[str, Any]) -> dict[str, float]:
         f"core {core} ({', '.join('vLLM' if role == 'both' else role for role in sorted(roles))})": spent / seconds
         for core, (roles, spent) in sorted(on_core.items(), key=lambda item: str(item[0]))
     }
-    return named | {"router": use["router_cpu_s"] / seconds, "driver": use["driver_cpu_s"] / seconds}
+    servers = sum(worker["server_cpu_s"] for worker in use["workers"])
+    shares = {"API servers": servers, "router": use["router_cpu_s"], "driver": use["driver_cpu_s"]}
+    return named | {name: spent / seconds for name, spent in shares.items()}
 
 
 def _tpot(call: Any) -> float | None:

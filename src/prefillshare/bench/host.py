@@ -18,7 +18,7 @@ from pathlib import Path
 import aiohttp
 from pydantic import BaseModel
 
-from prefillshare.bench.pinning import pin
+from prefillshare.bench.pinning import pin_engine
 from prefillshare.bench.plain import PlainVllm
 from prefillshare.bench.systems import (
     Machine,
@@ -43,7 +43,7 @@ class HostRequest(BaseModel):
 
 
 class HostedWorker(BaseModel):
-    """`role` is prefill, decode, or both for an ordinary vLLM. `core` and `kv_tokens` are what it was given."""
+    """`role` is prefill, decode, or both for an ordinary vLLM. `pid` is of its API server, `core` its engine's."""
 
     name: str
     role: str
@@ -93,11 +93,11 @@ async def serving(request: HostRequest) -> AsyncIterator[Hosted]:
 def _hosted(
     endpoints: dict[str, str], workers: Sequence[PlainVllm | WorkerProcess], cores: dict[str, int | None]
 ) -> Hosted:
-    """Pins the workers, which are ready."""
+    """Pins the engines of the workers, which are ready."""
     for worker in workers:
         core = cores[worker.spec.name]
         if worker.pid is not None and core is not None:
-            pin(worker.pid, core)
+            pin_engine(worker.pid, core)
     first = workers[0].spec
     return Hosted(
         endpoints=endpoints,

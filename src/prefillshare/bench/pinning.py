@@ -1,4 +1,8 @@
-"""Puts running workers on their cores.
+"""Puts the engines of running workers on their cores.
+
+A core stands for a device, and a device runs the model alone: the engine is a child process of its worker's API server,
+and only the child is pinned. API servers, the router and the driver run wherever there is time, as they would on the
+host of a device.
 
 A worker that is pinned from its start loads its model on that core alone: eight on two cores then take over twice as
 long as eight that may use both until they are ready. What is measured begins after that.
@@ -10,28 +14,25 @@ import os
 import psutil
 
 
-def pin(pid: int, core: int) -> None:
-    """Lets the process, its descendants and all their threads run on `core` alone; threads to come inherit that.
+def pin_engine(server: int, core: int) -> None:
+    """Lets all threads of the descendants of an API server run on `core` alone; threads to come inherit that.
 
     Raises:
-        ProcessLookupError: the process is gone.
+        psutil.NoSuchProcess: the server is gone.
         OSError: the core does not exist or may not be used.
     """
-    os.sched_setaffinity(pid, {core})
     # Again until nothing is found loose: a thread that was just begun by a loose one is loose too.
-    while loose := [task for task in _tasks(pid) if _cores(task) not in ({core}, set())]:
+    while loose := [task for task in _tasks_of_descendants(server) if _cores(task) not in ({core}, set())]:
         for task in loose:
             with contextlib.suppress(ProcessLookupError):
                 os.sched_setaffinity(task, {core})
 
 
-def _tasks(pid: int) -> list[int]:
+def _tasks_of_descendants(pid: int) -> list[int]:
     found = []
-    with contextlib.suppress(psutil.NoSuchProcess):
-        leader = psutil.Process(pid)
-        for process in (leader, *leader.children(recursive=True)):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                found += [thread.id for thread in process.threads()]
+    for process in psutil.Process(pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += [thread.id for thread in process.threads()]
     return found
 
 

@@ -43,7 +43,7 @@ class Machine(Section):
     prefill_kv_tokens: Count = 49_152
     decode_kv_tokens: Count = 49_152
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    block_size: Annotated[int, Field(ge=32, multiple_of=32)] = 128
+    block_size: Annotated[int, Field(ge=32, multiple_of=32)] = 32
     max_model_len: Count = 8192
     max_num_seqs: Count = 16
     first_port: Port = 8400

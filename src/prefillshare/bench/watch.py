@@ -21,7 +21,8 @@ _WAITING = "vllm:num_requests_waiting"
 
 @dataclass(slots=True)
 class WorkerUse:
-    """Of one worker, over a run. Peaks are of samples a second apart; `cpu_s` is of all its processes.
+    """Of one worker, over a run. Peaks are of samples a second apart; `cpu_s` is of its engine, which is on `core`,
+    `server_cpu_s` of its API server, which is on none.
 
     `queried_tokens` and `hit_tokens` are the prefix cache's, `computed_tokens` what it had to compute of prompts. Those
     of a decode worker tell nothing about prefill: it counts what it pulled.
@@ -31,6 +32,7 @@ class WorkerUse:
     role: str
     core: int | None
     cpu_s: float = 0.0
+    server_cpu_s: float = 0.0
     queried_tokens: float = 0.0
     hit_tokens: float = 0.0
     prompt_tokens: float = 0.0
@@ -73,7 +75,7 @@ async def watching(http: aiohttp.ClientSession, system: Hosted) -> AsyncIterator
     """
     use = Use(workers=[WorkerUse(worker.name, worker.role, worker.core) for worker in system.workers])
     before = await asyncio.gather(*(fetch(http, worker.url) for worker in system.workers))
-    cpu = [_cpu_s(worker.pid) for worker in system.workers]
+    cpu = [_cpu_s(worker.pid) for worker in system.workers]  # of server and engine
     router, driver, began = _own_cpu_s(system.pid), _own_cpu_s(None), perf_counter()
     sampler = asyncio.create_task(_sample(http, system.workers, use.workers))
     try:
@@ -83,8 +85,9 @@ async def watching(http: aiohttp.ClientSession, system: Hosted) -> AsyncIterator
         use.seconds = perf_counter() - began
         use.router_cpu_s = _own_cpu_s(system.pid) - router
         use.driver_cpu_s = _own_cpu_s(None) - driver
-        for worker, found, spent in zip(system.workers, use.workers, cpu, strict=True):
-            found.cpu_s = _cpu_s(worker.pid) - spent
+        for worker, found, (server, engine) in zip(system.workers, use.workers, cpu, strict=True):
+            server_now, engine_now = _cpu_s(worker.pid)
+            found.server_cpu_s, found.cpu_s = server_now - server, engine_now - engine
     after = await asyncio.gather(*(fetch(http, worker.url) for worker in system.workers))
     for found, old, new in zip(use.workers, before, after, strict=True):
         grown = growth(totals(old), totals(new))
@@ -103,10 +106,10 @@ async def _sample(http: aiohttp.ClientSession, workers: list[HostedWorker], uses
         await asyncio.sleep(_EVERY_S)
 
 
-def _cpu_s(pid: int) -> float:
-    """Processor time of a process and its descendants."""
-    leader = psutil.Process(pid)
-    return sum(_own_cpu_s(process.pid) for process in (leader, *leader.children(recursive=True)))
+def _cpu_s(server: int) -> tuple[float, float]:
+    """Processor time of an API server, and of its descendants: the engine."""
+    children = psutil.Process(server).children(recursive=True)
+    return _own_cpu_s(server), sum(_own_cpu_s(child.pid) for child in children)
 
 
 def _own_cpu_s(pid: int | None) -> float:
