@@ -33,5 +33,12 @@ def queue_of(**lines: list[int]) -> tuple[FairQueue[str], Any]:
 )
 def test_who_has_to_go(lines: dict[str, list[int]], config: dict[str, float], gone: str | None) -> None:
     queue, newcomer = queue_of(**lines)
-    excess = excess_of(queue, newcomer, 100, FlowConfig.model_validate(config))
+    excess = excess_of(queue, newcomer, queue.tokens, 100, FlowConfig.model_validate(config))
     assert (excess and excess.entry.item) == gone
+
+
+def test_what_waits_elsewhere_for_the_same_room_counts() -> None:
+    queue, newcomer = queue_of(a=[10, 10])
+    config = FlowConfig(queue_share=0.2)
+    assert excess_of(queue, newcomer, 20, 100, config) is None
+    assert excess_of(queue, newcomer, 21, 100, config) is not None

@@ -253,6 +253,54 @@ async def test_retry_after_is_the_time_that_the_queue_takes() -> None:
     assert error.headers["retry-after"] == "14"  # two calls that wait for one at a time, seven seconds each
 
 
+async def test_calls_of_an_idle_model_wait_for_the_prefill_worker_as_those_of_a_busy_one_do() -> None:
+    bench = Bench(decode=10**6, prefill=100, queue_share=2.0)
+    bench.call("first")
+    await settle()
+    bench.call("second", "json")
+    bench.call("third", "json")  # nothing of json is in flight, so its share of that is nothing
+    await settle()
+    assert bench.flow.waiting(bench.json) == (2, 2 * TOKENS)
+    error = await refusal(bench.call("fourth", "json"))
+    assert (error.status, error.code) == (429, "overloaded")
+    assert bench.refused("queue_full", pool="decode/json") == 1
+
+
+async def test_what_other_models_have_waiting_for_the_prefill_worker_counts() -> None:
+    bench = Bench(decode=10**6, prefill=100, queue_share=2.0)
+    for name in ("first", "second"):
+        bench.call(name)
+    bench.call("third", "json")
+    await settle()
+    assert (await refusal(bench.call("fourth", "json"))).status == 429
+
+
+async def test_a_full_decode_pool_bounds_its_queue_by_its_own_calls() -> None:
+    bench = Bench(queue_share=1.0)
+    bench.call("running", "json")
+    for name in ("first", "second"):
+        bench.call(name)
+    await settle()
+    assert (await refusal(bench.call("third"))).status == 429  # json's calls leave no room for it
+
+
+async def test_the_expected_wait_for_a_prefill_worker_counts_other_models() -> None:
+    bench = Bench(decode=10**6, prefill=100, max_wait_s=10.0)
+    for model in ("sql", "json"):
+        task = bench.call(f"known {model}", model)
+        await settle()
+        bench.now += 7.0
+        await bench.end(f"known {model}")
+        await task
+    bench.call("running")
+    await settle()
+    bench.call("waiting")
+    await settle()  # seven seconds
+    error = await refusal(bench.call("late", "json"))  # seven more
+    assert "within 10 s" in error.message
+    assert bench.refused("deadline", pool="decode/json") == 1
+
+
 async def test_in_a_full_queue_a_new_key_displaces_who_has_most() -> None:
     bench = Bench(queue_share=2.0)
     floods = [bench.call(f"flood {number}", tenant="flood") for number in range(3)]

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 
 from prefillshare.router.admission import Call
@@ -207,16 +207,38 @@ class FlowControl:
 
     def _refuse_some(self, newcomer: Entry[Waiting]) -> None:
         """Keeps the queue within its limits; who has to go need not be the newcomer."""
-        pool, settings = newcomer.item.route.decode, self._settings
-        queue, in_flight = self._queues.of(pool), sum(map(pool.load, pool.workers))
-        while excess := excess_of(queue, newcomer, in_flight, settings):
+        waiting, settings = newcomer.item, self._settings
+        pool = waiting.route.decode
+        queue, rivals = self._queues.of(pool), self._rivals(waiting.route)
+        in_flight = _in_flight(rivals)
+        while excess := excess_of(queue, newcomer, self._waiting_tokens(rivals), in_flight, settings):
             text = f"The workers for this model are busy, and {excess.why}. Try again later."
-            retry_s = self._service.expect(pool, queue.tokens - excess.entry.tokens)
+            retry_s = self._service.expect(pool, self._waiting_tokens(rivals) - excess.entry.tokens, in_flight)
             self._refuse(excess.entry, excess.reason, overloaded(text, retry_s))
             if excess.entry is newcomer:
                 return
-        if self._service.expect(pool, queue.ahead_of(newcomer.key)) > self._limit_s(newcomer.item):
-            self._refuse(newcomer, "deadline", self._too_late(newcomer.item))
+        own = queue.ahead_of(newcomer.key)
+        others = sum(
+            min(self._queues.of(rival).tokens, own) for rival in rivals if rival is not pool
+        )  # they take turns
+        if self._service.expect(pool, own + others, in_flight) > self._limit_s(waiting):
+            self._refuse(newcomer, "deadline", self._too_late(waiting))
+
+    def _rivals(self, route: ModelRoute) -> list[Pool]:
+        """The decode pools whose calls wait for the same room as this route's.
+
+        That is its own where that is full. Where it is not, its calls wait for the prefill pool, with those of all
+        other models of the base; what is in flight in its own decode pool, which may be nothing, then says nothing.
+        """
+        decode = route.decode
+        first = self._queues.of(decode).first()
+        if first is None or not any(decode.has_room(worker, first.item.need.total) for worker in decode.ready()):
+            return [decode]
+        served = (other.decode for other in self._routes.values() if other.prefill is route.prefill)
+        return list(dict.fromkeys((decode, *served)))
+
+    def _waiting_tokens(self, pools: Iterable[Pool]) -> int:
+        return sum(self._queues.of(pool).tokens for pool in pools)
 
     def _refuse(self, entry: Entry[Waiting], reason: Reason, error: RouterError) -> None:
         waiting = entry.item
@@ -235,10 +257,16 @@ class FlowControl:
         return min(self._settings.max_wait_s, max(0.0, patience - service))
 
     def _too_late(self, waiting: Waiting) -> RouterError:
-        pool = waiting.route.decode
+        rivals = self._rivals(waiting.route)
         within = f"{self._limit_s(waiting):.3g} s"
         text = f"The workers for this model are busy; there is no room for this call within {within}."
-        return overloaded(text, self._service.expect(pool, self._queues.of(pool).tokens))
+        retry_s = self._service.expect(waiting.route.decode, self._waiting_tokens(rivals), _in_flight(rivals))
+        return overloaded(text, retry_s)
+
+
+def _in_flight(pools: Iterable[Pool]) -> int:
+    """Tokens."""
+    return sum(pool.load(worker) for pool in pools for worker in pool.workers)
 
 
 def _given(waiting: Waiting) -> ReservedTicket | None:

@@ -20,10 +20,9 @@ class ServiceTimes:
     def typical_s(self, pool: Pool) -> float | None:
         return self._mean_s.get(pool)
 
-    def expect(self, pool: Pool, tokens: int) -> float:
-        """Seconds until so many tokens of the queue have been let in; 0 while nothing is known.
+    def expect(self, pool: Pool, tokens: int, in_flight_tokens: int) -> float:
+        """Seconds until so many waiting tokens have been let in; 0 while nothing is known.
 
         By Little's law the tokens in flight leave at their number over the time that each of them stays.
         """
-        load = sum(map(pool.load, pool.workers))
-        return tokens / load * self._mean_s.get(pool, 0.0) if load else 0.0
+        return tokens / in_flight_tokens * self._mean_s.get(pool, 0.0) if in_flight_tokens else 0.0
