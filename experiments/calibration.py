@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from experiments.section import write_section
 from prefillshare.bench.costs import FILE, read
 from prefillshare.bench.drive import salted
@@ -21,7 +23,6 @@ from prefillshare.bench.figures import finished, recorded
 from prefillshare.bench.matrix import Run, WorkloadConfig, workload_of
 from prefillshare.bench.systems import Machine, model_names
 from prefillshare.errors import UserError
-from prefillshare.simulate.calls import Shape
 from prefillshare.simulate.cost import WorkerProfile
 from prefillshare.simulate.layout import Layout
 from prefillshare.simulate.records import Records, of_client, summarise
@@ -72,8 +73,7 @@ def compare(facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], tokenis
     config = WorkloadConfig.model_validate(facts["workload"])
     run = Run(facts["system"], facts["models"], config, facts["load"], facts["repeat"])
     workload = workload_of(run, tokenise, machine.max_model_len)
-    preamble = len(tokenise(salted(workload.preamble, run.salt)))
-    workload = replace(workload, preamble_tokens=preamble)
+    workload = replace(workload, preamble_tokens=len(tokenise(salted(workload.preamble, run.salt))))
     names = model_names(run.models)
     played = Records()
     calls = [row for row in rows if row["kind"] == "call" and row["error"] is None]
@@ -81,7 +81,9 @@ def compare(facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], tokenis
     played.sessions += [
         (row["at"], row["at"] + row["latency_s"]) for row in rows if row["kind"] == "session" and finished(row)
     ]
-    shapes = shapes_of(workload, names, _message_tokens(calls, workload, shapes_of(workload, names)))
+    start, message = _template_tokens(calls, workload, names)
+    preamble = workload.preamble_tokens + start
+    shapes = shapes_of(replace(workload, preamble_tokens=preamble), names, message)
     fitted = read(costs, machine, facts["environment"]["kv_bytes_per_token"])
     profile = _of_one_worker(fitted, facts["workers"])
     simulated = Records()
@@ -105,11 +107,20 @@ def _figures(records: Records) -> dict[str, float]:
     return {name: found[name] for name in FIGURES}
 
 
-def _message_tokens(calls: Sequence[Mapping[str, Any]], workload: Workload, shapes: Sequence[Shape]) -> int:
-    """What the chat template puts around a message: by how much real first prompts are longer than their texts."""
-    by_name = {session.name: shape for session, shape in zip(workload.sessions, shapes, strict=True)}
-    more = [call["prompt_tokens"] - by_name[call["session"]][0].prompt for call in calls if call["turn"] == 0]
-    return round(statistics.median(more) / 2)  # of two messages: what was observed, and the instructions
+def _template_tokens(calls: Sequence[Mapping[str, Any]], workload: Workload, names: Sequence[str]) -> tuple[int, int]:
+    """What the chat template puts before all messages, and around each: by how much real prompts exceed their texts."""
+    bare, marked = (
+        {
+            session.name: shape
+            for session, shape in zip(workload.sessions, shapes_of(workload, names, each), strict=True)
+        }
+        for each in (0, 1)
+    )
+    texts = [bare[call["session"]][call["turn"]].prompt for call in calls]
+    messages = [marked[call["session"]][call["turn"]].prompt - text for call, text in zip(calls, texts, strict=True)]
+    excess = [call["prompt_tokens"] - text for call, text in zip(calls, texts, strict=True)]
+    each, start = np.polyfit(messages, excess, 1)
+    return round(start), round(each)
 
 
 def _layout(run: Run, machine: Machine) -> Layout:

@@ -22,6 +22,7 @@ COSTS = {
 MACHINE = Machine()
 CONFIG = WorkloadConfig(source="tool_heavy", sessions=4, max_calls=5)
 TEMPLATE = 6  # tokens around a message
+START = 40  # before all of them
 
 
 def made_up(tmp_path: Path, system: Any, slower: float = 1.0) -> calibration.Compared:
@@ -30,7 +31,7 @@ def made_up(tmp_path: Path, system: Any, slower: float = 1.0) -> calibration.Com
     costs.write_text(json.dumps(COSTS))
     run = Run(system, 2, CONFIG, "closed:2", 0)
     workload = workload_of(run, words, MACHINE.max_model_len)
-    preamble = len(words(f"{run.salt} {workload.preamble}"))
+    preamble = len(words(f"{run.salt} {workload.preamble}")) + START
     shapes = shapes_of(calibration.replace(workload, preamble_tokens=preamble), model_names(2), TEMPLATE)
     specs = {
         "colocated": [("both", 49_152)],
