@@ -25,6 +25,7 @@ class FakeServer:
     at_once: int = 0
     most_at_once: int = 0
     metrics: str = ""
+    routes: bool = True  # as a router does, it tells how long the parts of a call took
 
     def app(self) -> web.Application:
         app = web.Application(client_max_size=2**24)
@@ -49,7 +50,8 @@ class FakeServer:
             self.at_once -= 1
 
     async def _stream(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        times = {"x-prefillshare-queue-ms": "250.0", "x-prefillshare-prefill-ms": "1500.5"}
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"} | (times if self.routes else {}))
         await response.prepare(request)
 
         async def send(event: dict[str, Any]) -> None:

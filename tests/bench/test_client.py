@@ -26,6 +26,13 @@ async def test_an_answer_has_its_times_and_counts() -> None:
     assert fake.sessions == ["s-1"]
 
 
+async def test_what_a_router_tells_of_a_calls_time_is_kept() -> None:
+    answer = await answered(FakeServer())
+    assert (answer.queue_s, answer.prefill_s) == (0.25, 1.5005)
+    plain = await answered(FakeServer(routes=False))
+    assert (plain.queue_s, plain.prefill_s) == (None, None)
+
+
 @pytest.mark.parametrize(
     ("behaviour", "error"),
     [("refuses", "HTTP 429: .*too busy"), ("fails", "out of luck"), ("breaks off", "the stream broke off")],

@@ -51,6 +51,14 @@ def test_percentiles_of_durations_that_were_cut() -> None:
     assert percentile_with_cut([], [], 0.5) == (None, False)
 
 
+def test_parts_of_the_first_tokens_time_are_shown_where_they_are_told(tmp_path: Path) -> None:
+    values = figures(tmp_path).values
+    assert (values["queue s p50"], values["leg 1 s p95"]) == (0.2, 0.4)
+    write_run(tmp_path, [{key: value for key, value in CALL.items() if key not in ("queue_s", "prefill_s")}])
+    (plain,) = read_runs(tmp_path, Slo())
+    assert plain.values["queue s p50"] is None
+
+
 def test_rates_count_sessions_by_the_calls_that_they_made(tmp_path: Path) -> None:
     values = figures(tmp_path).values
     assert values["calls a minute"] == 3

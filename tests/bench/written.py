@@ -12,6 +12,8 @@ CALL = {
     "model": "model-0",
     "at": 0.0,
     "ttft_s": 1.0,
+    "queue_s": 0.2,
+    "prefill_s": 0.4,
     "latency_s": 3.0,
     "prompt_tokens": 100,
     "new_tokens": 80,

@@ -13,7 +13,8 @@ import aiohttp
 class Answer:
     """Times are seconds on perf_counter's clock. A failed call has an `error`, and what came before it.
 
-    `cached_tokens` is how much of the prompt the prefill found in its cache, as the server tells it.
+    `cached_tokens` is how much of the prompt the prefill found in its cache, `queue_s` how long the call waited in the
+    router and `prefill_s` how long its first leg took, as the server tells them; None where it does not.
     """
 
     began: float
@@ -23,6 +24,8 @@ class Answer:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
+    queue_s: float | None = None
+    prefill_s: float | None = None
     error: str | None = None
 
 
@@ -39,6 +42,7 @@ async def call(http: aiohttp.ClientSession, url: str, body: Mapping[str, Any], s
     error = None
     try:
         async with http.post(f"{url}/v1/chat/completions", json=body, headers={"x-session-id": session}) as response:
+            reading.heads = response.headers
             if response.status != 200:
                 error = f"HTTP {response.status}: {(await response.text())[:300]}"
             else:
@@ -54,6 +58,7 @@ class _Reading:
     def __init__(self, began: float) -> None:
         self.done = False
         self.error: str | None = None
+        self.heads: Mapping[str, str] = {}
         self._began = began
         self._first: float | None = None
         self._text: list[str] = []
@@ -87,5 +92,11 @@ class _Reading:
             prompt_tokens=self._usage.get("prompt_tokens", 0),
             cached_tokens=details.get("cached_tokens") or 0,
             output_tokens=self._usage.get("completion_tokens", 0),
+            queue_s=self._told("queue"),
+            prefill_s=self._told("prefill"),
             error=error,
         )
+
+    def _told(self, what: str) -> float | None:
+        milliseconds = self.heads.get(f"x-prefillshare-{what}-ms")
+        return None if milliseconds is None else float(milliseconds) / 1000

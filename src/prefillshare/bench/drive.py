@@ -19,7 +19,8 @@ from prefillshare.workloads.session import Session, Workload, new_tokens
 class CallRecord:
     """Times in seconds; `at` is when it was sent, from the beginning of the run.
 
-    `new_tokens` is how much of the prompt is in no earlier prompt of the session, nor in the preamble of all.
+    `new_tokens` is how much of the prompt is in no earlier prompt of the session, nor in the preamble of all. `queue_s`
+    and `prefill_s` are parts of `ttft_s` that a router tells: the wait for room, and the first leg.
     """
 
     session: str
@@ -28,6 +29,8 @@ class CallRecord:
     model: str
     at: float
     ttft_s: float | None
+    queue_s: float | None
+    prefill_s: float | None
     latency_s: float
     prompt_tokens: int
     new_tokens: int
@@ -164,6 +167,8 @@ class _Player:
             model=model,
             at=answer.began - self.began,
             ttft_s=None if answer.first is None else answer.first - answer.began,
+            queue_s=answer.queue_s,
+            prefill_s=answer.prefill_s,
             latency_s=answer.ended - answer.began,
             prompt_tokens=answer.prompt_tokens,
             new_tokens=new,

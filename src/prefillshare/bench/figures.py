@@ -158,10 +158,12 @@ def _session_latencies(sessions: Sequence[Any]) -> tuple[dict[str, float | None]
 
 def _latencies(calls: Sequence[Any]) -> dict[str, float | None]:
     good = [call for call in calls if call["error"] is None]
-    ttft = [call["ttft_s"] for call in good if call["ttft_s"] is not None]
     measured = {
         "call s": [call["latency_s"] for call in good],
-        "ttft s": ttft,
+        **{
+            name: [call[field] for call in good if call.get(field) is not None]
+            for name, field in (("ttft s", "ttft_s"), ("queue s", "queue_s"), ("leg 1 s", "prefill_s"))
+        },
     }
     found: dict[str, float | None] = {
         f"{name} p{round(100 * share)}": percentile(values, share)

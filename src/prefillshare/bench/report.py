@@ -22,6 +22,10 @@ SHOWN = {
     "call s p99": 2,
     "ttft s p50": 2,
     "ttft s p95": 2,
+    "queue s p50": 2,
+    "queue s p95": 2,
+    "leg 1 s p50": 2,
+    "leg 1 s p95": 2,
     "tpot s": 3,
     "prefix hit ratio": 3,
     "prefill tokens a session": 0,
@@ -85,8 +89,9 @@ def _about(runs: Sequence[Figures], slo: Slo) -> str:
             "which may leave no more to say than that a percentile is at least (>=) so long. In rates they count "
             "for the calls that they made. Goodput is of calls "
             f"with a first token within {slo.ttft_s:g} s and then at most {slo.tpot_s:g} s a token. Prefix hits and "
-            "prefill tokens are measured where prompts are computed. The limit is the core that was "
-            "busy more than 85 % of the time. *Possible* is what the same cores could do at the costs that "
+            "prefill tokens are measured where prompts are computed. Queue and leg 1 are parts of the time to the "
+            "first token: the wait for room in the router, and the call to the prefill worker. The limit is the core "
+            "that was busy more than 85 % of the time. *Possible* is what the same cores could do at the costs that "
             "`bench calibrate` measured, if every token of a session were computed once, all calls under way formed "
             "one batch and nobody waited.",
         ]
