@@ -21,7 +21,7 @@ from examples.demo.prepare_base import prepare_base
 from experiments.section import write_section
 from prefillshare.bench.calibrate import calibrate
 from prefillshare.bench.costs import FILE
-from prefillshare.bench.figures import Figures, Slo, read_runs
+from prefillshare.bench.figures import Figures, Slo, read_runs, size_of
 from prefillshare.bench.matrix import FULL, SHORT, Matrix
 from prefillshare.bench.plots import LABELS, draw
 from prefillshare.bench.report import against, cell, ratio, write_report
@@ -118,12 +118,12 @@ def tables(runs: Sequence[Figures]) -> str:
 def _systems(runs: Sequence[Figures]) -> str:
     lines = [f"| sessions at a time | system | {' | '.join(SHOWN.values())} | cut off | busy cores |"]
     lines.append(f"|---|---|{'---|' * (len(SHOWN) + 2)}")
-    for load in sorted(dict.fromkeys(each.load for each in runs), key=_size):
+    for load in sorted(dict.fromkeys(each.load for each in runs), key=size_of):
         for system in SYSTEMS:
             within = [each for each in runs if (each.load, each.system) == (load, system)]
             if within:
                 cells = [cell(within, name) for name in (*SHOWN, "unfinished sessions")]
-                lines.append(f"| {_size(load):g} | {system} | {' | '.join(cells)} | {_busy(within)} |")
+                lines.append(f"| {size_of(load):g} | {system} | {' | '.join(cells)} | {_busy(within)} |")
     return "\n".join(lines)
 
 
@@ -135,11 +135,11 @@ def _busy(runs: Sequence[Figures]) -> str:
 
 def _ratios(runs: Sequence[Figures]) -> str:
     lines = []
-    for load in sorted(dict.fromkeys(each.load for each in runs), key=_size):
+    for load in sorted(dict.fromkeys(each.load for each in runs), key=size_of):
         within = [each for each in runs if each.load == load]
         for ours, other in against(within):
             cells = [ratio(within, ours, other, name) or "-" for name in RATIOS]
-            lines.append(f"| {_size(load):g} | {ours} | {other} | {' | '.join(cells)} |")
+            lines.append(f"| {size_of(load):g} | {ours} | {other} | {' | '.join(cells)} |")
     if not lines:
         return ""
     head = f"| sessions at a time | so many times better is | than | {' | '.join(RATIOS.values())} |"
@@ -166,16 +166,12 @@ def plot(runs: Sequence[Figures], file: Path) -> None:
 
 
 def highest_load(runs: Sequence[Figures], workload: str) -> str:
-    return max((each.load for each in runs if each.workload == workload), key=_size)
+    return max((each.load for each in runs if each.workload == workload), key=size_of)
 
 
 def spoken(load: str) -> str:
     kind, _, size = load.partition(":")
     return f"{size} at a time" if kind == "closed" else f"{size} a second"
-
-
-def _size(load: str) -> float:
-    return float(load.partition(":")[2])
 
 
 def main() -> int:

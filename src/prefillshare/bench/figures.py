@@ -76,6 +76,11 @@ def recorded(output: Path) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
     ]
 
 
+def size_of(load: str) -> float:
+    """Sessions at a time, or a second."""
+    return float(load.partition(":")[2])
+
+
 def percentile(values: Sequence[float], share: float) -> float | None:
     """The smallest value that at least this share of all does not exceed; None of none."""
     if not values:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefillshare.bench.figures import Figures
+from prefillshare.bench.figures import Figures, size_of
 from prefillshare.bench.systems import SYSTEMS
 
 if TYPE_CHECKING:
@@ -48,16 +48,11 @@ def draw(axes: "Axes", runs: Sequence[Figures], name: str) -> None:
         loads, middle, below, above = zip(*points, strict=True)
         line = axes.errorbar(loads, middle, yerr=[below, above], marker="o", capsize=3, label=system)
         for load, value in zip(loads, middle, strict=True):
-            if any(name in run.at_least for run in runs if run.system == system and _size(run) == load):
+            if any(name in run.at_least for run in runs if run.system == system and size_of(run.load) == load):
                 colour = line.lines[0].get_color()
                 axes.annotate("≥", (load, value), xytext=(6, -4), textcoords="offset points", color=colour)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
-
-
-def _size(run: Figures) -> float:
-    """Of the load: sessions at a time, or a second."""
-    return float(run.load.partition(":")[2])
 
 
 def _points(runs: Sequence[Figures], system: str, name: str) -> list[tuple[float, float, float, float]]:
@@ -66,7 +61,7 @@ def _points(runs: Sequence[Figures], system: str, name: str) -> list[tuple[float
     for run in runs:
         value = run.values.get(name)
         if run.system == system and value is not None:
-            by_load.setdefault(_size(run), []).append(value)
+            by_load.setdefault(size_of(run.load), []).append(value)
     middles = {load: statistics.median(values) for load, values in by_load.items()}
     return [
         (load, middles[load], middles[load] - min(by_load[load]), max(by_load[load]) - middles[load])

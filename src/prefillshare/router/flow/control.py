@@ -218,9 +218,8 @@ class FlowControl:
             if excess.entry is newcomer:
                 return
         own = queue.ahead_of(newcomer.key)
-        others = sum(
-            min(self._queues.of(rival).tokens, own) for rival in rivals if rival is not pool
-        )  # they take turns
+        # Pools take turns.
+        others = sum(min(self._queues.of(rival).tokens, own) for rival in rivals if rival is not pool)
         if self._service.expect(pool, own + others, in_flight) > self._limit_s(waiting):
             self._refuse(newcomer, "deadline", self._too_late(waiting))
 
