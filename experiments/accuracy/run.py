@@ -114,6 +114,8 @@ class Group:
 
     def _test(self) -> None:
         chosen = best(self.records)
+        if "test" in chosen.scores:  # it was the best before more rates were tried, and is
+            return
         if not (self._checkpoint(chosen.cell) / "config.json").is_file():
             self._train(chosen)
         self._score(chosen, "test")
