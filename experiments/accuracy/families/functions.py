@@ -142,6 +142,6 @@ FAMILY = Family(
     build=build,
     scorer="call",
     steps=50,
-    rates=(2e-4, 4e-4, 8e-4),
+    rates=(1e-4, 2e-4, 4e-4, 8e-4),
     max_new_tokens=88,
 )
