@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 from examples.demo.prepare_base import prepare_base
 from experiments.agent_calls import AgentCall, calls_of
 from prefillshare.router.accounting import block_hashes
+from prefillshare.router.placement.chunks import chain_of_request
 from prefillshare.router.placement.placement import Placement
 from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.route import ModelRoute, pools_of
@@ -158,7 +159,7 @@ class Simulation:
         name = self._system.session(session, number)
         key = ("x-session-id", name) if name else None
         pool = self._placement.routes[call.model].prefill
-        placed = self._placement.prefill(call.model, key, call.body)
+        placed = self._placement.prefill(call.model, key, chain_of_request(call.body))
         assert placed
         lease = pool.lease(placed.worker, placed.tokens)
         lease.__enter__()

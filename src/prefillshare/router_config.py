@@ -75,7 +75,7 @@ class FlowConfig(Section):
     """How much may be on a worker at a time, and which calls wait for room. docs/flow.md explains them."""
 
     kv_share: Annotated[float, Field(gt=0, le=1)] = 0.9  # of a worker's KV cache that calls may fill
-    decode_tokens: Count | None = None  # on a decode worker, prompts and answers; None: by kv_share
+    decode_tokens: Count | None = None  # of KV on a decode worker; None: by kv_share
     decode_calls: Count | None = None  # on a decode worker; None: workers.max_num_seqs
     prefill_tokens: Count = 4096  # that a prefill worker has to compute
     output_tokens: Count = 512  # counted for an answer whose length the client does not bound

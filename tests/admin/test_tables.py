@@ -16,6 +16,8 @@ WORKER: dict[str, Any] = {
     "handoffs": 0,
     "load": 500,
     "limit": None,
+    "kv": 400,
+    "kv_limit": None,
     "url": "http://127.0.0.1:8100",
 }
 
@@ -27,9 +29,17 @@ def text(table: Table) -> str:
 
 
 def test_a_worker_is_one_row() -> None:
-    down = WORKER | {"state": "down", "reason": "[bold]cannot connect", "limit": 900}
+    down = WORKER | {"state": "down", "reason": "[bold]cannot connect", "limit": 900, "kv_limit": 4000}
     shown = text(workers_table([down], now=1090.0))
-    for part in ("sql-0", "decode/sql", "down ([bold]cannot connect)", "1 min", "500 / 900", "http://127.0.0.1:8100"):
+    for part in (
+        "sql-0",
+        "decode/sql",
+        "down ([bold]cannot connect)",
+        "1 min",
+        "500 / 900",
+        "400 / 4000",
+        "http://127.0.0.1:8100",
+    ):
         assert part in shown
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from prefillshare.router.errors import RouterError
 from prefillshare.router.fleet import Fleet
+from prefillshare.router.placement.chunks import chain_of_request
 from prefillshare.router.placement.placement import Placement
 from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.route import ModelRoute
@@ -75,14 +76,14 @@ def test_the_base_outlives_its_last_module(site: Site) -> None:
 def test_a_call_of_a_module_that_is_gone_ends_with_a_404(site: Site) -> None:
     site.fleet.remove_module("sql")
     with pytest.raises(RouterError, match="'sql' is no longer served") as raised:
-        Placement(site.fleet.routes).prefill("sql", None, {"prompt": "hi"})
+        Placement(site.fleet.routes).prefill("sql", None, chain_of_request({"prompt": "hi"}))
     assert (raised.value.status, raised.value.code) == (404, "model_not_found")
 
 
 def test_a_withdrawn_module_is_offered_to_no_new_call_and_routed_all_the_same(site: Site) -> None:
     site.fleet.withdraw("sql")
     assert site.fleet.models == ("json",)
-    assert Placement(site.fleet.routes).prefill("sql", None, {"prompt": "hi"}) is not None
+    assert Placement(site.fleet.routes).prefill("sql", None, chain_of_request({"prompt": "hi"})) is not None
     site.fleet.offer("sql")
     assert site.fleet.models == ("sql", "json")
 
@@ -113,7 +114,7 @@ def homes(placement: Placement, count: int) -> dict[str, str]:
     found = {}
     for number in range(count):
         session = ("x-session-id", str(number))
-        placed = placement.prefill("sql", session, {"prompt": f"{number} " * 400})
+        placed = placement.prefill("sql", session, chain_of_request({"prompt": f"{number} " * 400}))
         assert placed is not None
         found[session[1]] = placed.worker.name
     return found
@@ -135,12 +136,12 @@ def test_only_the_sessions_of_a_worker_that_leaves_move(site: Site) -> None:
 
 def test_a_worker_that_joins_under_an_old_name_is_known_to_hold_nothing(site: Site) -> None:
     placement = Placement(site.fleet.routes)
-    body = {"prompt": "word " * 2000}
-    first = placement.prefill("sql", None, body)
+    prompt = chain_of_request({"prompt": "word " * 2000})
+    first = placement.prefill("sql", None, prompt)
     assert first is not None
     again: Worker = first.worker
     whole = first.tokens
-    known = placement.prefill("sql", None, body)
+    known = placement.prefill("sql", None, prompt)
     assert known is not None
     assert known.tokens < whole
     site.fleet.remove_worker(site.prefill, again)
@@ -150,7 +151,7 @@ def test_a_worker_that_joins_under_an_old_name_is_known_to_hold_nothing(site: Si
     for other in site.prefill.ready():
         if other != again:
             site.prefill.drain(other)
-    fresh = placement.prefill("sql", None, body)
+    fresh = placement.prefill("sql", None, prompt)
     assert fresh is not None
     assert (fresh.worker, fresh.tokens) == (again, whole)
 

@@ -1,7 +1,8 @@
 import asyncio
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,9 @@ from starlette.types import ASGIApp
 
 from prefillshare.router.admission import Call
 from prefillshare.router.breaker import Breaker
-from prefillshare.router.errors import RouterError
+from prefillshare.router.errors import KV_LOST, RouterError
+from prefillshare.router.flow.ticket import Ticket
+from prefillshare.router.placement.chunks import Chain
 from prefillshare.router.placement.placement import Placement
 from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.relay import Relay, open_http
@@ -223,6 +226,55 @@ async def test_a_stream_ends_when_its_worker_is_found_down(bench: Bench) -> None
     with pytest.raises(RouterError) as caught:
         await asyncio.wait_for(reading, 2.0)
     assert caught.value.code == "worker_lost"
+
+
+class Noting(Ticket):
+    """Notes what is in flight on decode workers when leg 2 is said to be over, and what leg 1 is placed by."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.in_flight: list[int] = []
+        self.prompts: list[Chain] = []
+        self._bench = bench
+
+    def chain(self, body: Mapping[str, Any]) -> Chain:
+        self.prompts.append(super().chain({"prompt": "a chain of the ticket's"}))
+        return self.prompts[-1]
+
+    def decoded(self) -> None:
+        self.in_flight.append(self._bench.in_flight())
+
+
+@pytest.mark.parametrize(("refusals", "code"), [([], None), (["preempted"], KV_LOST)])
+async def test_the_ticket_learns_when_leg_2_is_over_however_it_ends(
+    bench: Bench, refusals: list[str], code: str | None
+) -> None:
+    base = bench.worker(FakeWorker("base"), "prefill-0")
+    relay = bench.relay([base], [bench.worker(FakeWorker("sql", refusals=refusals), "sql-0")])
+    ticket, tries, ended = Noting(bench), attempts(), None
+    call = replace(CALL, ticket=ticket)
+    prefilled = await relay.prefill(call, tries)
+    try:
+        async with relay.decode(call, prefilled, tries) as decoding:
+            await decoding.answer()
+            assert ticket.in_flight == []
+    except RouterError as error:
+        ended = error.code
+    assert (ended, ticket.in_flight) == (code, [0])
+
+
+async def test_leg_1_is_placed_by_the_chain_that_the_ticket_has(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    relay = bench.relay([bench.worker(FakeWorker("base"), "prefill-0")], [decode_worker()])
+    placed_by: list[Chain] = []
+    place = Placement.prefill
+
+    def noted(self: Placement, model: str, session: Any, chain: Chain, *rest: Any) -> Any:
+        placed_by.append(chain)
+        return place(self, model, session, chain, *rest)
+
+    monkeypatch.setattr(Placement, "prefill", noted)
+    ticket = Noting(bench)
+    await relay.prefill(replace(CALL, ticket=ticket), attempts())
+    assert placed_by == ticket.prompts
 
 
 async def test_a_client_that_does_not_read_is_not_the_workers_silence(bench: Bench) -> None:

@@ -13,14 +13,13 @@ _STYLES = {"up": "green", "draining": "yellow", "down": "red"}
 def workers_table(workers: Iterable[Mapping[str, Any]], now: float | None = None) -> Table:
     """One row a worker. `now` is in seconds since 1970."""
     table = Table(title="workers", title_justify="left")
-    for heading in ("worker", "pool", "state", "for", "calls", "handoffs", "tokens", "address"):
-        right = heading in ("for", "calls", "handoffs", "tokens")
+    for heading in ("worker", "pool", "state", "for", "calls", "handoffs", "tokens", "KV", "address"):
+        right = heading in ("for", "calls", "handoffs", "tokens", "KV")
         table.add_column(heading, justify="right" if right else "left")
     moment = time.time() if now is None else now
     for worker in workers:
         state = str(worker["state"])
         shown = f"[{_STYLES.get(state, '')}]{state}[/]" if state in _STYLES else escape(state)
-        limit = "" if worker["limit"] is None else f" / {worker['limit']}"
         table.add_row(
             escape(str(worker["name"])),
             escape(str(worker["pool"])),
@@ -28,7 +27,8 @@ def workers_table(workers: Iterable[Mapping[str, Any]], now: float | None = None
             duration(moment - float(worker["since"])),
             str(worker["in_flight"]),
             str(worker["handoffs"]),
-            f"{worker['load']}{limit}",
+            _of(worker["load"], worker["limit"]),
+            _of(worker["kv"], worker["kv_limit"]),
             escape(str(worker["url"])),
         )
     return table
@@ -51,6 +51,10 @@ def modules_table(modules: Iterable[Mapping[str, Any]], pools: Iterable[Mapping[
             escape(str(module["instructions"])),
         )
     return table
+
+
+def _of(tokens: object, limit: object) -> str:
+    return str(tokens) if limit is None else f"{tokens} / {limit}"
 
 
 def under_way(worker: Mapping[str, Any]) -> str:

@@ -83,7 +83,7 @@ class Assembly:
             watching = asyncio.create_task(monitor.run())
             capacities = Capacities(http, fleet.pools, settings.flow, self._max_num_seqs)
             flow = FlowControl(settings.flow, fleet.routes, self._placement, capacities, self._flow_metrics)
-            self._flow_metrics.watch(flow.waiting)
+            self._flow_metrics.watch(flow.waiting, flow.kv)
             self.board.waiting = flow.waiting
             await capacities.ask()
             asking = asyncio.create_task(keep_asking(capacities, flow.freed))
@@ -106,7 +106,7 @@ class Assembly:
                 extension,
                 self._divergence,
             )
-            yield services, Admin(fleet, http, self.metrics, block_size)
+            yield services, Admin(fleet, http, self.metrics, block_size, flow.kv)
             await extension.close()
             await asyncio.to_thread(tracing.close)
             for task in (watching, asking):

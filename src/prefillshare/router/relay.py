@@ -148,9 +148,10 @@ class Relay:
             # Checked first: a prefill that nobody fetches holds its blocks on the prefill worker for 30 s.
             raise _no_worker(route.decode)
         body = prefill_body(call, route.base, route.instructions)
+        prompt = call.ticket.chain(body)
         placed = attempts.choose(
             lambda failed: call.ticket.prefill(
-                lambda has_room: self._placement.prefill(call.model, call.session, body, failed, has_room)
+                lambda has_room: self._placement.prefill(call.model, call.session, prompt, failed, has_room)
             )
         )
         if placed is None:
@@ -160,7 +161,7 @@ class Relay:
 
         def another() -> Coroutine[Any, Any, Prefilled] | None:
             tried = {*attempts.failed_workers, placed.worker}
-            rival = self._placement.prefill(call.model, call.session, body, tried)
+            rival = self._placement.prefill(call.model, call.session, prompt, tried)
             return rival and self._prefill_on(rival, call, route, body, attempts)
 
         own = self._prefill_on(placed, call, route, body, attempts)
@@ -206,6 +207,8 @@ class Relay:
             if error.code == KV_LOST:
                 self._placement.lost(pool, call.session, placed.worker)
             raise
+        finally:
+            call.ticket.decoded()
 
     @asynccontextmanager
     async def _leg(

@@ -55,7 +55,7 @@ class Deployment:
     def call(self, now: float, run: Run, answered: Answered) -> None:
         """The session's present call, from its arrival until it is `answered`."""
         model = run.call.model
-        placed = self.placement.prefill_chain(model, run.key, self.prompts.chain(run, CHUNK_TOKENS))
+        placed = self.placement.prefill(model, run.key, self.prompts.chain(run, CHUNK_TOKENS))
         lease, worker = self._lease(self.routes[model].prefill, placed)
         leg = (ColocatedLeg if self._colocated else PrefillLeg)(self, now, run, worker, lease, answered)
         self.clock.at(now + self.profile.leg_s, leg.submit)

@@ -36,6 +36,8 @@ def test_workers_are_listed_with_what_an_operator_decides_by(site: Site) -> None
         "idle": True,
         "load": 0,
         "limit": None,
+        "kv": 0,
+        "kv_limit": None,
     }
     site.cluster.workers["sql-0"].healthy = False
     wait_for(lambda: site.worker("sql-0")["state"] == "down")

@@ -69,9 +69,9 @@ async def test_a_worker_is_asked_once_and_limited_by_what_it_says(serve: Callabl
     asked: list[str] = []
     prefill, decode, capacities = await limits(serve, FlowConfig(kv_share=0.5, prefill_tokens=2000), asked)
     assert len(asked) == 2  # each worker once
-    assert decode.limit(decode.workers[0]) == 5000
     assert prefill.limit(prefill.workers[0]) == 2000
-    assert capacities.parked == {"p": 5000}
+    assert capacities.kv_limit(prefill.workers[0]) == capacities.kv_limit(decode.workers[0]) == 5000
+    assert decode.limit(decode.workers[0]) is None  # its calls are limited by their KV
     assert capacities.of(decode.workers[0]) == Capacity(10_000, 4096)
     assert capacities.of(decode.workers[0]).longest_call == 4096
     leases = [decode.reserve(decode.workers[0], 1) for _ in range(4)]
@@ -80,8 +80,9 @@ async def test_a_worker_is_asked_once_and_limited_by_what_it_says(serve: Callabl
 
 
 async def test_the_file_has_the_last_word(serve: Callable[[ASGIApp], Served]) -> None:
-    _, decode, _ = await limits(serve, FlowConfig(decode_tokens=123, decode_calls=1), [])
-    assert decode.limit(decode.workers[0]) == 123
+    prefill, decode, capacities = await limits(serve, FlowConfig(decode_tokens=123, decode_calls=1), [])
+    assert capacities.kv_limit(decode.workers[0]) == 123
+    assert capacities.kv_limit(prefill.workers[0]) == 9000
     decode.reserve(decode.workers[0], 1)
     assert not decode.has_room(decode.workers[0], 1)
 
@@ -90,9 +91,8 @@ async def test_a_worker_that_says_nothing_has_only_the_limits_that_need_no_cache
     serve: Callable[[ASGIApp], Served],
 ) -> None:
     prefill, decode, capacities = await limits(serve, FlowConfig(), [], status=404)
-    assert decode.limit(decode.workers[0]) is None
     assert prefill.limit(prefill.workers[0]) == 4096
-    assert capacities.parked == {}
+    assert capacities.kv_limit(prefill.workers[0]) is capacities.kv_limit(decode.workers[0]) is None
 
 
 async def test_a_worker_that_was_down_is_asked_again(serve: Callable[[ASGIApp], Served]) -> None:
@@ -112,7 +112,7 @@ async def test_a_worker_that_was_down_is_asked_again(serve: Callable[[ASGIApp], 
 
 
 async def test_a_worker_that_was_taken_out_and_put_back_has_its_limit_again(serve: Callable[[ASGIApp], Served]) -> None:
-    pool = Pool("sql", [decode_worker("d", serve(worker_app([])).url)])
+    pool = Pool("prefill", [prefill_worker("p", serve(worker_app([])).url)])
     worker = pool.workers[0]
     pool.mark_up(worker)
     async with open_http(RouterConfig()) as http:
@@ -122,4 +122,5 @@ async def test_a_worker_that_was_taken_out_and_put_back_has_its_limit_again(serv
         pool.add(worker)
         assert pool.limit(worker) is None
         await capacities.ask()
-        assert pool.limit(worker) == 9000
+        assert pool.limit(worker) == 4096
+        assert capacities.kv_limit(worker) == 9000

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from prefillshare.router.flow.capacity import Capacity
 from prefillshare.router.flow.control import FlowControl
 from prefillshare.router.flow.metrics import FlowMetrics
 from prefillshare.router.flow.ticket import Ticket
+from prefillshare.router.placement.chunks import chain_of_request
 from prefillshare.router.placement.placement import Placement
 from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.route import ModelRoute
@@ -28,8 +30,11 @@ TOKENS = 100  # of a call: 90 of its prompt, 10 of its answer
 
 class FakeCapacities:
     def __init__(self) -> None:
-        self.parked: dict[str, int] = {}
+        self.kv: dict[str, int] = {}
         self.capacity = Capacity()
+
+    def kv_limit(self, worker: Worker) -> int | None:
+        return self.kv.get(worker.name)
 
     def of(self, worker: Worker) -> Capacity:
         return self.capacity
@@ -42,18 +47,22 @@ class Bench:
         self.prefill = Pool("prefill", [prefill_worker("p")])
         self.sql = Pool("decode/sql", [decode_worker(f"sql-{n}") for n in range(sql_workers)])
         self.json = Pool("decode/json", [decode_worker("json-0")])
-        for pool, limit in ((self.prefill, prefill), (self.sql, decode), (self.json, decode)):
+        self.capacities = FakeCapacities()
+        self.pools = (self.prefill, self.sql, self.json)
+        for pool in self.pools:
             for worker in pool.workers:
                 pool.mark_up(worker)
-                pool.set_limit(worker, limit)
+                if pool is self.prefill:
+                    pool.set_limit(worker, prefill)
+                else:
+                    self.capacities.kv[worker.name] = decode
         self.routes = {
             "sql": ModelRoute("base", self.prefill, self.sql),
             "json": ModelRoute("base", self.prefill, self.json),
         }
         self.registry = CollectorRegistry()
-        self.capacities = FakeCapacities()
         self.placement = Placement(self.routes)
-        metrics = FlowMetrics(self.registry, [self.prefill, self.sql, self.json])
+        metrics = FlowMetrics(self.registry, self.pools)
         config = {"queue_share": 1000.0} | config
         self.now = 0.0
         self.flow = FlowControl(
@@ -64,7 +73,7 @@ class Bench:
             metrics,
             clock=lambda: self.now,
         )
-        metrics.watch(self.flow.waiting)
+        metrics.watch(self.flow.waiting, self.flow.kv)
         self.log: list[str] = []
 
     def call(
@@ -73,8 +82,10 @@ class Bench:
         return asyncio.create_task(self.run(name, model, tenant, tokens, **fields), name=name)
 
     async def run(self, name: str, model: str, tenant: str, tokens: int, **fields: Any) -> None:
-        body = {"model": model, "prompt": [1] * (tokens - 10), "max_tokens": 10}
-        call = Call(name, "completions", model, body, False, None, **fields)
+        await self.serve(Call(name, "completions", model, body_of([1] * (tokens - 10)), False, None, **fields), tenant)
+
+    async def serve(self, call: Call, tenant: str = "") -> None:
+        name = call.request_id
         async with self.flow.ticket(call, tenant) as ticket:
             self.log.append(name)
             self.running[name] = asyncio.Event()
@@ -92,14 +103,20 @@ class Bench:
         await settle()
 
     def held(self) -> int:
-        pools = (self.prefill, self.sql, self.json)
-        load = sum(pool.load(worker) for pool in pools for worker in pool.workers)
-        parked = sum(self.flow._parked[worker] for worker in self.prefill.workers)
-        return load + parked + sum(self.flow.waiting(pool)[0] for pool in pools)
+        workers = [(pool, worker) for pool in self.pools for worker in pool.workers]
+        load = sum(pool.load(worker) + self.kv(worker) for pool, worker in workers)
+        return load + sum(self.flow.waiting(pool)[0] for pool in self.pools)
+
+    def kv(self, worker: Worker) -> int:
+        return self.flow.kv(worker)[0]
 
     def refused(self, reason: str, tenant: str = "", pool: str = "decode/sql") -> float:
         labels = {"pool": pool, "reason": reason, "tenant": tenant}
         return self.registry.get_sample_value("prefillshare_queue_refusals_total", labels) or 0.0
+
+
+def body_of(prompt: str | list[int], output: int = 10) -> dict[str, Any]:
+    return {"prompt": prompt, "max_tokens": output}
 
 
 async def settle() -> None:
@@ -138,8 +155,7 @@ async def test_a_call_waits_until_there_is_room_on_a_prefill_worker() -> None:
 
 async def test_what_the_prefill_worker_knows_does_not_count() -> None:
     bench = Bench(decode=10**6, prefill=4000)
-    body = {"prompt": [1] * 3000}
-    bench.placement.prefill("sql", None, body)
+    bench.placement.prefill("sql", None, chain_of_request(body_of([1] * 3000)))
     bench.call("first", tokens=3010)
     bench.call("second", tokens=3010)
     await settle()
@@ -148,11 +164,12 @@ async def test_what_the_prefill_worker_knows_does_not_count() -> None:
 
 async def test_kv_that_is_not_pulled_takes_room_on_the_prefill_worker() -> None:
     bench = Bench(decode=10**6)
-    bench.capacities.parked["p"] = 100
+    bench.capacities.kv["p"] = 100
     seen: list[Ticket] = []
 
     async def legs(call: Call, ticket: Ticket, end: asyncio.Event) -> None:
-        ticket.prefill(lambda room: bench.placement.prefill("sql", None, call.body, has_room=room))
+        chain = ticket.chain(call.body)
+        ticket.prefill(lambda room: bench.placement.prefill("sql", None, chain, has_room=room))
         ticket.prefilled()
         seen.append(ticket)
         await end.wait()
@@ -166,13 +183,13 @@ async def test_kv_that_is_not_pulled_takes_room_on_the_prefill_worker() -> None:
     await settle()
     assert bench.log == ["first", "second"]
     seen[0].pulled()  # may be told again
-    assert bench.flow._parked[bench.prefill.workers[0]] == 90
+    assert bench.kv(bench.prefill.workers[0]) == 90
 
 
 async def test_kv_counts_as_pulled_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tickets, "PARKED_S", 0.01)
     bench = Bench(decode=10**6)
-    bench.capacities.parked["p"] = 100
+    bench.capacities.kv["p"] = 100
 
     async def legs(call: Call, ticket: Ticket, end: asyncio.Event) -> None:
         ticket.prefilled()
@@ -182,6 +199,111 @@ async def test_kv_counts_as_pulled_after_a_while(monkeypatch: pytest.MonkeyPatch
     bench.call("first")
     bench.call("second")
     await asyncio.sleep(0.1)
+    assert bench.log == ["first", "second"]
+
+
+EXAMPLES = "the same for all " * 160  # 680 tokens
+
+
+def asking(name: str, salt: str | None = None, prompt: str = EXAMPLES) -> Call:
+    return Call(name, "completions", "sql", body_of(f"{prompt} {name}"), False, None, salt=salt)
+
+
+async def letting_in(bench: Bench, *calls: Call) -> list["asyncio.Task[None]"]:
+    tasks = []
+    for call in calls:
+        tasks.append(asyncio.create_task(bench.serve(call)))
+        await settle()
+    return tasks
+
+
+@pytest.mark.parametrize(
+    ("salts", "entered"),
+    [((None, None), ["a", "b"]), (("one", "one"), ["a", "b"]), (("one", "other"), ["a"]), ((None, "other"), ["a"])],
+)
+async def test_what_prompts_share_takes_room_once_and_tenants_share_nothing(
+    salts: tuple[str | None, str | None], entered: list[str]
+) -> None:
+    bench = Bench(decode=1000)
+    await letting_in(bench, *map(asking, "ab", salts))
+    assert bench.log == entered
+    await bench.end("a")
+    assert bench.log == ["a", "b"]
+    await bench.end("b")
+    assert bench.held() == 0
+
+
+async def test_what_prompts_share_takes_room_until_the_last_of_them_has_gone() -> None:
+    bench = Bench(decode=1000)
+    await letting_in(bench, asking("a"), asking("b"), asking("c", prompt="another for each " * 160))
+    assert bench.log == ["a", "b"]
+    await bench.end("a")
+    assert bench.log == ["a", "b"]
+    await bench.end("b")
+    assert bench.log == ["a", "b", "c"]
+
+
+async def test_parked_prompts_take_room_once_where_they_are_the_same() -> None:
+    bench = Bench(decode=10**6)
+    bench.capacities.kv["p"] = 1000
+    await letting_in(bench, asking("a"), asking("b"), asking("c", salt="other"))
+    assert bench.log == ["a", "b"]
+
+
+async def test_load_and_the_queue_go_by_whole_prompts() -> None:
+    bench = Bench(decode=1000)
+    await letting_in(bench, asking("a"), asking("b"), asking("c", salt="other"))
+    worker = bench.sql.workers[0]
+    whole = 680 + 10
+    assert bench.sql.load(worker) == pytest.approx(2 * whole, abs=4)
+    assert bench.flow.waiting(bench.sql)[1] == pytest.approx(whole, abs=2)
+    assert bench.kv(worker) == pytest.approx(whole + 50 + 10, abs=50)  # one's last chunk is no other's
+
+
+async def test_the_number_of_calls_is_limited_whatever_they_share() -> None:
+    bench = Bench(decode=10**6)
+    bench.sql.set_limit(bench.sql.workers[0], None, calls=1)
+    await letting_in(bench, asking("a"), asking("b"))
+    assert bench.log == ["a"]
+
+
+async def test_a_call_that_is_tried_again_holds_room_on_no_worker_but_its_last() -> None:
+    bench = Bench(decode=1000, sql_workers=2)
+    seen: list[tuple[int, ...]] = []
+
+    async def legs(call: Call, ticket: Ticket, end: asyncio.Event) -> None:
+        failed: list[Worker] = []
+        for _ in range(2):
+            placed = ticket.decode(
+                lambda room: bench.placement.decode("sql", None, [1] * 700, without=failed, has_room=room)
+            )
+            assert placed
+            with bench.sql.lease(placed.worker, placed.tokens):
+                seen.append(tuple(bench.kv(worker) for worker in bench.sql.workers))
+            ticket.decoded()
+            failed.append(placed.worker)
+            seen.append(tuple(bench.kv(worker) for worker in bench.sql.workers))
+
+    bench.legs = legs  # type: ignore[method-assign]
+    await asyncio.gather(*await letting_in(bench, asking("a")))
+    first, between, second, after = seen
+    assert sorted(first) == sorted(second) == [0, 710]
+    assert first != second
+    assert between == after == (0, 0)
+
+
+async def test_a_prompt_that_cannot_be_made_is_its_own_calls_error() -> None:
+    bench = Bench()
+    bench.routes["sql"] = replace(bench.routes["sql"], instructions="behind_context")
+    messages = [{"role": "system", "content": [{"type": "image_url"}]}, {"role": "user", "content": "hello"}]
+    wrong = Call("wrong", "chat/completions", "sql", {"messages": messages}, False, None)
+    bench.call("first")
+    bench.call("second")
+    await settle()
+    error = await refusal(asyncio.create_task(bench.serve(wrong)))
+    assert (error.status, error.param) == (400, "messages")
+    assert bench.flow.waiting(bench.sql)[0] == 1
+    await bench.end("first")
     assert bench.log == ["first", "second"]
 
 
@@ -419,8 +541,7 @@ async def test_who_leaves_the_queue_gives_way_at_once() -> None:
 
 async def test_who_is_let_in_and_leaves_at_the_same_moment_keeps_nothing() -> None:
     bench = Bench()
-    body = {"model": "sql", "prompt": [1] * 90, "max_tokens": 10}
-    async with bench.flow.ticket(Call("first", "completions", "sql", body, False, None), ""):
+    async with bench.flow.ticket(Call("first", "completions", "sql", body_of([1] * 90), False, None), ""):
         second, third = bench.call("second"), bench.call("third")
         await settle()
     second.cancel()  # it has its ticket and has not run since
@@ -441,7 +562,8 @@ async def test_the_legs_take_the_place_of_the_reservations() -> None:
 
     async def legs(call: Call, ticket: Ticket, end: asyncio.Event) -> None:
         loads.append(now())
-        placed = ticket.prefill(lambda room: bench.placement.prefill("sql", None, call.body, has_room=room))
+        chain = ticket.chain(call.body)
+        placed = ticket.prefill(lambda room: bench.placement.prefill("sql", None, chain, has_room=room))
         assert placed
         with bench.prefill.lease(placed.worker, placed.tokens):
             loads.append(now())
@@ -499,13 +621,14 @@ def test_no_room_is_lost_whatever_happens(steps: list[Step]) -> None:
 
 async def play(steps: list[Step]) -> None:
     bench = Bench(decode=300, prefill=250, sql_workers=2, queue_share=2.0, queue_calls=6)
-    bench.capacities.parked["p"] = 400
+    bench.capacities.kv["p"] = 400
     outcomes: dict[str, str] = {}
 
     async def legs(call: Call, ticket: Ticket, end: asyncio.Event) -> None:
         """Both legs, with an end to be waited for in each, on which the outcome may say that it failed."""
         route = bench.routes[call.model]
-        placed = ticket.prefill(lambda room: bench.placement.prefill(call.model, None, call.body, has_room=room))
+        chain = ticket.chain(call.body)
+        placed = ticket.prefill(lambda room: bench.placement.prefill(call.model, None, chain, has_room=room))
         if placed is None:
             raise RouterError(503, "nobody")
         with route.prefill.lease(placed.worker, placed.tokens):
@@ -521,6 +644,7 @@ async def play(steps: list[Step]) -> None:
             await end.wait()
             if outcomes.get(call.request_id) == "fail":
                 raise RouterError(502, "failed")
+        ticket.decoded()
 
     bench.legs = legs  # type: ignore[method-assign]
     tasks: dict[str, asyncio.Task[None]] = {}
@@ -573,7 +697,13 @@ def test_gauges_show_the_queue_and_the_limits() -> None:
         assert read("prefillshare_queue_tokens", {"pool": "decode/sql"}) == TOKENS
         assert read("prefillshare_queue_tokens", {"pool": "prefill"}) is None
         assert read("prefillshare_worker_in_flight_tokens", worker) == TOKENS
-        assert read("prefillshare_worker_limit_tokens", worker) == TOKENS
+        assert read("prefillshare_worker_limit_tokens", worker) is None
+        assert read("prefillshare_worker_kv_tokens", worker) == TOKENS
+        assert read("prefillshare_worker_kv_limit_tokens", worker) == TOKENS
+        parked = {"worker": "p", "role": "prefill", "pool": "prefill"}
+        assert read("prefillshare_worker_limit_tokens", parked) == 10**6
+        assert read("prefillshare_worker_kv_tokens", parked) == TOKENS - 10
+        assert read("prefillshare_worker_kv_limit_tokens", parked) is None
         assert read("prefillshare_queue_wait_seconds_count", {"pool": "decode/sql"}) == 1
 
     asyncio.run(run(check))

@@ -48,7 +48,7 @@ class Simulation(Bench):
 
     def __init__(self, queue_share: float) -> None:
         super().__init__(decode=40_000, prefill=4096, queue_share=queue_share, max_wait_s=1000.0)
-        self.sql.set_limit(self.sql.workers[0], 40_000, AT_ONCE)
+        self.sql.set_limit(self.sql.workers[0], None, AT_ONCE)
         self.clock = asyncio.get_running_loop().time
         self.flow._clock = self.clock
         self.draw = random.Random(0)
@@ -61,7 +61,8 @@ class Simulation(Bench):
         try:
             call = Call("id", "completions", "sql", body, True, None)
             async with self.flow.ticket(call, "") as ticket:
-                placed = ticket.prefill(lambda room: self.placement.prefill("sql", None, body, has_room=room))
+                chain = ticket.chain(body)
+                placed = ticket.prefill(lambda room: self.placement.prefill("sql", None, chain, has_room=room))
                 assert placed
                 with self.prefill.lease(placed.worker, placed.tokens):
                     async with self.prefilling:

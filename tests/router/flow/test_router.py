@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -10,6 +10,9 @@ import httpx
 import openai
 import pytest
 
+from prefillshare.router.flow import control
+from prefillshare.router.flow import ticket as tickets
+from prefillshare.router.placement.chunks import Chain, chain_of_request
 from tests.router.conftest import Cluster
 from tests.router.fakes import wait_for
 
@@ -81,7 +84,13 @@ def test_who_finds_the_queue_full_is_told_when_to_come_back(busy: Cluster) -> No
         assert call.result().status_code == 200
     text = busy.http.get("/metrics").text
     assert 'prefillshare_queue_refusals_total{pool="decode/sql",reason="queue_full",tenant=""} 1.0' in text
-    assert 'prefillshare_worker_in_flight_tokens{pool="prefill",role="prefill",worker="prefill-0"} 0.0' in text
+    for kind, pool, worker in (
+        ("in_flight", "prefill", "prefill-0"),
+        ("kv", "prefill", "prefill-0"),
+        ("kv", "decode/sql", "sql-0"),
+    ):
+        labels = f'pool="{pool}",role="{pool.split("/")[0]}",worker="{worker}"'
+        assert f"prefillshare_worker_{kind}_tokens{{{labels}}} 0.0" in text
     assert 'prefillshare_queue_calls{pool="decode/sql"} 0.0' in text
 
 
@@ -109,3 +118,20 @@ def test_a_call_that_is_prefilled_again_does_not_queue_again(busy: Cluster) -> N
     assert busy.http.post("/v1/completions", json=BODY | {"stream": False}).status_code == 200
     assert len(busy.prefill[0].bodies) == 2
     assert 'prefillshare_queue_wait_seconds_count{pool="decode/sql"} 1.0' in busy.http.get("/metrics").text
+
+
+def test_a_prompt_is_made_a_chain_once_however_often_it_is_tried(
+    busy: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chains: list[Chain] = []
+
+    def noted(body: Mapping[str, Any]) -> Chain:
+        chains.append(chain_of_request(body))
+        return chains[-1]
+
+    for module in (control, tickets):
+        monkeypatch.setattr(module, "chain_of_request", noted)
+    busy.decode["sql"][0].refusals = ["pull_failed"]
+    assert busy.http.post("/v1/completions", json=BODY | {"stream": False}).status_code == 200
+    assert len(busy.prefill[0].bodies) == 2
+    assert len(chains) == 1

@@ -16,6 +16,7 @@ C, D = prefill_worker("c"), prefill_worker("d")  # of another base
 SQL0, SQL1, JSON0, JSON1, OTHER0 = (decode_worker(name) for name in ("sql-0", "sql-1", "json-0", "json-1", "other-0"))
 SESSION = ("x-session-id", "s")
 BODY: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}]}
+PROMPT = chain_of_request(BODY)
 BLOCK = 4
 TOKENS = list(range(40))
 
@@ -47,7 +48,7 @@ def prefill(
     placement: Placement, model: str = "sql", session: Any = SESSION, body: Any = BODY, without: Any = ()
 ) -> tuple[Worker, str]:
     """The worker and the rule; takes a turn on it."""
-    placed = placement.prefill(model, session, body, without)
+    placed = placement.prefill(model, session, chain_of_request(body), without)
     assert placed is not None
     with placement.routes[model].prefill.lease(placed.worker, placed.tokens):
         return placed.worker, placed.rule
@@ -102,7 +103,7 @@ def test_a_worker_that_comes_back_finds_the_sessions_that_were_not_called_meanwh
 def test_a_session_is_not_sent_back_to_a_worker_it_has_tried(placement: Placement) -> None:
     home, _ = prefill(placement)
     assert prefill(placement, without=[home])[0] != home
-    assert placement.prefill("sql", SESSION, BODY, [A, B]) is None
+    assert placement.prefill("sql", SESSION, PROMPT, [A, B]) is None
 
 
 def test_a_conversation_that_names_no_session_is_known_by_its_beginning(placement: Placement) -> None:
@@ -135,8 +136,8 @@ def test_what_a_worker_knew_is_forgotten_when_it_goes_down(placement: Placement)
 
 
 def test_the_load_of_a_prefill_is_what_there_is_to_compute(placement: Placement) -> None:
-    first = placement.prefill("sql", SESSION, conversation("x", 9))
-    again = placement.prefill("json", SESSION, conversation("x", 10))
+    first = placement.prefill("sql", SESSION, chain_of_request(conversation("x", 9)))
+    again = placement.prefill("json", SESSION, chain_of_request(conversation("x", 10)))
     assert first is not None
     assert again is not None
     assert first.tokens > 900
@@ -187,8 +188,8 @@ def test_a_session_has_one_home_with_each_base(placement: Placement) -> None:
 def test_a_model_whose_base_is_down_gets_no_worker_of_another(placement: Placement) -> None:
     for worker in (C, D):
         placement.routes["other"].prefill.mark_down(worker, "gone")
-    assert placement.prefill("other", SESSION, BODY) is None
-    assert placement.prefill("other", None, BODY) is None
+    assert placement.prefill("other", SESSION, PROMPT) is None
+    assert placement.prefill("other", None, PROMPT) is None
 
 
 def test_each_leg_goes_by_the_rules_of_its_own() -> None:
@@ -228,7 +229,7 @@ def test_where_another_tenant_has_its_blocks_does_not_decide() -> None:
 def test_a_session_whose_home_is_full_moves_to_a_worker_with_room(placement: Placement) -> None:
     home, _ = prefill(placement)
     other = B if home == A else A
-    placed = placement.prefill("sql", SESSION, BODY, has_room=lambda worker, tokens: worker == other)
+    placed = placement.prefill("sql", SESSION, PROMPT, has_room=lambda worker, tokens: worker == other)
     assert placed is not None
     assert placed.worker == other
     assert prefill(placement) == (other, "session")  # for good: its context is there now
@@ -250,7 +251,7 @@ def test_room_is_asked_for_what_the_call_puts_on_the_worker(placement: Placement
 
     body = conversation("long", turns=4)
     knowing, _ = prefill(placement, body=body)
-    placement.prefill("sql", SESSION, body, has_room=has_room)
+    placement.prefill("sql", SESSION, chain_of_request(body), has_room=has_room)
     unknowing = "b" if knowing == A else "a"
     assert (
         asked[knowing.name]

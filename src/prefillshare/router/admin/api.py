@@ -17,6 +17,7 @@ from prefillshare.router.admin.modules import ModuleChanges
 from prefillshare.router.admin.workers import WorkerChanges
 from prefillshare.router.errors import RouterError
 from prefillshare.router.fleet import Fleet
+from prefillshare.router.flow.metrics import KV
 from prefillshare.router.metrics import Metrics
 from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.route import ModelRoute
@@ -31,14 +32,16 @@ Row = dict[str, Any]
 class Admin:
     """What the paths act on; they find it as `app.state.admin` once the app has started."""
 
-    def __init__(self, fleet: Fleet, http: aiohttp.ClientSession, metrics: Metrics, block_size: int) -> None:
+    def __init__(self, fleet: Fleet, http: aiohttp.ClientSession, metrics: Metrics, block_size: int, kv: KV) -> None:
         joining, adding = Joining(http, fleet, block_size), asyncio.Lock()
         self.fleet = fleet
+        self._kv = kv
         self.workers = WorkerChanges(fleet, joining, adding)
         self.modules = ModuleChanges(fleet, joining, metrics, adding)
 
     def worker_row(self, pool: Pool, worker: Worker) -> Row:
         up, draining = pool.is_up(worker), pool.is_draining(worker)
+        kv, kv_limit = self._kv(worker)
         return {
             "name": worker.name,
             "role": worker.role,
@@ -54,6 +57,8 @@ class Admin:
             "idle": self.fleet.is_idle(pool, worker),
             "load": pool.load(worker),
             "limit": pool.limit(worker),
+            "kv": kv,
+            "kv_limit": kv_limit,
         }
 
     def pool_row(self, pool: Pool) -> Row:

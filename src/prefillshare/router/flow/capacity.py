@@ -32,7 +32,7 @@ class Capacity:
 
 
 class Capacities:
-    """Sets the pools' limits; `parked` are those for KV that waits on prefill workers, by the worker's name."""
+    """Sets the pools' limits, and knows those for KV."""
 
     def __init__(
         self, http: aiohttp.ClientSession, pools: Iterable[Pool], settings: FlowConfig, calls: int | None
@@ -43,11 +43,17 @@ class Capacities:
         self._settings = settings
         self._calls = settings.decode_calls or calls
         self._known: dict[str, tuple[int, Capacity]] = {}  # with the losses of the worker when it was asked
-        self.parked: dict[str, int] = {}
 
     def of(self, worker: Worker) -> Capacity:
         known = self._known.get(worker.name)
         return known[1] if known else Capacity()
+
+    def kv_limit(self, worker: Worker) -> int | None:
+        """How many tokens of KV calls in flight may need on the worker; None while it has not told its size."""
+        if worker.role == "decode" and self._settings.decode_tokens:
+            return self._settings.decode_tokens
+        kv_tokens = self.of(worker).kv_tokens
+        return None if kv_tokens is None else int(kv_tokens * self._settings.kv_share)
 
     async def ask(self) -> None:
         """Asks every worker that is up and has not been asked since it started.
@@ -59,9 +65,9 @@ class Capacities:
         self._known = {name: known for name, known in self._known.items() if name in names}
         new = []
         for pool, worker in here:
-            losses, capacity = self._known.get(worker.name, (-1, Capacity()))
+            losses, _ = self._known.get(worker.name, (-1, None))
             if losses == pool.losses(worker):
-                self._limit(pool, worker, capacity.kv_tokens)
+                self._limit(pool, worker)
             elif pool.is_up(worker):
                 new.append(self._ask(pool, worker))
         await asyncio.gather(*new)
@@ -79,20 +85,22 @@ class Capacities:
         if worker not in pool.workers:
             return
         self._known[worker.name] = (losses, Capacity(kv_tokens, context))
-        self._limit(pool, worker, kv_tokens)
+        self._limit(pool, worker)
         LOG.info(
-            "worker=%s limit_tokens=%s kv_tokens=%s context=%s", worker.name, pool.limit(worker), kv_tokens, context
+            "worker=%s kv_limit_tokens=%s kv_tokens=%s context=%s",
+            worker.name,
+            self.kv_limit(worker),
+            kv_tokens,
+            context,
         )
 
-    def _limit(self, pool: Pool, worker: Worker, kv_tokens: int | None) -> None:
-        settings = self._settings
-        usable = None if kv_tokens is None else int(kv_tokens * settings.kv_share)
+    def _limit(self, pool: Pool, worker: Worker) -> None:
+        """A decode worker's tokens are limited by their KV alone, which the pool does not know."""
         if worker.role == "decode":
-            pool.set_limit(worker, settings.decode_tokens or usable, self._calls)
+            pool.set_limit(worker, None, self._calls)
             return
-        pool.set_limit(worker, settings.prefill_tokens if usable is None else min(settings.prefill_tokens, usable))
-        if usable is not None:
-            self.parked[worker.name] = usable
+        most, usable = self._settings.prefill_tokens, self.kv_limit(worker)
+        pool.set_limit(worker, most if usable is None else min(most, usable))
 
 
 def kv_tokens_in(metrics: str) -> int | None:

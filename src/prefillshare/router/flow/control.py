@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 
 from prefillshare.router.admission import Call
@@ -11,14 +11,14 @@ from prefillshare.router.flow.bounds import excess_of
 from prefillshare.router.flow.capacity import Capacities
 from prefillshare.router.flow.errors import Reason, overloaded, too_long
 from prefillshare.router.flow.fair import Entry
+from prefillshare.router.flow.held import HeldKV
 from prefillshare.router.flow.metrics import FlowMetrics
 from prefillshare.router.flow.need import Need, need_of
-from prefillshare.router.flow.parked import Parked
 from prefillshare.router.flow.queues import Queues, Waiting
 from prefillshare.router.flow.service import ServiceTimes
 from prefillshare.router.flow.ticket import ReservedTicket
 from prefillshare.router.legs import prefill_body
-from prefillshare.router.placement.chunks import chain_of_request
+from prefillshare.router.placement.chunks import Chain, chain_of_request
 from prefillshare.router.placement.placement import Placement
 from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.route import ModelRoute
@@ -44,7 +44,7 @@ class FlowControl:
         self._metrics = metrics
         self._clock = clock
         self._queues = Queues(settings.weights)
-        self._parked = Parked(capacities.parked)
+        self._held = HeldKV(capacities.kv_limit)
         self._service = ServiceTimes()
 
     @asynccontextmanager
@@ -53,11 +53,13 @@ class FlowControl:
 
         Raises:
             RouterError: 429 with `retry-after` when the queue is full or the wait would be too long, 503 when no worker
-                is ready, 400 when no worker could ever take the call.
+                is ready, 400 when no worker could ever take the call or its prompt cannot be made.
         """
         route = self._routes[call.model]
         need = self._bounded(need_of(call.body, self._settings.output_tokens), route, tenant)
-        waiting = Waiting(call, tenant, route, need, self._clock(), asyncio.get_running_loop().create_future())
+        # Here, where an error is this call's alone, and once: whatever counts or places the call goes by this chain.
+        prompt = chain_of_request(prefill_body(call, route.base, route.instructions))
+        waiting = Waiting(call, tenant, route, need, prompt, self._clock(), asyncio.get_running_loop().create_future())
         ticket = await self._wait(waiting)
         self._metrics.let_in(route.decode, ticket.waited_s)
         started = self._clock()
@@ -72,6 +74,10 @@ class FlowControl:
         queue = self._queues.of(pool)
         return len(queue), queue.tokens
 
+    def kv(self, worker: Worker) -> tuple[int, int | None]:
+        """Tokens of KV that calls in flight need on the worker, what they share once, and how many it may be."""
+        return self._held.tokens(worker), self._capacities.kv_limit(worker)
+
     def freed(self) -> None:
         """Lets in whoever has room now. To be called when that may have changed."""
         blocked: set[Pool] = set()
@@ -83,16 +89,16 @@ class FlowControl:
                 (pool for pool in (waiting.route.decode, waiting.route.prefill) if not pool.ready()), None
             ):
                 self._refuse(entry, "no_worker", no_worker(down))
-            else:
-                self._try(entry, blocked)
+            elif full := self._let_in(entry):
+                blocked |= {full, waiting.route.decode}
 
     # What tickets ask (`Rooms`).
 
-    def prefill_room(self, pool: Pool, worker: Worker, compute: int, prompt: int) -> bool:
-        return pool.has_room(worker, compute) and self._parked.has_room(worker, prompt)
+    def has_room(self, pool: Pool, worker: Worker, tokens: int, prompt: Chain, more: int = 0) -> bool:
+        return pool.has_room(worker, tokens) and self._held.has_room(worker, prompt, more)
 
-    def park(self, worker: Worker, prompt: int) -> Callable[[], None]:
-        return self._parked.hold(worker, prompt)
+    def hold(self, worker: Worker, prompt: Chain, more: int = 0) -> Callable[[], None]:
+        return self._held.hold(worker, prompt, more)
 
     # Arrival
 
@@ -149,27 +155,11 @@ class FlowControl:
                 return entry
         return None
 
-    def _try(self, entry: Entry[Waiting], blocked: set[Pool]) -> None:
-        try:
-            full = self._let_in(entry)
-        except RouterError as error:  # of this call; the one that has just been released has no part in it
-            self._queues.remove(entry)
-            entry.item.ticket.set_exception(error)
-        else:
-            if full is not None:
-                blocked |= {full, entry.item.route.decode}
-
     def _let_in(self, entry: Entry[Waiting]) -> Pool | None:
-        """Gives the call its ticket, or returns the pool that has no room for it.
-
-        Raises:
-            RouterError: its prompt cannot be made (400).
-        """
+        """Gives the call its ticket, or returns the pool that has no room for it."""
         waiting = entry.item
         need, decode, prefill = waiting.need, waiting.route.decode, waiting.route.prefill
-        decoder = min(
-            (worker for worker in decode.ready() if decode.has_room(worker, need.total)), key=decode.load, default=None
-        )
+        decoder = min(self._decoders(waiting), key=decode.load, default=None)
         if decoder is None:
             return decode
         found = self._prefiller(waiting)
@@ -179,27 +169,32 @@ class FlowControl:
         reserved = {
             "decode": decode.reserve(decoder, need.total),
             "prefill": prefill.reserve(prefiller, compute),
-            "parked": self._parked.hold(prefiller, need.prompt),
+            "parked": self._held.hold(prefiller, waiting.prompt),
+            "kv": self._held.hold(decoder, waiting.prompt, need.output),
         }
         waited_s = self._clock() - waiting.since
         self._queues.serve(entry)
-        waiting.ticket.set_result(ReservedTicket(self, waiting.route, need, reserved, waited_s))
+        waiting.ticket.set_result(ReservedTicket(self, waiting.route, need, waiting.prompt, reserved, waited_s))
         return None
+
+    def _decoders(self, waiting: Waiting) -> Iterator[Worker]:
+        """The decode workers with room."""
+        pool, need = waiting.route.decode, waiting.need
+        for worker in pool.ready():
+            if self.has_room(pool, worker, need.total, waiting.prompt, need.output):
+                yield worker
 
     def _prefiller(self, waiting: Waiting) -> tuple[Worker, int] | None:
         """A prefill worker with room, and what it has to compute.
 
         That is the whole prompt where that fits; only where it does not, what workers know of it is looked up.
         """
-        pool, prompt = waiting.route.prefill, waiting.need.prompt
+        pool, prompt, whole = waiting.route.prefill, waiting.prompt, waiting.need.prompt
         for worker in sorted(pool.ready(), key=pool.load):
-            if self.prefill_room(pool, worker, prompt, prompt):
-                return worker, prompt
-        if waiting.chain is None:
-            route = waiting.route
-            waiting.chain = chain_of_request(prefill_body(waiting.call, route.base, route.instructions))
-        compute = self._placement.to_compute(waiting.call.model, waiting.chain)
-        fitting = [worker for worker, tokens in compute.items() if self.prefill_room(pool, worker, tokens, prompt)]
+            if self.has_room(pool, worker, whole, prompt):
+                return worker, whole
+        compute = self._placement.to_compute(waiting.call.model, prompt)
+        fitting = [worker for worker, tokens in compute.items() if self.has_room(pool, worker, tokens, prompt)]
         best = min(fitting, key=compute.__getitem__, default=None)
         return None if best is None else (best, compute[best])
 
@@ -231,7 +226,7 @@ class FlowControl:
         """
         decode = route.decode
         first = self._queues.of(decode).first()
-        if first is None or not any(decode.has_room(worker, first.item.need.total) for worker in decode.ready()):
+        if first is None or next(self._decoders(first.item), None) is None:
             return [decode]
         served = (other.decode for other in self._routes.values() if other.prefill is route.prefill)
         return list(dict.fromkeys((decode, *served)))

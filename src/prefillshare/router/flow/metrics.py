@@ -8,11 +8,12 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from prefillshare.router.flow.errors import Reason
-from prefillshare.router.pool import Pool
+from prefillshare.router.pool import Pool, Worker
 
 _BUCKETS_S = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 Waiting = Callable[[Pool], tuple[int, int]]  # calls and tokens in the queue of a decode pool
+KV = Callable[[Worker], tuple[int, int | None]]  # tokens held on a worker, and how many may be, where that is known
 
 
 class FlowMetrics:
@@ -36,8 +37,8 @@ class FlowMetrics:
         self._registry = registry
         self._pools = pools
 
-    def watch(self, waiting: Waiting) -> None:
-        self._registry.register(_Gauges(self._pools, waiting))
+    def watch(self, waiting: Waiting, kv: KV) -> None:
+        self._registry.register(_Gauges(self._pools, waiting, kv))
 
     def let_in(self, pool: Pool, seconds: float) -> None:
         self._waits.labels(pool.name).observe(seconds)
@@ -47,9 +48,10 @@ class FlowMetrics:
 
 
 class _Gauges(Collector):
-    def __init__(self, pools: Iterable[Pool], waiting: Waiting) -> None:
+    def __init__(self, pools: Iterable[Pool], waiting: Waiting, kv: KV) -> None:
         self._pools = pools
         self._waiting = waiting
+        self._kv = kv
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         calls, tokens = (
@@ -61,7 +63,15 @@ class _Gauges(Collector):
             "prefillshare_worker_in_flight_tokens",
             "Tokens in flight on the worker or reserved there: to compute (prefill), of prompts and answers (decode).",
         )
-        limit = worker("prefillshare_worker_limit_tokens", "How many may be; absent where the worker does not tell.")
+        limit = worker("prefillshare_worker_limit_tokens", "How many may be to compute on the (prefill) worker.")
+        held = worker(
+            "prefillshare_worker_kv_tokens",
+            "Tokens of KV that calls in flight need on the worker, or reserved there, what prompts share counted once: "
+            "of prompts until they are pulled (prefill), of prompts and answers (decode).",
+        )
+        most_held = worker(
+            "prefillshare_worker_kv_limit_tokens", "How many may be; absent where the worker does not tell its size."
+        )
         for pool in self._pools:
             if any(worker.role == "decode" for worker in pool.workers):
                 for gauge, value in zip((calls, tokens), self._waiting(pool), strict=True):
@@ -71,4 +81,8 @@ class _Gauges(Collector):
                 load.add_metric(labels, pool.load(member))
                 if (most := pool.limit(member)) is not None:
                     limit.add_metric(labels, most)
-        yield from (calls, tokens, load, limit)
+                kv, kv_limit = self._kv(member)
+                held.add_metric(labels, kv)
+                if kv_limit is not None:
+                    most_held.add_metric(labels, kv_limit)
+        yield from (calls, tokens, load, limit, held, most_held)

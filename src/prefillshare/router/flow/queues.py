@@ -22,9 +22,9 @@ class Waiting:
     tenant: str
     route: ModelRoute
     need: Need
+    prompt: Chain
     since: float  # on the clock of `FlowControl`
     ticket: asyncio.Future[ReservedTicket]
-    chain: Chain | None = None  # of its prompt, once it was needed
 
 
 class Queues:

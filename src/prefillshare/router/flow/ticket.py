@@ -1,10 +1,11 @@
 """A call's right to run both legs: room on a decode worker and on a prefill worker, reserved before leg 1 begins."""
 
 import asyncio
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 from prefillshare.router.flow.need import Need
+from prefillshare.router.placement.chunks import Chain, chain_of_request
 from prefillshare.router.placement.placement import HasRoom, Placed
 from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.route import ModelRoute
@@ -21,6 +22,10 @@ class Ticket:
 
     waited_s = 0.0  # in the queue
 
+    def chain(self, body: Mapping[str, Any]) -> Chain:
+        """That of the call's prompt, of which `body` is the prefill body."""
+        return chain_of_request(body)
+
     def prefill(self, choose: Choose) -> Placed | None:
         """The worker for leg 1: `choose` is placement's choice among the workers with room."""
         return choose(None)
@@ -35,6 +40,9 @@ class Ticket:
     def pulled(self) -> None:
         """A decode worker has the KV: the prefill worker needs no room for it any more. May be told often."""
 
+    def decoded(self) -> None:
+        """Leg 2 has ended or failed: the decode worker has nothing of the call any more."""
+
     def close(self) -> None:
         """No worker is needed any more, however the call has ended. Leases must have ended; may be told twice."""
 
@@ -45,9 +53,11 @@ UNLIMITED = Ticket()
 class Rooms(Protocol):
     """What a `ReservedTicket` knows of limits; `FlowControl` has them."""
 
-    def prefill_room(self, pool: Pool, worker: Worker, compute: int, prompt: int) -> bool: ...
+    def has_room(self, pool: Pool, worker: Worker, tokens: int, prompt: Chain, more: int = 0) -> bool:
+        """For a leg that puts so many tokens on the worker, and for KV of the prompt and `more` tokens."""
 
-    def park(self, worker: Worker, prompt: int) -> Callable[[], None]: ...
+    def hold(self, worker: Worker, prompt: Chain, more: int = 0) -> Callable[[], None]:
+        """Counts that KV until what is returned is called."""
 
     def freed(self) -> None:
         """Something has been released."""
@@ -63,29 +73,54 @@ class ReservedTicket(Ticket):
     """
 
     def __init__(
-        self, rooms: Rooms, route: ModelRoute, need: Need, reserved: dict[str, Callable[[], None]], waited_s: float
+        self,
+        rooms: Rooms,
+        route: ModelRoute,
+        need: Need,
+        prompt: Chain,
+        reserved: dict[str, Callable[[], None]],
+        waited_s: float,
     ) -> None:
-        """`reserved` ends what is reserved: the room in either leg ("prefill", "decode") and that for KV ("parked")."""
+        """
+        Args:
+            prompt: that of the request, for the call's whole life: by its hashes it shares with calls before leg 1.
+            reserved: ends what is reserved, the room in either leg ("prefill", "decode") and that for KV, where leg 1
+                leaves it ("parked") and where leg 2 needs it ("kv").
+        """
         self.waited_s = waited_s
         self._rooms = rooms
         self._route = route
         self._need = need
+        self._prompt = prompt
         self._reserved = reserved
         self._timer: asyncio.TimerHandle | None = None
 
+    def chain(self, body: Mapping[str, Any]) -> Chain:
+        return self._prompt
+
     def prefill(self, choose: Choose) -> Placed | None:
-        pool, prompt = self._route.prefill, self._need.prompt
+        pool, prompt = self._route.prefill, self._prompt
         self._release("prefill", "parked")
-        placed = choose(lambda worker, tokens: self._rooms.prefill_room(pool, worker, tokens, prompt))
+        placed = choose(lambda worker, tokens: self._rooms.has_room(pool, worker, tokens, prompt))
         if placed:
-            self._reserved["parked"] = self._rooms.park(placed.worker, prompt)
+            self._reserved["parked"] = self._rooms.hold(placed.worker, prompt)
         return placed
 
     def decode(self, choose: Choose) -> Placed | None:
-        pool, output = self._route.decode, self._need.output
-        self._release("decode")
-        placed = choose(lambda worker, tokens: pool.has_room(worker, tokens + output))
-        return placed and placed._replace(tokens=placed.tokens + output)
+        pool, prompt, output = self._route.decode, self._prompt, self._need.output
+
+        def more(tokens: int) -> int:
+            """What the prompt, of so many tokens in truth, needs beyond its estimate, and the answer."""
+            return max(0, tokens - prompt.tokens) + output
+
+        self._release("decode", "kv")
+        placed = choose(
+            lambda worker, tokens: self._rooms.has_room(pool, worker, tokens + output, prompt, more(tokens))
+        )
+        if placed is None:
+            return None
+        self._reserved["kv"] = self._rooms.hold(placed.worker, prompt, more(placed.tokens))
+        return placed._replace(tokens=placed.tokens + output)
 
     def prefilled(self) -> None:
         self._stop_timer()
@@ -97,6 +132,9 @@ class ReservedTicket(Ticket):
         if "parked" in self._reserved:
             self._release("parked")
             self._rooms.freed()
+
+    def decoded(self) -> None:
+        self._release("kv")
 
     def close(self) -> None:
         self._stop_timer()

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
-from prefillshare.router.placement.chunks import CHUNK_TOKENS, Chain, chain_of_request, chain_of_tokens
+from prefillshare.router.placement.chunks import CHUNK_TOKENS, Chain, chain_of_tokens
 from prefillshare.router.placement.known import KnownPrefixes
 from prefillshare.router.placement.policy import Policy
 from prefillshare.router.placement.rule import Candidate, Prompt
@@ -67,22 +67,11 @@ class Placement:
         self,
         model: str,
         session: SessionKey | None,
-        body: Mapping[str, Any],
-        without: Collection[Worker] = (),
-        has_room: HasRoom | None = None,
-    ) -> Placed | None:
-        """The worker for leg 1; `body` is what it will be sent. Its load is what it has to compute, as far as known."""
-        return self.prefill_chain(model, session, chain_of_request(body), without, has_room)
-
-    def prefill_chain(
-        self,
-        model: str,
-        session: SessionKey | None,
         chain: Chain,
         without: Collection[Worker] = (),
         has_room: HasRoom | None = None,
     ) -> Placed | None:
-        """The same for a prompt that is there as a chain already."""
+        """The worker for leg 1; `chain` is that of its prompt. Its load is what it has to compute, as far as known."""
         pool = self.routes[model].prefill
         candidates = self._candidates(pool, self._prefill_memory, session, chain, without, partial(_missing, chain))
         return self._place(self._prefill, candidates, pool, self._prefill_memory, session, chain, has_room)

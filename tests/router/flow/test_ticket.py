@@ -1,0 +1,145 @@
+"""What a ticket holds on workers from before leg 1 until the call's end."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+
+from prefillshare.router.flow.held import HeldKV
+from prefillshare.router.flow.need import Need
+from prefillshare.router.flow.ticket import Choose, ReservedTicket, Ticket
+from prefillshare.router.placement.chunks import Chain, chain_of_request
+from prefillshare.router.placement.placement import Placed
+from prefillshare.router.pool import Pool, Worker
+from prefillshare.router.route import ModelRoute
+from tests.router.fakes import decode_worker, prefill_worker
+
+P, D0, D1 = prefill_worker("p"), decode_worker("d-0"), decode_worker("d-1")
+BODY = {"prompt": "word " * 400}
+PROMPT = chain_of_request(BODY)
+OUTPUT = 10
+
+
+class Rooms:
+    def __init__(self, limits: Mapping[Worker, int]) -> None:
+        self.kv = HeldKV(limits.get)
+        self.freed_times = 0
+
+    def has_room(self, pool: Pool, worker: Worker, tokens: int, prompt: Chain, more: int = 0) -> bool:
+        return pool.has_room(worker, tokens) and self.kv.has_room(worker, prompt, more)
+
+    def hold(self, worker: Worker, prompt: Chain, more: int = 0) -> Callable[[], None]:
+        return self.kv.hold(worker, prompt, more)
+
+    def freed(self) -> None:
+        self.freed_times += 1
+
+    def held(self) -> tuple[int, ...]:
+        return tuple(self.kv.tokens(worker) for worker in (P, D0, D1))
+
+
+class Site:
+    def __init__(self, **limits: int) -> None:
+        self.rooms = Rooms({{"d0": D0, "d1": D1, "p": P}[name]: limit for name, limit in limits.items()})
+        self.route = ModelRoute("base", Pool("prefill", [P]), Pool("decode", [D0, D1]))
+
+    def ticket(self) -> ReservedTicket:
+        """As `FlowControl` reserves it, on D0."""
+        need = Need(PROMPT.tokens, 1, OUTPUT)
+        reserved = {
+            "decode": self.route.decode.reserve(D0, need.total),
+            "prefill": self.route.prefill.reserve(P, need.prompt),
+            "parked": self.rooms.hold(P, PROMPT),
+            "kv": self.rooms.hold(D0, PROMPT, OUTPUT),
+        }
+        return ReservedTicket(self.rooms, self.route, need, PROMPT, reserved, 0.0)
+
+
+def first_of(*workers: Worker, tokens: int = PROMPT.tokens) -> Choose:
+    """The first that has room, else the first; with a prompt of so many tokens."""
+
+    def choose(has_room: Any) -> Placed:
+        fitting = [worker for worker in workers if has_room(worker, tokens)]
+        return Placed((fitting or workers)[0], "load", tokens)
+
+    return choose
+
+
+@pytest.mark.parametrize(
+    ("real", "counted"),
+    [(PROMPT.tokens - 100, PROMPT.tokens), (PROMPT.tokens, PROMPT.tokens), (PROMPT.tokens + 100, PROMPT.tokens + 100)],
+)
+def test_a_prompt_longer_than_its_estimate_needs_more_and_a_shorter_one_gives_nothing_back(
+    real: int, counted: int
+) -> None:
+    site = Site()
+    ticket = site.ticket()
+    assert site.rooms.held() == (PROMPT.tokens, PROMPT.tokens + OUTPUT, 0)
+    placed = ticket.decode(first_of(D1, tokens=real))
+    assert placed == Placed(D1, "load", real + OUTPUT)  # the load is what it is
+    assert site.rooms.held() == (PROMPT.tokens, 0, counted + OUTPUT)
+
+
+def test_what_a_prompt_has_beyond_its_estimate_is_shared_by_nobody() -> None:
+    site = Site()
+    one, other = site.ticket(), site.ticket()
+    for ticket in (one, other):
+        ticket.decode(first_of(D0, tokens=PROMPT.tokens + 100))
+    behind = PROMPT.tokens - PROMPT.length(len(PROMPT.hashes))
+    assert site.rooms.kv.tokens(D0) == PROMPT.tokens + behind + 2 * (100 + OUTPUT)
+
+
+def test_each_decode_worker_is_asked_for_room_for_what_it_does_not_hold() -> None:
+    site = Site(d0=PROMPT.tokens + 100, d1=PROMPT.tokens + 100)
+    site.rooms.hold(D0, chain_of_request({"prompt": "something else " * 100}))
+    site.rooms.hold(D1, PROMPT)
+    ticket = site.ticket()
+    placed = ticket.decode(first_of(D0, D1))
+    assert placed is not None
+    assert placed.worker == D1
+
+
+def test_leg_1_takes_its_room_where_it_goes_and_keeps_that_on_the_decode_worker() -> None:
+    site = Site()
+    ticket = site.ticket()
+    assert ticket.prefill(lambda has_room: None) is None
+    assert site.rooms.held() == (0, PROMPT.tokens + OUTPUT, 0)
+    ticket.prefill(first_of(P))
+    assert site.rooms.held() == (PROMPT.tokens, PROMPT.tokens + OUTPUT, 0)
+    ticket.pulled()
+    assert site.rooms.held() == (0, PROMPT.tokens + OUTPUT, 0)
+
+
+def test_where_no_worker_takes_leg_2_nothing_is_held() -> None:
+    site = Site()
+    ticket = site.ticket()
+    assert ticket.decode(lambda has_room: None) is None
+    assert site.rooms.held() == (PROMPT.tokens, 0, 0)
+
+
+def test_a_leg_2_that_failed_leaves_nothing_and_may_be_tried_again() -> None:
+    site = Site()
+    ticket = site.ticket()
+    ticket.decode(first_of(D0))
+    ticket.decoded()
+    assert site.rooms.held() == (PROMPT.tokens, 0, 0)
+    ticket.decode(first_of(D1))
+    assert site.rooms.held() == (PROMPT.tokens, 0, PROMPT.tokens + OUTPUT)
+
+
+def test_all_is_given_back_however_often_the_end_is_told() -> None:
+    site = Site()
+    ticket, other = site.ticket(), site.ticket()
+    ticket.decode(first_of(D1))
+    for _ in range(2):
+        ticket.decoded()
+        ticket.close()
+    assert site.rooms.held() == (PROMPT.tokens, PROMPT.tokens + OUTPUT, 0)  # the other's
+    other.close()
+    assert site.rooms.held() == (0, 0, 0)
+    assert site.route.decode.load(D0) == site.route.prefill.load(P) == 0
+
+
+def test_the_prompt_of_a_ticket_is_not_made_a_chain_again() -> None:
+    assert Site().ticket().chain({"prompt": "never looked at"}) is PROMPT
+    assert Ticket().chain(BODY) == PROMPT
