@@ -37,9 +37,11 @@ def run(
         workloads:
           - {source: reflexion, sessions: 16, max_calls: 24}
           - {source: ./sessions.jsonl, sessions: 20}
-        loads: ["closed:4", "poisson:0.1"]      # sessions at a time, or sessions a second
+        loads: ["closed:4", "poisson:0.1"]      # sessions at a time, or arriving a second
         models: [2, 4]
         repeats: 3
+        rounds: 2                               # of a closed loop: so many sessions for each at a time, at least
+        minutes: 8                              # an open loop's sessions: those that arrive in that time, at least
         limit_s: 600                            # a run ends then, whatever is under way
         machine: {prefill_cores: [0], decode_cores: [1], prefill_kv_tokens: 49152, decode_kv_tokens: 49152}
 
