@@ -69,10 +69,11 @@ def calibrate(
         Path | None, typer.Option(metavar="FILE.YAML", help="The runs' matrix, if they had one: its machine counts.")
     ] = None,
 ) -> None:
-    """Measure what prefill, decode and handoff cost here, without any queue (about 2 minutes on two cores).
+    """Measure what prefill, decode and handoff cost here, without any queue (about 4 minutes on two cores).
 
-    Writes OUTPUT/costs.json. The report then says how near each run came to what is possible, and the simulator can
-    predict runs. Example: `prefillshare bench calibrate results --base ./base`
+    Decode steps are measured with an adapter too, for `shared-lora`. Writes OUTPUT/costs.json. The report then says how
+    near each run came to what is possible, and the simulator can predict runs.
+    Example: `prefillshare bench calibrate results --base ./base`
     """
     from rich.console import Console
 
