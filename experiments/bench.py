@@ -38,6 +38,7 @@ PLOT = "overview.png"
 # Columns of the tables; those that say nothing about a kind of load are left out.
 SHOWN = {
     "sessions a minute": "sessions a minute",
+    "arrivals a minute": "arrivals a minute, as drawn",
     "kept up": "kept up",
     "session s p95": "session p95, s",
     "ttft s p95": "first token p95, s",

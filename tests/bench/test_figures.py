@@ -134,6 +134,7 @@ def test_an_open_loop_is_told_by_what_it_kept_up_with_and_not_by_how_long_it_too
     write_run(tmp_path, rows, load="poisson:0.1")
     (run,) = read_runs(tmp_path, Slo())
     assert run.values["kept up"] == pytest.approx(1, abs=0.02)
+    assert run.values["arrivals a minute"] == pytest.approx(6)
     assert run.values["of the possible speed"] is None
     write_run(tmp_path, rows)
     assert [run.values["kept up"] is None for run in read_runs(tmp_path, Slo())] == [True, False]

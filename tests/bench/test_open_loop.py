@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from prefillshare.bench.open_loop import KEEPS_UP, kept_up
+from prefillshare.bench.open_loop import KEEPS_UP, arrivals_a_minute, kept_up
 from prefillshare.workloads.arrivals import Poisson
 from tests.bench.written import CALL, SESSION
 
@@ -63,6 +63,11 @@ def test_sessions_that_failed_were_not_kept_up_with() -> None:
     found = kept_up(failed, sessions)
     assert found is not None
     assert found < 0.7
+
+
+def test_arrivals_are_counted_as_they_were_drawn() -> None:
+    assert arrivals_a_minute([SESSION | {"at": at} for at in (0.0, 3.0, 7.0, 30.0)]) == 6
+    assert arrivals_a_minute([SESSION]) is None
 
 
 def test_of_a_few_sessions_nothing_is_said() -> None:

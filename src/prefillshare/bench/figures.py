@@ -10,7 +10,7 @@ from typing import Any
 from prefillshare.bench.bound import Bound, bound
 from prefillshare.bench.costs import FILE, read
 from prefillshare.bench.matrix import WorkloadConfig
-from prefillshare.bench.open_loop import kept_up
+from prefillshare.bench.open_loop import arrivals_a_minute, kept_up
 from prefillshare.bench.systems import Machine
 from prefillshare.errors import UserError
 from prefillshare.workloads.arrivals import Poisson, parse_arrivals
@@ -127,6 +127,7 @@ def _figures(facts: dict[str, Any], rows: Sequence[dict[str, Any]], slo: Slo, co
             "least s possible": least.seconds if least else None,
             # An open loop takes as long as its sessions take to arrive, on the best of systems too.
             "of the possible speed": least.seconds / facts["seconds"] if least and not is_open else None,
+            "arrivals a minute": arrivals_a_minute(sessions) if is_open else None,
             "kept up": kept_up(calls, sessions) if is_open else None,
             **{f"cpu of {group}": use for group, use in cores.items()},
         },

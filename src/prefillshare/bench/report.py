@@ -15,6 +15,7 @@ from prefillshare.bench.systems import SYSTEMS, SystemName
 # What a table shows, with its decimals.
 SHOWN = {
     "sessions a minute": 2,
+    "arrivals a minute": 2,
     "kept up": 2,
     "calls a minute": 1,
     "goodput, calls a minute": 1,
@@ -48,7 +49,8 @@ OURS: tuple[SystemName, ...] = ("shared", "shared-lora")
 _ABOUT_OPEN_LOOPS = (
     "\n*Kept up* is how fast the work of sessions that arrived on their own was done, to how fast it arrived: about 1, "
     "or less if what is left to do went on growing until the last session arrived. A system kept up with a load if the "
-    f"median over the repeats is {KEEPS_UP:g} or more."
+    f"median over the repeats is {KEEPS_UP:g} or more. Loads are those asked for; a draw of a few sessions may have "
+    "arrived somewhat faster or slower (*arrivals a minute*), the same for all systems."
 )
 
 
