@@ -20,13 +20,13 @@ from rich.console import Console
 from examples.demo.prepare_base import prepare_base
 from experiments.section import write_section
 from prefillshare.bench.calibrate import calibrate
+from prefillshare.bench.cells import LABELS, Panel, by_load, by_panel, by_system, in_figures
 from prefillshare.bench.costs import FILE
-from prefillshare.bench.figures import Figures, Slo, read_runs, size_of
+from prefillshare.bench.figures import Figures, Slo, read_runs
 from prefillshare.bench.matrix import FULL, SHORT, Matrix
-from prefillshare.bench.plots import LABELS, draw
-from prefillshare.bench.report import against, cell, ratio, write_report
+from prefillshare.bench.plots import draw
+from prefillshare.bench.report import against, cell, highest_kept_up, kept_up_table, ratio, write_report
 from prefillshare.bench.run import run
-from prefillshare.bench.systems import SYSTEMS
 from prefillshare.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -35,9 +35,11 @@ PAGES = (ROOT / "README.md", ROOT / "docs" / "bench.md")
 START = "<!-- table: python -m experiments.bench publish -->"
 PLOT = "overview.png"
 
-# Columns of the tables.
+# Columns of the tables; those that say nothing about a kind of load are left out.
 SHOWN = {
     "sessions a minute": "sessions a minute",
+    "arrivals a minute": "arrivals a minute, as drawn",
+    "kept up": "kept up",
     "session s p95": "session p95, s",
     "ttft s p95": "first token p95, s",
     "tpot s": "s a token",
@@ -90,40 +92,51 @@ def _copy(results: Path) -> None:
 
 
 def summary(runs: Sequence[Figures]) -> str:
-    """At each workload's highest load: the systems' figures, and how many times better `shared` is."""
-    systems = [system for system in SYSTEMS if any(each.system == system for each in runs)]
+    """The systems' figures at each workload's highest load at a time, and how many times better `shared` is; of loads
+    that arrive on their own, the highest that was kept up with."""
+    systems = list(by_system(runs))
     baselines = [other for ours, other in against(runs) if ours == "shared"]
     head = [*systems, *(f"shared against {other}" for other in baselines)]
     lines = [f"| | | {' | '.join(head)} |", f"|---|---|{'---|' * len(head)}"]
-    for workload in dict.fromkeys(each.workload for each in runs):
-        load = highest_load(runs, workload)
-        within = [each for each in runs if (each.workload, each.load) == (workload, load)]
+    for panel, shown in by_panel(runs).items():
+        if panel.is_open:
+            found = {system: highest_kept_up(within) for system, within in by_system(shown).items()}
+            cells = [found.get(system, "-") for system in systems] + [""] * len(baselines)
+            lines.append(f"| {title(panel, runs)} | kept up with, {LABELS[panel.kind]} | {' | '.join(cells)} |")
+            continue
+        load, within = list(by_load(shown).items())[-1]
         for name in ("sessions a minute", "session s p95", "prefix hit ratio"):
-            cells = [cell([each for each in within if each.system == system], name) for system in systems]
+            cells = [cell(by_system(within).get(system, []), name) for system in systems]
             better = [ratio(within, "shared", other, name) if name in RATIOS else None for other in baselines]
-            title = f"{workload}, {spoken(load)}" if name == "sessions a minute" else ""
+            first = f"{title(panel, runs)}, {in_figures(load)} at a time" if name == "sessions a minute" else ""
             more = [f"{text} x" if text else "" for text in better]
-            lines.append(f"| {title} | {SHOWN[name]} | {' | '.join([*cells, *more])} |")
+            lines.append(f"| {first} | {SHOWN[name]} | {' | '.join([*cells, *more])} |")
     return "\n".join(lines)
 
 
 def tables(runs: Sequence[Figures]) -> str:
     parts = []
-    for workload in dict.fromkeys(each.workload for each in runs):
-        here = [each for each in runs if each.workload == workload]
-        parts += [f"**{workload}**", _systems(here), _ratios(here)]
+    if kept := kept_up_table(runs):
+        parts += ["**The highest load that each system kept up with**", kept]
+    for panel, shown in by_panel(runs).items():
+        parts += [f"**{title(panel, runs)}**", _systems(panel, shown), _ratios(panel, shown)]
     return "\n\n".join(part for part in parts if part)
 
 
-def _systems(runs: Sequence[Figures]) -> str:
-    lines = [f"| sessions at a time | system | {' | '.join(SHOWN.values())} | cut off | busy cores |"]
-    lines.append(f"|---|---|{'---|' * (len(SHOWN) + 2)}")
-    for load in sorted(dict.fromkeys(each.load for each in runs), key=size_of):
-        for system in SYSTEMS:
-            within = [each for each in runs if (each.load, each.system) == (load, system)]
-            if within:
-                cells = [cell(within, name) for name in (*SHOWN, "unfinished sessions")]
-                lines.append(f"| {size_of(load):g} | {system} | {' | '.join(cells)} | {_busy(within)} |")
+def title(panel: Panel, runs: Sequence[Figures]) -> str:
+    """Without the number of models where all runs have the same."""
+    models = f", {panel.models} models" if len({each.models for each in runs}) > 1 else ""
+    return f"{panel.workload}{models}{', open loop' if panel.is_open else ''}"
+
+
+def _systems(panel: Panel, runs: Sequence[Figures]) -> str:
+    shown = [name for name in SHOWN if any(each.values.get(name) is not None for each in runs)]
+    head = [LABELS[panel.kind], "system", *(SHOWN[name] for name in shown), "cut off", "busy cores"]
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    for load, of_load in by_load(runs).items():
+        for system, within in by_system(of_load).items():
+            cells = [cell(within, name) for name in (*shown, "unfinished sessions")]
+            lines.append(f"| {in_figures(load)} | {system} | {' | '.join(cells)} | {_busy(within)} |")
     return "\n".join(lines)
 
 
@@ -133,45 +146,37 @@ def _busy(runs: Sequence[Figures]) -> str:
     return ", ".join(cell(runs, name) for name in names)
 
 
-def _ratios(runs: Sequence[Figures]) -> str:
+def _ratios(panel: Panel, runs: Sequence[Figures]) -> str:
     lines = []
-    for load in sorted(dict.fromkeys(each.load for each in runs), key=size_of):
-        within = [each for each in runs if each.load == load]
+    for load, within in by_load(runs).items():
         for ours, other in against(within):
             cells = [ratio(within, ours, other, name) or "-" for name in RATIOS]
-            lines.append(f"| {size_of(load):g} | {ours} | {other} | {' | '.join(cells)} |")
+            lines.append(f"| {in_figures(load)} | {ours} | {other} | {' | '.join(cells)} |")
     if not lines:
         return ""
-    head = f"| sessions at a time | so many times better is | than | {' | '.join(RATIOS.values())} |"
+    head = f"| {LABELS[panel.kind]} | so many times better is | than | {' | '.join(RATIOS.values())} |"
     return "\n".join([head, f"|---|---|---|{'---|' * len(RATIOS)}", *lines])
 
 
 def plot(runs: Sequence[Figures], file: Path) -> None:
-    """Rates above, p95 of a session below, a column a workload."""
+    """A column a workload and kind of load: rates above, of an open loop how far they were kept up with, and p95 of a
+    session below."""
     from matplotlib.figure import Figure
 
-    workloads = list(dict.fromkeys(each.workload for each in runs))
-    figure = Figure(figsize=(4 * len(workloads), 5.6), dpi=120, layout="constrained")
-    grid = figure.subplots(2, len(workloads), squeeze=False)
-    for column, workload in enumerate(workloads):
-        here = [each for each in runs if each.workload == workload]
-        for row, name in enumerate(("sessions a minute", "session s p95")):
-            draw(grid[row][column], here, name)
-        grid[0][column].set_title(workload)
-        grid[1][column].set_xlabel(LABELS[here[0].load.partition(":")[0]])
-    grid[0][0].set_ylabel("sessions a minute")
+    panels = by_panel(runs)
+    figure = Figure(figsize=(4 * len(panels), 5.6), dpi=120, layout="constrained")
+    grid = figure.subplots(2, len(panels), squeeze=False)
+    for column, (panel, shown) in enumerate(panels.items()):
+        above = "kept up" if panel.is_open else "sessions a minute"
+        for row, name in enumerate((above, "session s p95")):
+            draw(grid[row][column], shown, name)
+        grid[0][column].set_title(title(panel, runs))
+        if column == 0 or panel.is_open:
+            grid[0][column].set_ylabel(above)
+        grid[1][column].set_xlabel(LABELS[panel.kind])
     grid[1][0].set_ylabel("p95 of a session, s")
     grid[0][0].legend()
     figure.savefig(file, format="png")
-
-
-def highest_load(runs: Sequence[Figures], workload: str) -> str:
-    return max((each.load for each in runs if each.workload == workload), key=size_of)
-
-
-def spoken(load: str) -> str:
-    kind, _, size = load.partition(":")
-    return f"{size} at a time" if kind == "closed" else f"{size} a second"
 
 
 def main() -> int:

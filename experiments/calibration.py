@@ -84,7 +84,8 @@ def compare(facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], tokenis
     start, message = _template_tokens(calls, workload, names)
     preamble = workload.preamble_tokens + start
     shapes = shapes_of(replace(workload, preamble_tokens=preamble), names, message)
-    fitted = read(costs, machine, facts["environment"]["kv_bytes_per_token"])
+    adapters = run.system == "shared-lora"
+    fitted = read(costs, machine, facts["environment"]["kv_bytes_per_token"], adapters=adapters)
     profile = _of_one_worker(fitted, facts["workers"])
     simulated = Records()
     Simulation(_layout(run, machine), profile, shapes, run.arrivals(), simulated, preamble_tokens=preamble).run()

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from prefillshare.bench.bound import bound
@@ -48,6 +50,11 @@ def test_more_cores_bound_less_and_ordinary_vllms_have_all_for_both() -> None:
     assert two.decode_s == one.decode_s
     assert both.prefill_s == both.decode_s == pytest.approx((one.prefill_s + one.decode_s) / 2)
     assert both.handoff_s == 0
+
+
+def test_adapters_make_nothing_less_possible() -> None:
+    slow = replace(PROFILE, decode_cost=Cost(step_s=9.0, token_s=9.0))
+    assert bound(FACTS | {"system": "shared-lora"}, CALLS, slow) == bound(FACTS, CALLS, PROFILE)
 
 
 def test_an_open_loop_may_fill_a_worker() -> None:

@@ -36,11 +36,13 @@ def test_costs_are_written_with_what_they_were_measured_with(tmp_path: Path, mon
     monkeypatch.setattr(command, "hosted", hosted)
     monkeypatch.setattr(command, "load_tokenise", lambda base: words)
     assert calibrate(tmp_path) == 0
-    assert started == [("shared", 1)]
+    assert started == [("shared", 1), ("shared-lora", 1)]
     written = json.loads((tmp_path / FILE).read_text())
     assert written["cost"]["step_s"] >= 0
     assert written["environment"]["dtype"] == "float32"
     assert len(written["measured"]["alone"]) == 24
+    assert len(written["measured"]["adapter_steps"]) == len(written["measured"]["steps"]) == 3
+    assert written["adapter_decode_cost"]["step_s"] >= 0
 
 
 def test_workers_that_do_not_start_end_it_and_nothing_is_written(

@@ -1,5 +1,6 @@
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 from aiohttp import web
 
 from prefillshare.bench.client import open_client
-from prefillshare.bench.costs import FILE, Measured, fit, measure, read, write
+from prefillshare.bench.costs import FILE, Measured, fit, measure, measure_steps, read, write
 from prefillshare.bench.systems import Machine
 from prefillshare.errors import UserError
 from prefillshare.simulate.calibrate import StepTime
@@ -78,6 +79,15 @@ async def test_prompts_are_new_and_then_known_and_answers_come_in_batches() -> N
     assert found.pull_s == pytest.approx(found.pulled_bytes / 1e6)
 
 
+async def test_steps_are_measured_without_the_rest() -> None:
+    server = Caching()
+    async with hosted_by(server, models=1, role="decode") as system, open_client("") as http:
+        steps = await measure_steps(http, system, words, MACHINE, lambda step: None)
+    assert [(step.sequences, step.kv_tokens) for step in steps] == [(size, size * 152) for size in (1, 2, 4)]
+    assert [body["max_tokens"] for body in server.bodies[:3]] == [9, 1, 48]  # a first one, a prompt, its answer
+    assert len(server.bodies) == 1 + 2 * (1 + 2 + 4)
+
+
 def synthetic() -> Measured:
     def record(prompt: int, cached: int) -> CallRecord:
         new = prompt - cached
@@ -86,12 +96,15 @@ def synthetic() -> Measured:
         return CallRecord("", 0, "", 0.0, 0.0, 0.0, ttft, tpot, ttft + 8 * tpot, prompt, cached, 9, 0)
 
     alone = [record(n + more, n * bool(more)) for n in (128, 256, 512, 1024, 2048, 4096) for more in (0, 48)] * 2
-    steps = [
-        StepTime(size, size * context, TRUE.step(0, 0.0, size, size * context))
+    return Measured(alone, steps_of(TRUE), pulled_bytes=5e6, pull_s=5.0)
+
+
+def steps_of(cost: Cost) -> list[StepTime]:
+    return [
+        StepTime(size, size * context, cost.step(0, 0.0, size, size * context))
         for size in (1, 2, 4, 8, 16)
         for context in (152, 1048)
     ]
-    return Measured(alone, steps, pulled_bytes=5e6, pull_s=5.0)
 
 
 def test_costs_are_found_written_and_read(tmp_path: Path) -> None:
@@ -105,6 +118,24 @@ def test_costs_are_found_written_and_read(tmp_path: Path) -> None:
     again = read(tmp_path / FILE, MACHINE, 1000)
     assert (again.cost, again.link, again.leg_s) == (profile.cost, profile.link, profile.leg_s)
     assert again.decode_kv_tokens == 8192
+
+
+def test_what_an_adapter_costs_counts_where_it_is_asked_for(tmp_path: Path) -> None:
+    true = replace(TRUE, step_s=0.05, sequence_s=0.003)
+    found = replace(synthetic(), adapter_steps=steps_of(true))
+    profile = fit(found, MACHINE, 1000)
+    write(tmp_path / FILE, found, profile, {})
+    without, with_adapter = (read(tmp_path / FILE, MACHINE, 1000, adapters=adapters) for adapters in (False, True))
+    assert without.cost == with_adapter.cost == without.cost_of_decode == fit(synthetic(), MACHINE, 1000).cost
+    for size in (1, 4, 16):
+        expected = pytest.approx(true.step(0, 0.0, size, 500), rel=0.02)
+        assert with_adapter.cost_of_decode.step(0, 0.0, size, 500) == expected, size
+    assert json.loads((tmp_path / FILE).read_text())["largest_miss_of_a_step_with_adapter"] < 0.02
+
+
+def test_costs_from_before_adapters_were_measured_are_the_same_with_them(tmp_path: Path) -> None:
+    (tmp_path / FILE).write_text('{"cost": {"step_s": 1, "token_s": 2}, "leg_s": 0, "link_bytes_per_s": 1}')
+    assert read(tmp_path / FILE, MACHINE, 1000, adapters=True) == read(tmp_path / FILE, MACHINE, 1000)
 
 
 async def test_a_call_that_fails_ends_the_measurement() -> None:

@@ -122,3 +122,19 @@ def test_how_near_a_run_came_to_what_is_possible_is_told_where_costs_are_known(t
     assert run.values["least s possible"] == pytest.approx(least)
     assert run.values["of the possible speed"] == pytest.approx(least / 60)
     assert run.bound_by == "the longest session"
+
+
+def test_an_open_loop_is_told_by_what_it_kept_up_with_and_not_by_how_long_it_took(tmp_path: Path) -> None:
+    rows = [
+        row | {"session": f"s-{n}", "at": 10.0 * n, "calls": 1, "planned_calls": 1}
+        for n in range(20)
+        for row in (CALL, SESSION)
+    ]
+    (tmp_path / "costs.json").write_text('{"cost": {"step_s": 0.1, "token_s": 0.2}, "leg_s": 0, "link_bytes_per_s": 1}')
+    write_run(tmp_path, rows, load="poisson:0.1")
+    (run,) = read_runs(tmp_path, Slo())
+    assert run.values["kept up"] == pytest.approx(1, abs=0.02)
+    assert run.values["arrivals a minute"] == pytest.approx(6)
+    assert run.values["of the possible speed"] is None
+    write_run(tmp_path, rows)
+    assert [run.values["kept up"] is None for run in read_runs(tmp_path, Slo())] == [True, False]

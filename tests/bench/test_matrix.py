@@ -30,6 +30,12 @@ def test_a_closed_loop_plays_its_rounds() -> None:
     ]
 
 
+def test_an_open_loop_plays_what_arrives_in_its_minutes() -> None:
+    loads = ("closed:8", "poisson:0.005", "poisson:0.1", "poisson:0.123")
+    matrix = Matrix(workloads=(WORKLOAD,), loads=loads, systems=("shared",), repeats=1, minutes=5)
+    assert [run.workload.sessions for run in runs(matrix)] == [3, 3, 30, 37]
+
+
 def test_names_tell_runs_apart_and_are_names_of_files() -> None:
     def name(workload: WorkloadConfig, load: str = "poisson:0.5") -> str:
         return Run("shared", 4, workload, load, 0).name
@@ -70,6 +76,8 @@ def test_a_matrix_is_read_from_a_file(tmp_path: Path) -> None:
         ("workloads: []", r"workloads: .*at least 1"),
         ("workloads: [{source: react}]\nmodels: [9]", r"models\.0: .*less than or equal to 8"),
         ("workloads: [{source: react}]\nloads: [four]", "load 'four'"),
+        ("workloads: [{source: react}]\nminutes: 0", "minutes: .*greater than 0"),
+        ("workloads: [{source: react}]\nminutes: 10", "minutes=10 of arrivals do not end before limit_s=600"),
         ("workloads: [{source: react}]\nsystems: [ours]", r"systems\.0"),
     ):
         file.write_text(text)

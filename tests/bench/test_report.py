@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from prefillshare.bench.figures import Slo
-from prefillshare.bench.report import write_report
+from prefillshare.bench.figures import Figures, Slo
+from prefillshare.bench.report import highest_kept_up, write_report
 from tests.bench.written import CALL, PREFILL, SESSION, write_run
 
 
@@ -25,7 +25,8 @@ def written(tmp_path: Path) -> Path:
 
 def test_systems_stand_side_by_side_with_the_range_of_their_repeats(written: Path) -> None:
     text = write_report(written, Slo())[0].read_text()
-    assert text.count("## reflexion, 4 models, closed:") == 2
+    titles = [line for line in text.splitlines() if line.startswith("## ")]
+    assert titles == [f"## reflexion, 4 models, {load} sessions at a time" for load in (1, 4)]
     rows = dict(line.strip("| ").split(" | ", 1) for line in text.splitlines() if line.startswith("| "))
     assert rows["session s p95"] == "21.0 (20.0 to 22.0) | 63.0 (60.0 to 66.0)"
     assert rows["prefix hit ratio"] == "0.900 (0.900 to 0.900) | 0.500 (0.500 to 0.500)"
@@ -82,6 +83,54 @@ def test_the_page_has_what_the_text_has_and_is_well_formed(written: Path) -> Non
     assert parser.open == []
     assert page.count("<table>") == 2
     assert "<td>21.0 (20.0 to 22.0)</td>" in page
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Path:
+    """`shared` keeps up with two sessions a minute and with four, `per-model` with none, `colocated` with two."""
+    for load, rate in (("poisson:0.0667", 1 / 15), ("poisson:0.0333", 1 / 30)):
+        for system, a_minute in (("shared", 9.0), ("per-model", 1.0), ("colocated", 2.0)):
+            # In order, each with one call, and so many of them a minute at most.
+            at = [number / rate for number in range(20)]
+            ended = [max(60 * (number + 1) / a_minute, time + 3.0) for number, time in enumerate(at)]
+            rows = []
+            for number, (begin, end) in enumerate(zip(at, ended, strict=True)):
+                row = {"session": f"s-{number}", "at": begin, "latency_s": end - begin}
+                rows += [CALL | row, SESSION | row | {"calls": 1, "planned_calls": 1}]
+            write_run(tmp_path, rows, load=load, system=system, seconds=max(ended))
+    return tmp_path
+
+
+def test_the_highest_load_that_was_kept_up_with_is_told(opened: Path) -> None:
+    text = write_report(opened, Slo())[0].read_text()
+    assert "| sessions arriving a minute | shared | per-model | colocated |" in text
+    assert "| reflexion, 4 models | >= 4 | < 2 | 2 |" in text
+    assert "## reflexion, 4 models, 4 sessions arriving a minute" in text
+    rows = [line for line in text.splitlines() if line.startswith("| kept up |")]
+    assert rows == ["| kept up | 1.00 | 0.53 | 1.00 |", "| kept up | 1.00 | 0.28 | 0.53 |"]
+    assert "*Kept up* is" in text
+
+
+def test_closed_loops_say_nothing_of_keeping_up(written: Path) -> None:
+    assert "kept up" not in write_report(written, Slo())[0].read_text().lower()
+
+
+def test_a_load_above_one_that_was_too_much_was_kept_up_with_by_chance() -> None:
+    def runs(*kept: tuple[str, float | None]) -> list[Figures]:
+        rest = {"limit": "", "bound_by": None, "at_least": frozenset(), "facts": {}}
+        return [Figures("", "shared", 4, "w", load, 0, {"kept up": value}, **rest) for load, value in kept]
+
+    assert highest_kept_up(runs(("poisson:0.3", 0.99), ("poisson:0.1", 1.0), ("poisson:0.2", 0.8))) == "6"
+    assert highest_kept_up(runs(("poisson:0.1", 0.5), ("poisson:0.1", 1.0), ("poisson:0.1", 0.98))) == ">= 6"
+    assert highest_kept_up(runs(("poisson:0.1", None))) == "-"
+
+
+def test_plots_are_of_one_kind_of_load(opened: Path) -> None:
+    write_run(opened, [CALL, SESSION])
+    assert [file.name for file in write_report(opened, Slo())[2:]] == [
+        "reflexion-m4-poisson.png",
+        "reflexion-m4-closed.png",
+    ]
 
 
 def test_plots_are_written_for_every_workload(written: Path) -> None:

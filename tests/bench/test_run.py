@@ -78,6 +78,18 @@ def test_another_matrix_is_not_mixed_into_the_same_folder(started: list[str], tm
         run(tmp_path, MATRIX.model_copy(update={"repeats": 3}))
 
 
+def test_a_matrix_from_before_there_was_a_field_goes_on(started: list[str], tmp_path: Path) -> None:
+    run(tmp_path)
+    file = tmp_path / "matrix.json"
+    file.write_text(json.dumps({name: value for name, value in json.loads(file.read_text()).items() if value}))
+    started.clear()
+    assert run(tmp_path) == 0
+    assert started == []
+    file.write_text("{}")
+    with pytest.raises(UserError, match="holds the runs of another matrix"):
+        run(tmp_path)
+
+
 def test_what_is_wrong_with_a_workload_is_said_before_anything_starts(started: list[str], tmp_path: Path) -> None:
     wrong = Matrix(workloads=(WORKLOAD := MATRIX.workloads[0], WORKLOAD.model_copy(update={"source": "none.jsonl"})))
     with pytest.raises(UserError, match=r"none\.jsonl: cannot read it"):

@@ -60,6 +60,27 @@ def test_the_page_has_every_load_in_order_and_the_ratios(results: Path, pages: t
     assert "| 4 | shared | per-model | 3.00 (3.00 to 3.00) | 3.00 (3.00 to 3.00) | " in pages[1].read_text()
 
 
+def test_open_loops_have_tables_of_their_own(results: Path, pages: tuple[Path, Path]) -> None:
+    for system, latency_s in (("shared", 3.0), ("per-model", 300.0)):
+        one = {"calls": 1, "planned_calls": 1, "latency_s": latency_s}
+        rows = [row | {"session": f"s-{n}", "at": 10.0 * n} for n in range(20) for row in (CALL, SESSION)]
+        write_run(results, [row | one for row in rows], load="poisson:0.1", system=system)
+    bench.publish(results)
+    assert "| reflexion, open loop | kept up with, sessions arriving a minute | >= 6 | < 6 |  |" in pages[0].read_text()
+    text = pages[1].read_text()
+    assert "| reflexion, 4 models | >= 6 | < 6 |" in text
+    closed, opened = text.index("**reflexion**"), text.index("**reflexion, open loop**")
+    parts = {"closed": text[closed:opened], "open": text[opened:]}
+    assert "| sessions at a time | system | sessions a minute | session p95, s |" in parts["closed"]
+    assert "arriving" not in parts["closed"]
+    assert (
+        "| sessions arriving a minute | system | sessions a minute | arrivals a minute, as drawn | kept up |"
+        in parts["open"]
+    )
+    assert "at a time" not in parts["open"]
+    assert "| 6 | per-model | " in parts["open"]
+
+
 def test_records_costs_and_plot_are_kept_beside_the_tables(results: Path) -> None:
     bench.publish(results)
     published = bench.PUBLISHED

@@ -1,6 +1,7 @@
 """A run that was made by the simulator is predicted by it exactly; one that was slower is not."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ COSTS = {
     "cost": {"step_s": 0.05, "token_s": 0.002, "sequence_s": 0.005},
     "leg_s": 0.02,
     "link_bytes_per_s": 1e9,
+    "adapter_decode_cost": {"step_s": 0.1, "token_s": 0.002, "sequence_s": 0.01},
 }
 MACHINE = Machine()
 CONFIG = WorkloadConfig(source="tool_heavy", sessions=4, max_calls=5)
@@ -25,7 +27,9 @@ TEMPLATE = 6  # tokens around a message
 START = 40  # before all of them
 
 
-def made_up(tmp_path: Path, system: Any, slower: float = 1.0) -> calibration.Compared:
+def made_up(
+    tmp_path: Path, system: Any, slower: float = 1.0, predicted_by: Mapping[str, Any] = COSTS
+) -> calibration.Compared:
     """A run of `system` by the simulator, `slower` than it predicts, compared with its prediction."""
     costs = tmp_path / "costs.json"
     costs.write_text(json.dumps(COSTS))
@@ -40,7 +44,8 @@ def made_up(tmp_path: Path, system: Any, slower: float = 1.0) -> calibration.Com
         "shared-lora": [("prefill", 49_152), ("decode", 49_152)],
     }
     workers = [{"role": role, "kv_tokens": tokens} for role, tokens in specs[system]]
-    profile = calibration._of_one_worker(calibration.read(costs, MACHINE, 1000), workers)
+    fitted = calibration.read(costs, MACHINE, 1000, adapters=system == "shared-lora")
+    profile = calibration._of_one_worker(fitted, workers)
     records = Records()
     arguments = (calibration._layout(run, MACHINE), profile, shapes, run.arrivals(), records)
     Simulation(*arguments, preamble_tokens=preamble).run()
@@ -83,6 +88,7 @@ def made_up(tmp_path: Path, system: Any, slower: float = 1.0) -> calibration.Com
         "workers": workers,
         "environment": {"kv_bytes_per_token": 1000},
     }
+    costs.write_text(json.dumps(predicted_by))
     return calibration.compare(facts, rows, words, costs)
 
 
@@ -91,6 +97,15 @@ def test_what_the_simulator_made_it_predicts(tmp_path: Path, system: str) -> Non
     found = made_up(tmp_path, system)
     for name in calibration.FIGURES:
         assert found.simulated[name] == pytest.approx(found.measured[name], rel=1e-3), name
+
+
+@pytest.mark.parametrize(("system", "missed"), [("shared", False), ("shared-lora", True)])
+def test_adapters_cost_what_they_do_where_there_are_any(tmp_path: Path, system: str, missed: bool) -> None:
+    without = {name: value for name, value in COSTS.items() if name != "adapter_decode_cost"}
+    found = made_up(tmp_path, system, predicted_by=without)
+    error = found.simulated["latency_p50_s"] / found.measured["latency_p50_s"] - 1
+    assert (error < -0.2) == missed
+    assert (abs(error) < 1e-3) == (not missed)
 
 
 def test_errors_and_ratios_are_told(tmp_path: Path) -> None:

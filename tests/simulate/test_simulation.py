@@ -75,6 +75,17 @@ def test_every_call_is_answered_once_and_every_token_of_it_accounted_for(
     assert all(0 <= share <= 1 + 1e-9 for share in outcome.busy.values())
 
 
+def test_steps_of_decode_workers_may_cost_something_else() -> None:
+    """Then what is prefill takes as long as before, and each further token as long as it costs."""
+    slow = replace(COST, step_s=10 * COST.step_s, token_s=2 * COST.token_s)
+    shapes = [(Call("planner", 0, 600, 620, 11, 0.0),)]
+    one, other = (
+        run(SHARED, shapes, Closed(1), profile)[0] for profile in (PROFILE, replace(PROFILE, decode_cost=slow))
+    )
+    assert other.calls[0].prefill_s == one.calls[0].prefill_s
+    assert other.calls[0].tpot_s - one.calls[0].tpot_s == pytest.approx(9 * COST.step_s)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_same_seed_gives_the_same_run_and_another_one_does_not(layout: Layout) -> None:
     shapes = sessions(20)

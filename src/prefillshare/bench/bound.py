@@ -4,6 +4,9 @@ Four limits that no system on the same cores can go below: prompts (every token 
 holds is computed once), answers (all calls that the load can have under way at once form one batch, whichever model
 they call), bytes (the KV of every new token is handed over once), and the session that takes longest when nobody else
 is there. Ordinary vLLMs hand nothing over, and have all cores for both prompts and answers.
+
+Steps are those of models without adapters: what adapters add to them is a choice of one system, and no limit of the
+cores.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,17 +1,19 @@
 """The command that measures costs: starts the workers, measures, writes OUTPUT/costs.json."""
 
 import asyncio
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 from rich.console import Console
 
 from prefillshare.bench.client import open_client
-from prefillshare.bench.costs import FILE, fit, measure, write
+from prefillshare.bench.costs import FILE, fit, measure, measure_steps, write
 from prefillshare.bench.environment import environment
 from prefillshare.bench.host import HostRequest
 from prefillshare.bench.hosting import hosted, to_the_end
-from prefillshare.bench.systems import Machine
+from prefillshare.bench.systems import Machine, SystemName
+from prefillshare.simulate.cost import Cost
 from prefillshare.workloads.tokens import load_tokenise
 
 
@@ -26,29 +28,37 @@ def calibrate(machine: Machine, base: Path, output: Path, console: Console) -> i
 
 async def _calibrate(machine: Machine, base: Path, output: Path, console: Console) -> int:
     tokenise = load_tokenise(base)
-    request = HostRequest(
-        system="shared", models=1, base=base, folder=output / "systems" / "calibration", machine=machine
-    )
+    log = output / "logs" / "calibration.log"
+
+    def request(system: SystemName) -> HostRequest:
+        folder = output / "systems" / f"calibration-{system}"
+        return HostRequest(system=system, models=1, base=base, folder=folder, machine=machine)
 
     def say(what: str) -> None:
         console.print(f"{datetime.now():%H:%M:%S} {what}", markup=False, highlight=False)
 
     async def measure_and_write() -> None:
         say("starting the workers")
-        async with hosted(request, output / "logs" / "calibration.log") as system:
+        async with hosted(request("shared"), log) as system:
             made_with = environment(system)
             async with open_client(system.api_key) as http:
                 measured = await measure(http, system, tokenise, machine, say)
+        say("starting the workers with an adapter")
+        async with hosted(request("shared-lora"), log) as with_adapter, open_client(with_adapter.api_key) as http:
+            steps = await measure_steps(http, with_adapter, tokenise, machine, say)
+        measured = replace(measured, adapter_steps=steps)
         profile = fit(measured, machine, system.kv_bytes_per_token)
         write(output / FILE, measured, profile, made_with)
-        cost = profile.cost
         console.print(
-            f"{output / FILE}: {1e3 * cost.token_s:.2f} ms a prompt token, {1e3 * cost.step_s:.1f} ms a decode step "
-            f"and {1e3 * cost.sequence_s:.1f} ms for each sequence in it; {1e3 * profile.leg_s:.0f} ms for each leg "
-            "beside these",
+            f"{output / FILE}: {1e3 * profile.cost.token_s:.2f} ms a prompt token; {_step(profile.cost)}, with an "
+            f"adapter {_step(profile.cost_of_decode)}; {1e3 * profile.leg_s:.0f} ms for each leg beside these",
             markup=False,
             highlight=False,
             soft_wrap=True,
         )
 
     return await to_the_end(measure_and_write(), console, stopped="stopped; nothing was written")
+
+
+def _step(cost: Cost) -> str:
+    return f"{1e3 * cost.step_s:.1f} ms a decode step and {1e3 * cost.sequence_s:.1f} ms for each sequence in it"

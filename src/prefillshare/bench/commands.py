@@ -37,9 +37,11 @@ def run(
         workloads:
           - {source: reflexion, sessions: 16, max_calls: 24}
           - {source: ./sessions.jsonl, sessions: 20}
-        loads: ["closed:4", "poisson:0.1"]      # sessions at a time, or sessions a second
+        loads: ["closed:4", "poisson:0.1"]      # sessions at a time, or arriving a second
         models: [2, 4]
         repeats: 3
+        rounds: 2                               # of a closed loop: so many sessions for each at a time, at least
+        minutes: 8                              # an open loop's sessions: those that arrive in that time, at least
         limit_s: 600                            # a run ends then, whatever is under way
         machine: {prefill_cores: [0], decode_cores: [1], prefill_kv_tokens: 49152, decode_kv_tokens: 49152}
 
@@ -67,10 +69,11 @@ def calibrate(
         Path | None, typer.Option(metavar="FILE.YAML", help="The runs' matrix, if they had one: its machine counts.")
     ] = None,
 ) -> None:
-    """Measure what prefill, decode and handoff cost here, without any queue (about 2 minutes on two cores).
+    """Measure what prefill, decode and handoff cost here, without any queue (about 4 minutes on two cores).
 
-    Writes OUTPUT/costs.json. The report then says how near each run came to what is possible, and the simulator can
-    predict runs. Example: `prefillshare bench calibrate results --base ./base`
+    Decode steps are measured with an adapter too, for `shared-lora`. Writes OUTPUT/costs.json. The report then says how
+    near each run came to what is possible, and the simulator can predict runs.
+    Example: `prefillshare bench calibrate results --base ./base`
     """
     from rich.console import Console
 

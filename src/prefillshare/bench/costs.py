@@ -1,8 +1,9 @@
 """What prefill, decode and handoff cost on this machine: measured on the workers that the systems are made of.
 
 One model on the system `shared`, and three kinds of calls: prompts of several lengths that no cache knows, the same
-prompts again with something behind them, and batches of answers of several sizes. Costs are fitted to these; the report
-bounds by them what is possible, and the simulator predicts runs by them.
+prompts again with something behind them, and batches of answers of several sizes. Then one model on `shared-lora`, and
+the batches of answers alone: its prompts are computed by the base too. Costs are fitted to these; the report bounds by
+them what is possible, and the simulator predicts runs by them.
 """
 
 import asyncio
@@ -42,31 +43,37 @@ _BATCHED_TOKENS = 2048  # of a step, vLLM's default on CPUs
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Calls one at a time, decode steps in batches, and the bytes and seconds of all pulls."""
+    """Calls one at a time, decode steps in batches, and the bytes and seconds of all pulls. `adapter_steps` are decode
+    steps with an adapter, if they were measured."""
 
     alone: Sequence[CallRecord]
     steps: Sequence[StepTime]
     pulled_bytes: float
     pull_s: float
+    adapter_steps: Sequence[StepTime] = ()
 
 
 async def measure(
     http: aiohttp.ClientSession, system: Hosted, tokenise: Tokenise, machine: Machine, step: Callable[[str], None]
 ) -> Measured:
-    """Takes about two minutes on two cores. `step` is told what comes next.
+    """Of a system `shared`; takes about two minutes on two cores. `step` is told what comes next.
 
     Raises:
         UserError: a call failed, or the tokenizer cannot make up prompts of a given length.
     """
-    try:
-        measuring = _Measuring(http, system, Salad(tokenise), machine, step)
-    except ValueError as error:
-        raise UserError(f"base: {error}") from None
-    return await measuring.all()
+    return await _measuring(http, system, tokenise, machine, step).all()
+
+
+async def measure_steps(
+    http: aiohttp.ClientSession, system: Hosted, tokenise: Tokenise, machine: Machine, step: Callable[[str], None]
+) -> list[StepTime]:
+    """Its decode steps alone; takes about a minute on two cores. The rest is as of `measure`."""
+    return await _measuring(http, system, tokenise, machine, step).steps()
 
 
 def fit(measured: Measured, machine: Machine, kv_bytes_per_token: int) -> WorkerProfile:
-    """
+    """With the cost of decode steps with an adapter, if these were measured.
+
     Raises:
         UserError: too few measurements to tell the costs apart.
     """
@@ -74,19 +81,25 @@ def fit(measured: Measured, machine: Machine, kv_bytes_per_token: int) -> Worker
     alone = fit_from_outside(measured.alone, _profile(unknown, Link(0.0, 1.0), 0.0, machine, kv_bytes_per_token))
     # What a pull takes beside its bytes is in the legs' share already.
     rate = measured.pulled_bytes / measured.pull_s if measured.pull_s else float("inf")
-    return replace(alone, cost=fit_batches(alone.cost, measured.steps), link=Link(0.0, rate))
+    cost, adapter_steps = fit_batches(alone.cost, measured.steps), measured.adapter_steps
+    decode_cost = fit_batches(cost, adapter_steps) if adapter_steps else None
+    return replace(alone, cost=cost, link=Link(0.0, rate), decode_cost=decode_cost)
 
 
 def write(file: Path, measured: Measured, profile: WorkerProfile, environment: Mapping[str, Any]) -> None:
     """The fit beside what it was made from, and how far it is off."""
+    with_adapter = profile.decode_cost
     content = {
         "cost": asdict(profile.cost),
+        "adapter_decode_cost": with_adapter and asdict(with_adapter),
         "leg_s": profile.leg_s,
         "link_bytes_per_s": profile.link.bytes_per_s,
-        "largest_miss_of_a_step": round(max(map(abs, misses(profile.cost, measured.steps))), 3),
+        "largest_miss_of_a_step": _largest_miss(profile.cost, measured.steps),
+        "largest_miss_of_a_step_with_adapter": with_adapter and _largest_miss(with_adapter, measured.adapter_steps),
         "environment": dict(environment),
         "measured": {
             "steps": [asdict(point) for point in measured.steps],
+            "adapter_steps": [asdict(point) for point in measured.adapter_steps],
             "alone": [
                 {
                     "prompt_tokens": record.prompt_tokens,
@@ -105,8 +118,9 @@ def write(file: Path, measured: Measured, profile: WorkerProfile, environment: M
     scratch.replace(file)
 
 
-def read(file: Path, machine: Machine, kv_bytes_per_token: int) -> WorkerProfile:
-    """What `write` wrote, for workers that have all KV memory of their kind.
+def read(file: Path, machine: Machine, kv_bytes_per_token: int, *, adapters: bool = False) -> WorkerProfile:
+    """What `write` wrote, for workers that have all KV memory of their kind; with `adapters`, for decode workers that
+    host adapters. In a file from before their steps were measured, these cost what others do.
 
     Raises:
         UserError: the file is missing, or is not one of these.
@@ -114,9 +128,15 @@ def read(file: Path, machine: Machine, kv_bytes_per_token: int) -> WorkerProfile
     try:
         content = json.loads(file.read_text())
         cost, link = Cost(**content["cost"]), Link(0.0, content["link_bytes_per_s"])
-        return _profile(cost, link, content["leg_s"], machine, kv_bytes_per_token)
+        with_adapter = content.get("adapter_decode_cost") if adapters else None
+        decode_cost = with_adapter and Cost(**with_adapter)
+        return replace(_profile(cost, link, content["leg_s"], machine, kv_bytes_per_token), decode_cost=decode_cost)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file}: not what `prefillshare bench calibrate` writes: {error}") from None
+
+
+def _largest_miss(cost: Cost, steps: Sequence[StepTime]) -> float:
+    return round(max(map(abs, misses(cost, steps))), 3)
 
 
 def _profile(cost: Cost, link: Link, leg_s: float, machine: Machine, kv_bytes_per_token: int) -> WorkerProfile:
@@ -133,6 +153,15 @@ def _profile(cost: Cost, link: Link, leg_s: float, machine: Machine, kv_bytes_pe
     )
 
 
+def _measuring(
+    http: aiohttp.ClientSession, system: Hosted, tokenise: Tokenise, machine: Machine, step: Callable[[str], None]
+) -> "_Measuring":
+    try:
+        return _Measuring(http, system, Salad(tokenise), machine, step)
+    except ValueError as error:
+        raise UserError(f"base: {error}") from None
+
+
 class _Measuring:
     def __init__(
         self,
@@ -147,16 +176,20 @@ class _Measuring:
         self._model = model_names(1)[0]
         self._sessions = 0
 
+    @property
+    def _longest(self) -> int:
+        """Tokens of a prompt."""
+        return self._machine.max_model_len - _ROOM - _BEHIND - _MANY
+
     async def all(self) -> Measured:
-        room = self._machine.max_model_len - _ROOM - _BEHIND - _MANY
-        lengths = [tokens for tokens in _PROMPTS if tokens <= room]
+        lengths = [tokens for tokens in _PROMPTS if tokens <= self._longest]
         if len(lengths) < _FEWEST_LENGTHS or len(self._sizes(_CONTEXTS[0])) < _FEWEST_SIZES:
             raise UserError(
                 f"machine: max_model_len={self._machine.max_model_len}, max_num_seqs={self._machine.max_num_seqs} and "
                 f"decode_kv_tokens={self._machine.decode_kv_tokens} leave too few kinds of calls to tell costs apart; "
                 "give at least 700, 4 and 2,000"
             )
-        await self._answers([self._text(_CONTEXTS[0])], _FEW)  # the first call of a worker is slower than any later one
+        await self._warm_up()
         before = await self._pulls()
         alone: list[CallRecord] = []
         for _ in range(max(_ROUNDS, -(-_CALLS // (2 * len(lengths))))):
@@ -165,19 +198,29 @@ class _Measuring:
                 text = self._text(tokens)
                 for prompt in (text, f"{text} {self._text(_BEHIND)}"):
                     alone += [_record(answer) for answer in await self._answers([prompt], _FEW)]
-        after = await self._pulls()
-        steps = []
-        for context in (context for context in _CONTEXTS if context <= room):
-            for size in self._sizes(context):
-                self._step(f"{size} answers at a time on {context} tokens")
-                steps.append(await self._batch(size, context))
-        grown = growth(before, after)
+        grown = growth(before, await self._pulls())
         return Measured(
             alone,
-            steps,
+            await self._batches(),
             pulled_bytes=grown.get("prefillshare_handoff_pulled_bytes_total", 0.0),
             pull_s=grown.get("prefillshare_handoff_seconds_sum", 0.0),
         )
+
+    async def steps(self) -> list[StepTime]:
+        await self._warm_up()
+        return await self._batches()
+
+    async def _warm_up(self) -> None:
+        """The first call of a worker is slower than any later one."""
+        await self._answers([self._text(_CONTEXTS[0])], _FEW)
+
+    async def _batches(self) -> list[StepTime]:
+        steps = []
+        for context in (context for context in _CONTEXTS if context <= self._longest):
+            for size in self._sizes(context):
+                self._step(f"{size} answers at a time on {context} tokens")
+                steps.append(await self._batch(size, context))
+        return steps
 
     def _sizes(self, context: int) -> list[int]:
         """Batches that a worker runs as a whole."""

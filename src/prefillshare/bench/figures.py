@@ -10,8 +10,10 @@ from typing import Any
 from prefillshare.bench.bound import Bound, bound
 from prefillshare.bench.costs import FILE, read
 from prefillshare.bench.matrix import WorkloadConfig
+from prefillshare.bench.open_loop import arrivals_a_minute, kept_up
 from prefillshare.bench.systems import Machine
 from prefillshare.errors import UserError
+from prefillshare.workloads.arrivals import Poisson, parse_arrivals
 
 _SHARES = (0.5, 0.95, 0.99)
 _BUSY = 0.85  # a core used more than this is what limits
@@ -45,11 +47,6 @@ class Figures:
     at_least: frozenset[str]
     facts: dict[str, Any]
 
-    @property
-    def cell(self) -> tuple[str, int, str]:
-        """What systems are compared within."""
-        return (self.workload, self.models, self.load)
-
 
 def read_runs(output: Path, slo: Slo) -> list[Figures]:
     """The figures of every run that ended, by name.
@@ -74,11 +71,6 @@ def recorded(output: Path) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
         (json.loads(file.read_text()), list(map(json.loads, file.with_suffix(".jsonl").read_text().splitlines())))
         for file in files
     ]
-
-
-def size_of(load: str) -> float:
-    """Sessions at a time, or a second."""
-    return float(load.partition(":")[2])
 
 
 def percentile(values: Sequence[float], share: float) -> float | None:
@@ -118,6 +110,7 @@ def _figures(facts: dict[str, Any], rows: Sequence[dict[str, Any]], slo: Slo, co
     cores = _core_use(facts)
     busiest = max(cores, key=lambda group: cores[group])
     least = _bound(facts, calls, costs)
+    is_open = isinstance(parse_arrivals(facts["load"]), Poisson)
     waits, at_least = _session_latencies(sessions)
     return Figures(
         run=facts["run"],
@@ -132,7 +125,10 @@ def _figures(facts: dict[str, Any], rows: Sequence[dict[str, Any]], slo: Slo, co
             **_rates(calls, sessions, facts["seconds"], slo),
             **_prefill(facts, sessions),
             "least s possible": least.seconds if least else None,
-            "of the possible speed": least.seconds / facts["seconds"] if least else None,
+            # An open loop takes as long as its sessions take to arrive, on the best of systems too.
+            "of the possible speed": least.seconds / facts["seconds"] if least and not is_open else None,
+            "arrivals a minute": arrivals_a_minute(sessions) if is_open else None,
+            "kept up": kept_up(calls, sessions) if is_open else None,
             **{f"cpu of {group}": use for group, use in cores.items()},
         },
         limit=busiest if cores[busiest] >= _BUSY else "none",

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from prefillshare.bench.systems import SYSTEMS, Machine, SystemName
 from prefillshare.config import describe_validation_error, read_yaml
@@ -38,8 +39,8 @@ class WorkloadConfig(Section):
 class Matrix(Section):
     """The file that `prefillshare bench run` reads. A run ends after `limit_s`, whatever is under way by then.
 
-    With `rounds`, a closed loop plays so many sessions for each that it has at a time, if that is more than a workload
-    has.
+    With `rounds`, a closed loop plays so many sessions for each that it has at a time, and with `minutes` an open loop
+    as many as arrive in that time on average, if that is more than a workload has.
     """
 
     workloads: Annotated[tuple[WorkloadConfig, ...], Field(min_length=1)]
@@ -48,9 +49,19 @@ class Matrix(Section):
     models: Annotated[tuple[Annotated[int, Field(ge=1, le=8)], ...], Field(min_length=1)] = (4,)
     repeats: Count = 3
     rounds: Count | None = None
+    minutes: Annotated[float, Field(gt=0)] | None = None
     mode: Mode = "replay"
     limit_s: Annotated[float, Field(gt=0)] = 600.0
     machine: Machine = Machine()
+
+    @model_validator(mode="after")
+    def _sessions_arrive_before_the_end(self) -> Self:
+        if self.minutes is not None and 60 * self.minutes >= self.limit_s:
+            raise ValueError(
+                f"minutes={self.minutes:g} of arrivals do not end before limit_s={self.limit_s:g}; give fewer, or a "
+                "higher limit_s"
+            )
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,14 +131,16 @@ def runs(matrix: Matrix) -> Iterator[Run]:
             for system in matrix.systems:
                 for workload in matrix.workloads:
                     for load in matrix.loads:
-                        yield Run(system, models, _long_enough(workload, load, matrix.rounds), load, repeat)
+                        yield Run(system, models, _long_enough(workload, load, matrix), load, repeat)
 
 
-def _long_enough(workload: WorkloadConfig, load: str, rounds: int | None) -> WorkloadConfig:
+def _long_enough(workload: WorkloadConfig, load: str, matrix: Matrix) -> WorkloadConfig:
     arrivals = parse_arrivals(load)
-    if rounds is None or not isinstance(arrivals, Closed):
-        return workload
-    return workload.model_copy(update={"sessions": max(workload.sessions, rounds * arrivals.concurrent)})
+    if isinstance(arrivals, Closed):
+        sessions = (matrix.rounds or 0) * arrivals.concurrent
+    else:
+        sessions = ceil(60 * (matrix.minutes or 0.0) * arrivals.rate)
+    return workload.model_copy(update={"sessions": max(workload.sessions, sessions)})
 
 
 def workload_of(run: Run, tokenise: Tokenise, max_model_len: int) -> Workload:

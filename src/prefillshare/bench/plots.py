@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefillshare.bench.figures import Figures, size_of
-from prefillshare.bench.systems import SYSTEMS
+from prefillshare.bench.cells import LABELS, by_load, by_panel, by_system, size_of
+from prefillshare.bench.figures import Figures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_PANELS = ("sessions a minute", "session s p95", "ttft s p95", "prefix hit ratio")
-LABELS = {"closed": "sessions at a time", "poisson": "sessions a second"}
+_CLOSED = ("sessions a minute", "session s p95", "ttft s p95", "prefix hit ratio")
+_OPEN = ("kept up", *_CLOSED[1:])  # how many sessions there are a minute is the load itself
 
 
 def plot_loads(runs: Sequence[Figures], folder: Path) -> list[Path]:
@@ -23,47 +23,43 @@ def plot_loads(runs: Sequence[Figures], folder: Path) -> list[Path]:
     from matplotlib.figure import Figure
 
     files = []
-    kinds = dict.fromkeys((run.workload, run.models, run.load.partition(":")[0]) for run in runs)
-    for workload, models, kind in kinds:
-        shown = [run for run in runs if (run.workload, run.models) == (workload, models) and run.load.startswith(kind)]
+    for panel, shown in by_panel(runs).items():
+        names = _OPEN if panel.is_open else _CLOSED
         figure = Figure(figsize=(12, 3.2), dpi=120, layout="constrained")
-        for axes, name in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
+        for axes, name in zip(figure.subplots(1, len(names)), names, strict=True):
             draw(axes, shown, name)
-            axes.set_xlabel(LABELS[kind])
+            axes.set_xlabel(LABELS[panel.kind])
             axes.set_title(name)
         figure.axes[0].legend()
-        figure.suptitle(f"{workload}, {models} models")
-        slug = "".join(sign if sign.isalnum() else "-" for sign in workload)
-        files.append(folder / f"{slug}-m{models}-{kind}.png")
+        figure.suptitle(f"{panel.workload}, {panel.models} models")
+        slug = "".join(sign if sign.isalnum() else "-" for sign in panel.workload)
+        files.append(folder / f"{slug}-m{panel.models}-{panel.kind}.png")
         figure.savefig(files[-1], format="png")
     return files
 
 
 def draw(axes: "Axes", runs: Sequence[Figures], name: str) -> None:
     """A line for every system, with the range of its repeats; a sign where it is known only to be so much or more."""
-    for system in SYSTEMS:
-        points = _points(runs, system, name)
+    for system, within in by_system(runs).items():
+        points = _points(within, name)
         if not points:
             continue
-        loads, middle, below, above = zip(*points, strict=True)
+        loads, middle, below, above, bounded = zip(*points, strict=True)
         line = axes.errorbar(loads, middle, yerr=[below, above], marker="o", capsize=3, label=system)
-        for load, value in zip(loads, middle, strict=True):
-            if any(name in run.at_least for run in runs if run.system == system and size_of(run.load) == load):
+        for load, value, is_bound in zip(loads, middle, bounded, strict=True):
+            if is_bound:
                 colour = line.lines[0].get_color()
                 axes.annotate("≥", (load, value), xytext=(6, -4), textcoords="offset points", color=colour)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
 
 
-def _points(runs: Sequence[Figures], system: str, name: str) -> list[tuple[float, float, float, float]]:
-    """Load, median, and how far the range of the repeats goes below and above it."""
-    by_load: dict[float, list[float]] = {}
-    for run in runs:
-        value = run.values.get(name)
-        if run.system == system and value is not None:
-            by_load.setdefault(size_of(run.load), []).append(value)
-    middles = {load: statistics.median(values) for load, values in by_load.items()}
-    return [
-        (load, middles[load], middles[load] - min(by_load[load]), max(by_load[load]) - middles[load])
-        for load in sorted(by_load)
-    ]
+def _points(runs: Sequence[Figures], name: str) -> list[tuple[float, float, float, float, bool]]:
+    """Of one system: load, median, how far the range of the repeats goes below and above it, whether it is a bound."""
+    points = []
+    for load, within in by_load(runs).items():
+        values = [value for run in within if (value := run.values.get(name)) is not None]
+        if values:
+            middle, bounded = statistics.median(values), any(name in run.at_least for run in within)
+            points.append((size_of(load), middle, middle - min(values), max(values) - middle, bounded))
+    return points

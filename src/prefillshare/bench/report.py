@@ -3,15 +3,20 @@
 import html
 import statistics
 from collections.abc import Iterable, Sequence
+from itertools import takewhile
 from pathlib import Path
 
+from prefillshare.bench.cells import LABELS, by_load, by_panel, by_system, in_figures
 from prefillshare.bench.figures import Figures, Slo, read_runs
+from prefillshare.bench.open_loop import KEEPS_UP
 from prefillshare.bench.plots import plot_loads
 from prefillshare.bench.systems import SYSTEMS, SystemName
 
 # What a table shows, with its decimals.
 SHOWN = {
     "sessions a minute": 2,
+    "arrivals a minute": 2,
+    "kept up": 2,
     "calls a minute": 1,
     "goodput, calls a minute": 1,
     "session s p50": 1,
@@ -41,6 +46,13 @@ SHOWN = {
 RATIOS = {"sessions a minute": True, "session s p95": False, "call s p95": False, "prefill tokens a session": False}
 OURS: tuple[SystemName, ...] = ("shared", "shared-lora")
 
+_ABOUT_OPEN_LOOPS = (
+    "\n*Kept up* is how fast the work of sessions that arrived on their own was done, to how fast it arrived: about 1, "
+    "or less if what is left to do went on growing until the last session arrived. A system kept up with a load if the "
+    f"median over the repeats is {KEEPS_UP:g} or more. Loads are those asked for; a draw of a few sessions may have "
+    "arrived somewhat faster or slower (*arrivals a minute*), the same for all systems."
+)
+
 
 def write_report(output: Path, slo: Slo) -> list[Path]:
     """Writes report.md, report.html and the plots into `output`; returns the files.
@@ -60,10 +72,12 @@ def write_report(output: Path, slo: Slo) -> list[Path]:
 def report(runs: Sequence[Figures], slo: Slo, plots: Sequence[str]) -> str:
     parts = ["# Benchmark", _about(runs, slo)]
     parts += [f"![{name}]({name})" for name in plots]
-    for compared in dict.fromkeys(run.cell for run in runs):
-        workload, models, load = compared
-        within = [run for run in runs if run.cell == compared]
-        parts += [f"## {workload}, {models} models, {load}", _table(within), _ratios(within)]
+    if kept := kept_up_table(runs):
+        parts += ["## Highest load kept up with", kept]
+    for panel, shown in by_panel(runs).items():
+        for load, within in by_load(shown).items():
+            title = f"## {panel.workload}, {panel.models} models, {in_figures(load)} {LABELS[panel.kind]}"
+            parts += [title, _table(within), _ratios(within)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -94,25 +108,52 @@ def _about(runs: Sequence[Figures], slo: Slo) -> str:
             "that was busy more than 85 % of the time. *Possible* is what the same cores could do at the costs that "
             "`bench calibrate` measured, if every token of a session were computed once, all calls under way formed "
             "one batch and nobody waited.",
+            *([_ABOUT_OPEN_LOOPS] if any(panel.is_open for panel in by_panel(runs)) else ()),
         ]
     )
 
 
 def _table(runs: Sequence[Figures]) -> str:
-    systems = [system for system in SYSTEMS if any(run.system == system for run in runs)]
-    by_system = {system: [run for run in runs if run.system == system] for system in systems}
+    systems = by_system(runs)
     cores = dict.fromkeys(name for run in runs for name in run.values if name.startswith("cpu of "))
     lines = [f"| | {' | '.join(systems)} |", f"|---|{'---|' * len(systems)}"]
     for name in (*SHOWN, *cores):
-        cells = [cell(by_system[system], name) for system in systems]
+        cells = [cell(within, name) for within in systems.values()]
         if any(each != "-" for each in cells):
             lines.append(f"| {name} | {' | '.join(cells)} |")
-    limits = [", ".join(dict.fromkeys(run.limit for run in by_system[system])) for system in systems]
+    limits = [", ".join(dict.fromkeys(run.limit for run in within)) for within in systems.values()]
     lines.append(f"| limit | {' | '.join(limits)} |")
     if any(run.bound_by for run in runs):
-        bounds = [", ".join(dict.fromkeys(run.bound_by or "-" for run in by_system[system])) for system in systems]
+        bounds = [", ".join(dict.fromkeys(run.bound_by or "-" for run in within)) for within in systems.values()]
         lines.append(f"| limit of the possible | {' | '.join(bounds)} |")
     return "\n".join(lines)
+
+
+def kept_up_table(runs: Sequence[Figures]) -> str:
+    """Of every open loop's workload: the highest load that each system kept up with, of those measured."""
+    panels = {panel: by_system(within) for panel, within in by_panel(runs).items() if panel.is_open}
+    if not panels:
+        return ""
+    systems = by_system([run for systems in panels.values() for within in systems.values() for run in within])
+    lines = [f"| {LABELS['poisson']} | {' | '.join(systems)} |", f"|---|{'---|' * len(systems)}"]
+    for panel, found in panels.items():
+        cells = [highest_kept_up(found[system]) if system in found else "-" for system in systems]
+        lines.append(f"| {panel.workload}, {panel.models} models | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def highest_kept_up(runs: Sequence[Figures]) -> str:
+    """The highest load of one system, in sessions a minute, with which it kept up, and with all that are lower: one
+    above a load that was too much was kept up with by chance. At least (>=) that if it was the highest measured, less
+    than (<) the lowest if not even that was kept up with."""
+    known = {load: [run.values["kept up"] for run in within] for load, within in by_load(runs).items()}
+    middle = {load: statistics.median(found) for load, values in known.items() if (found := _without_none(values))}
+    if not middle:
+        return "-"
+    kept = list(takewhile(lambda load: middle[load] >= KEEPS_UP, middle))
+    if not kept:
+        return f"< {in_figures(next(iter(middle)))}"
+    return ("" if len(kept) < len(middle) else ">= ") + in_figures(kept[-1])
 
 
 def cell(runs: Sequence[Figures], name: str) -> str:
@@ -122,13 +163,17 @@ def cell(runs: Sequence[Figures], name: str) -> str:
 
 
 def _spread(values: Iterable[float | None], decimals: int) -> str:
-    found = [value for value in values if value is not None]
+    found = _without_none(values)
     if not found:
         return "-"
     middle = f"{statistics.median(found):,.{decimals}f}"
     if len(found) == 1:
         return middle
     return f"{middle} ({min(found):,.{decimals}f} to {max(found):,.{decimals}f})"
+
+
+def _without_none(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
 
 
 def _ratios(runs: Sequence[Figures]) -> str:

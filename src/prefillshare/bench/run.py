@@ -17,6 +17,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -124,13 +125,19 @@ async def one_run(each: Run, matrix: Matrix, system: Hosted, output: Path, token
 
 def _claim(output: Path, matrix: Matrix) -> None:
     """Runs of one folder are compared with each other, so they must come from one matrix."""
-    text = matrix.model_dump_json(indent=1) + "\n"
     file = output / "matrix.json"
     with suppress(FileNotFoundError):
-        if file.read_text() != text:
+        if not _is(matrix, file.read_text()):
             raise UserError(f"{output} holds the runs of another matrix; give another folder, or remove it")
     output.mkdir(parents=True, exist_ok=True)
-    file.write_text(text)
+    file.write_text(matrix.model_dump_json(indent=1) + "\n")
+
+
+def _is(matrix: Matrix, written: str) -> bool:
+    """Compared as read, so that a matrix from before there was some field is the same as with its default."""
+    with suppress(ValidationError):
+        return Matrix.model_validate_json(written) == matrix
+    return False
 
 
 def _result(output: Path, each: Run) -> Path:

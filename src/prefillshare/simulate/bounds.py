@@ -89,7 +89,7 @@ class Alone:
         context = sum(call.prompt + call.output / 2 for call in calls) / len(calls)
         room = int((profile.decode_kv_tokens or profile.kv_tokens) / context)
         sizes = range(min(profile.max_num_seqs, room), 1, -1)
-        step_s = {size: profile.cost.steps(1, size, int(size * context)) for size in [*sizes, 1]}
+        step_s = {size: profile.cost_of_decode.steps(1, size, int(size * context)) for size in [*sizes, 1]}
         batch = next((size for size in sizes if step_s[size] <= goal.tpot_s), 1)
         return sum(call.output for call in calls) / SESSIONS * step_s[batch] / batch
 

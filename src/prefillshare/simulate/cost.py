@@ -52,7 +52,8 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class WorkerProfile:
-    """A worker: one model on one device, as it is configured. All workers of a deployment are alike."""
+    """A worker: one model on one device, as it is configured. All workers of a deployment are alike, but for what is
+    said of decode workers."""
 
     cost: Cost
     link: Link
@@ -63,3 +64,8 @@ class WorkerProfile:
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 8192
     leg_s: float = 0.0  # what a leg takes beside its worker's steps: HTTP, tokenising, routing
+    decode_cost: Cost | None = None  # of a decode worker's steps, if they cost something else: with adapters
+
+    @property
+    def cost_of_decode(self) -> Cost:
+        return self.decode_cost or self.cost

@@ -87,9 +87,10 @@ class Deployment:
 
     def _worker(self, name: str, role: Role, device: Device) -> Worker:
         profile = self.profile
+        cost = profile.cost if role == "prefill" else profile.cost_of_decode
         cache = PrefixCache(self._kv_blocks(role))
         return Worker(
-            name, device, profile.cost, cache, profile.block_size, profile.max_num_seqs, profile.max_num_batched_tokens
+            name, device, cost, cache, profile.block_size, profile.max_num_seqs, profile.max_num_batched_tokens
         )
 
     def _kv_blocks(self, role: Role) -> int:

@@ -1,0 +1,57 @@
+"""Which runs are compared with each other, in the order in which they are shown, and what their loads are called."""
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import NamedTuple, TypeVar
+
+from prefillshare.bench.figures import Figures
+from prefillshare.bench.systems import SYSTEMS, SystemName
+from prefillshare.workloads.arrivals import Closed, parse_arrivals
+
+Key = TypeVar("Key", bound=Hashable)
+
+LABELS = {"closed": "sessions at a time", "poisson": "sessions arriving a minute"}  # of an axis, by kind of load
+
+
+class Panel(NamedTuple):
+    """What is shown against one axis: a closed loop's loads and an open one's are not of one kind."""
+
+    workload: str
+    models: int
+    kind: str
+
+    @property
+    def is_open(self) -> bool:
+        return self.kind == "poisson"
+
+
+def by_panel(runs: Sequence[Figures]) -> dict[Panel, list[Figures]]:
+    return _grouped(runs, lambda run: Panel(run.workload, run.models, run.load.partition(":")[0]))
+
+
+def by_load(runs: Sequence[Figures]) -> dict[str, list[Figures]]:
+    """From the lowest load to the highest; of one panel."""
+    return _grouped(sorted(runs, key=lambda run: size_of(run.load)), lambda run: run.load)
+
+
+def by_system(runs: Sequence[Figures]) -> dict[SystemName, list[Figures]]:
+    """The systems that were run, in the order in which they are always shown."""
+    found = {system: [run for run in runs if run.system == system] for system in SYSTEMS}
+    return {system: within for system, within in found.items() if within}
+
+
+def size_of(load: str) -> float:
+    """Sessions at a time, or arriving a minute."""
+    arrivals = parse_arrivals(load)
+    return arrivals.concurrent if isinstance(arrivals, Closed) else 60 * arrivals.rate
+
+
+def in_figures(load: str) -> str:
+    """Its size, for a table whose head names the kind."""
+    return f"{round(size_of(load), 2):g}"
+
+
+def _grouped(runs: Sequence[Figures], key: Callable[[Figures], Key]) -> dict[Key, list[Figures]]:
+    groups: dict[Key, list[Figures]] = {}
+    for run in runs:
+        groups.setdefault(key(run), []).append(run)
+    return groups
