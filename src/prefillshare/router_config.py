@@ -40,7 +40,7 @@ class PlacementConfig(Section):
     prefill: Rules = _RULES
     decode: Rules = _RULES
     sessions: Count = 10_000  # remembered for each pool
-    known_tokens: Count = 1_000_000  # prefixes remembered for each worker, up to 3 MB
+    known_tokens: Count = 1_000_000  # remembered for each worker whose cache has room for as many, up to 3 MB
 
 
 Seconds = Annotated[float, Field(gt=0)]
@@ -84,6 +84,7 @@ class FlowConfig(Section):
     key_tokens: Count | None = None  # of these, of one API key
     key_calls: Count | None = None
     max_wait_s: Annotated[float, Field(gt=0)] = 30.0
+    cached_first_s: Annotated[float, Field(ge=0)] = 15.0  # for which calls wait for others whose prompts are cached
     weights: Mapping[str, Annotated[float, Field(gt=0)]] = {}  # shares of keys, by name; 1 where nothing is said
 
 

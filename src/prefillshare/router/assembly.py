@@ -81,7 +81,7 @@ class Assembly:
             monitor = HealthMonitor(http, fleet.routes, settings.health, breaker, self.metrics.probed)
             await monitor.check_all()
             watching = asyncio.create_task(monitor.run())
-            capacities = Capacities(http, fleet.pools, settings.flow, self._max_num_seqs)
+            capacities = Capacities(http, fleet.pools, settings.flow, self._max_num_seqs, self._placement.holds)
             flow = FlowControl(settings.flow, fleet.routes, self._placement, capacities, self._flow_metrics)
             self._flow_metrics.watch(flow.waiting, flow.kv)
             self.board.waiting = flow.waiting

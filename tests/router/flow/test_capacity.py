@@ -9,7 +9,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from prefillshare.router.flow.capacity import Capacities, Capacity, context_in, kv_tokens_in
-from prefillshare.router.pool import Pool
+from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.relay import open_http
 from prefillshare.router_config import FlowConfig, RouterConfig
 from tests.router.fakes import Served, decode_worker, prefill_worker
@@ -51,7 +51,11 @@ def worker_app(asked: list[str], status: int = 200) -> Starlette:
 
 
 async def limits(
-    serve: Callable[[ASGIApp], Served], settings: FlowConfig, asked: list[str], status: int = 200
+    serve: Callable[[ASGIApp], Served],
+    settings: FlowConfig,
+    asked: list[str],
+    status: int = 200,
+    told: Callable[[Worker, int], None] = lambda worker, kv_tokens: None,
 ) -> tuple[Pool, Pool, Capacities]:
     url = serve(worker_app(asked, status)).url
     pools = (Pool("prefill", [prefill_worker("p", url)]), Pool("sql", [decode_worker("d", url)]))
@@ -59,7 +63,7 @@ async def limits(
         for worker in pool.workers:
             pool.mark_up(worker)
     async with open_http(RouterConfig()) as http:
-        capacities = Capacities(http, pools, settings, 4)
+        capacities = Capacities(http, pools, settings, 4, told)
         await capacities.ask()
         await capacities.ask()
     return (*pools, capacities)
@@ -77,6 +81,14 @@ async def test_a_worker_is_asked_once_and_limited_by_what_it_says(serve: Callabl
     leases = [decode.reserve(decode.workers[0], 1) for _ in range(4)]
     assert not decode.has_room(decode.workers[0], 1)  # four calls at a time
     assert len(leases) == 4
+
+
+async def test_whoever_wants_to_know_is_told_how_large_caches_are(serve: Callable[[ASGIApp], Served]) -> None:
+    found: list[tuple[str, int]] = []
+    await limits(serve, FlowConfig(), [], told=lambda worker, kv_tokens: found.append((worker.name, kv_tokens)))
+    assert sorted(found) == [("d", 10_000), ("p", 10_000)]
+    await limits(serve, FlowConfig(), [], 404, lambda worker, kv_tokens: found.append(("nothing is known", 0)))
+    assert len(found) == 2
 
 
 async def test_the_file_has_the_last_word(serve: Callable[[ASGIApp], Served]) -> None:

@@ -707,3 +707,99 @@ def test_gauges_show_the_queue_and_the_limits() -> None:
         assert read("prefillshare_queue_wait_seconds_count", {"pool": "decode/sql"}) == 1
 
     asyncio.run(run(check))
+
+
+class Contexts(Bench):
+    """Prompts of 1,001 tokens on one prefill worker that has to compute two of them at most."""
+
+    def __init__(self, **config: Any) -> None:
+        super().__init__(decode=10**6, prefill=2030, **config)
+
+    def session(self, name: str, model: str = "sql", tenant: str = "") -> "asyncio.Task[None]":
+        """A call of the session that `name` begins with. Calls of one session have the same prompt."""
+        body = {"model": model, "prompt": name[0] * 4000, "max_tokens": 10}
+        call = Call(name, "completions", model, body, False, ("x-session-id", name[0]))
+        return asyncio.create_task(self.serve(call, tenant), name=name)
+
+    async def legs(self, call: Call, ticket: Ticket, end: asyncio.Event) -> None:
+        placed = ticket.prefill(lambda room: self.placement.prefill(call.model, call.session, ticket.chain(call.body)))
+        assert placed is not None
+        with self.prefill.lease(placed.worker, placed.tokens):
+            await end.wait()
+
+    def overtakes(self, pool: str = "decode/sql") -> float:
+        return self.registry.get_sample_value("prefillshare_queue_overtakes_total", {"pool": pool}) or 0.0
+
+
+async def test_calls_whose_prompts_are_cached_go_before_older_ones() -> None:
+    bench = Contexts()
+    for name in ("a1", "b1", "c1", "d1"):
+        bench.session(name)
+    await settle()
+    assert bench.log == ["a1", "b1"]  # there is room for no more
+    bench.session("a2")
+    await settle()
+    assert bench.log == ["a1", "b1"]
+    await bench.end("b1")
+    assert bench.log[2:] == ["a2"]  # c1 came earlier, but what it has to compute fits no more
+    assert bench.overtakes() == 1
+    await bench.end("a1")
+    await bench.end("a2")
+    assert bench.log[3:] == ["c1", "d1"]
+    assert bench.overtakes() == 1
+
+
+async def test_calls_of_other_models_on_the_same_prefill_workers_let_them_go_first_too() -> None:
+    bench = Contexts()
+    for name in ("a1", "b1"):
+        bench.session(name)
+    await settle()
+    bench.session("c1", model="json")  # this pool's turn comes before that of a2
+    bench.session("a2")
+    await settle()
+    await bench.end("a1")
+    assert bench.log == ["a1", "b1", "a2"]
+
+
+async def test_no_new_session_gets_the_room_that_a_cached_one_waits_for() -> None:
+    bench = Contexts()
+    bench.placement.holds(bench.prefill.workers[0], 1_000)
+    for name in ("a1", "b1", "c1"):
+        bench.session(name)
+    await settle()
+    bench.session("a2")  # evicted by b1
+    await settle()
+    await bench.end("b1")
+    assert bench.log == ["a1", "b1", "c1"]  # in order again: neither is cached
+
+
+async def test_who_has_waited_long_for_cached_ones_waits_no_longer() -> None:
+    bench = Contexts(cached_first_s=5.0)
+    for name in ("a1", "b1", "c1", "a2"):
+        bench.session(name)
+    await settle()
+    bench.now = 5.0
+    await bench.end("b1")
+    assert bench.log == ["a1", "b1", "c1"]
+
+
+async def test_calls_can_be_let_in_as_they_come() -> None:
+    bench = Contexts(cached_first_s=0.0)
+    for name in ("a1", "b1", "c1", "a2"):
+        bench.session(name)
+    await settle()
+    await bench.end("b1")
+    assert bench.log == ["a1", "b1", "c1"]
+    assert bench.overtakes() == 0
+
+
+async def test_cached_prompts_do_not_take_the_turn_of_another_key() -> None:
+    bench = Contexts()
+    for name in ("a1", "b1"):
+        bench.session(name, tenant="acme")
+    await settle()
+    bench.session("c1", tenant="other")
+    bench.session("a2", tenant="acme")
+    await settle()
+    await bench.end("b1")
+    assert bench.log == ["a1", "b1", "c1"]

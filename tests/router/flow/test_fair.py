@@ -135,3 +135,32 @@ def test_the_counts_are_those_of_the_calls_in_it(steps: list[tuple[str, int, str
         assert queue.tokens == sum(entry.tokens for entry in entries)
         assert queue.calls_of(key) == sum(entry.key == key for entry in entries)
         assert (queue.first() is None) == (not entries)
+
+
+def test_a_preferred_call_goes_before_older_ones_of_its_key() -> None:
+    queue: FairQueue[str] = FairQueue()
+    for item in "abc":
+        queue.push("k", 10, item)
+    entry = queue.first(lambda item: item == "b")
+    assert entry is not None
+    queue.serve(entry)
+    assert served(queue) == ["a", "c"]
+    assert len(queue) == queue.tokens == 0
+
+
+def test_preferences_do_not_change_which_key_is_next() -> None:
+    queue: FairQueue[str] = FairQueue()
+    queue.push("a", 10, "of a")
+    queue.push("b", 10, "of b, preferred")
+    assert queue.first(lambda item: "preferred" in item) is None  # it is the turn of a
+    served(queue, 1)
+    assert queue.first(lambda item: "preferred" in item) is not None
+
+
+def test_only_so_many_calls_are_looked_at_for_a_preferred_one() -> None:
+    queue: FairQueue[int] = FairQueue()
+    asked: list[int] = []
+    for number in range(1000):
+        queue.push("k", 10, number)
+    assert queue.first(lambda item: bool(asked.append(item))) is None
+    assert asked == list(range(32))

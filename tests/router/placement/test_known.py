@@ -73,3 +73,13 @@ def test_saying_the_same_again_makes_nothing_common() -> None:
     for _ in range(3 * COMMON):
         known.add(chain("hello"))
     assert known.longest(chain("hello, and more")).own
+
+
+def test_a_lower_limit_takes_effect_at_once() -> None:
+    known = KnownPrefixes(1000)
+    known.add(chain("abcdef"))
+    known.add(chain("xy"))
+    known.limit(4)
+    assert (known.longest(chain("abcdef")).chunks, known.longest(chain("xy")).chunks) == (2, 2)
+    known.add(chain("123"))
+    assert len(known) == 4

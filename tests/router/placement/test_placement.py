@@ -261,3 +261,46 @@ def test_room_is_asked_for_what_the_call_puts_on_the_worker(placement: Placement
     )
     placement.decode("sql", SESSION, TOKENS, has_room=has_room)
     assert asked["sql-0"] == len(TOKENS)
+
+
+def test_a_prompt_is_mostly_known_where_half_of_it_was_sent(placement: Placement) -> None:
+    start, longer, other = (conversation(text, turns=turns) for text, turns in (("one", 4), ("one", 7), ("two", 4)))
+    assert not placement.knows_most("sql", SESSION, chain_of_request(start))
+    prefill(placement, body=start)
+    assert placement.knows_most("sql", SESSION, chain_of_request(start))
+    assert placement.knows_most("sql", SESSION, chain_of_request(longer))
+    assert not placement.knows_most("sql", SESSION, chain_of_request(conversation("one", turns=20)))
+    assert not placement.knows_most("sql", SESSION, chain_of_request(other))
+
+
+def test_the_home_alone_is_asked_while_it_is_up(placement: Placement) -> None:
+    chain = chain_of_request(conversation("one", turns=4))
+    home, _ = prefill(placement, body=conversation("one", turns=4))
+    stranger = ("user", "stranger")
+    placement.stay(placement.routes["sql"].prefill, stranger, B if home == A else A)
+    assert not placement.knows_most("sql", stranger, chain)
+    assert placement.knows_most("sql", None, chain)  # any will do
+    placement.routes["sql"].prefill.mark_down(home, "gone")
+    assert not placement.knows_most("sql", SESSION, chain)
+
+
+def test_what_a_worker_has_no_room_for_is_not_known(placement: Placement) -> None:
+    body = conversation("one", turns=8)
+    worker, _ = prefill(placement, body=body)
+    placement.holds(worker, 128)
+    assert not placement.knows_most("sql", SESSION, chain_of_request(body))
+    other = B if worker == A else A
+    placement.routes["sql"].prefill.mark_down(worker, "gone")
+    placement.holds(other, 10**9)  # more than is remembered
+    assert prefill(placement, body=body)[0] == other
+    placement.routes["sql"].prefill.mark_up(worker)
+    placement.routes["sql"].prefill.mark_down(other, "gone")
+    assert prefill(placement, body=body)[0] == worker
+    assert not placement.knows_most("sql", SESSION, chain_of_request(body))  # its room is what it was
+
+
+def test_a_decode_workers_room_is_counted_in_its_blocks(placement: Placement) -> None:
+    worker, _ = decode(placement, ids=list(range(999)))
+    placement.holds(worker, 8)
+    ((_, known),) = [each for name, each in placement._decode_memory._known.items() if name == worker.name]
+    assert len(known) == 2

@@ -35,13 +35,24 @@ class Capacities:
     """Sets the pools' limits, and knows those for KV."""
 
     def __init__(
-        self, http: aiohttp.ClientSession, pools: Iterable[Pool], settings: FlowConfig, calls: int | None
+        self,
+        http: aiohttp.ClientSession,
+        pools: Iterable[Pool],
+        settings: FlowConfig,
+        calls: int | None,
+        told: Callable[[Worker, int], None] = lambda worker, kv_tokens: None,
     ) -> None:
-        """`pools` is looked at anew each time. `calls` is what a worker runs at a time; more would queue inside it."""
+        """
+        Args:
+            pools: looked at anew each time.
+            calls: what a worker runs at a time; more would queue inside it.
+            told: called with the size of a worker's KV cache, in tokens, whenever it is asked for.
+        """
         self._http = http
         self._pools = pools
         self._settings = settings
         self._calls = settings.decode_calls or calls
+        self._told = told
         self._known: dict[str, tuple[int, Capacity]] = {}  # with the losses of the worker when it was asked
 
     def of(self, worker: Worker) -> Capacity:
@@ -85,6 +96,8 @@ class Capacities:
         if worker not in pool.workers:
             return
         self._known[worker.name] = (losses, Capacity(kv_tokens, context))
+        if kv_tokens is not None:
+            self._told(worker, kv_tokens)
         self._limit(pool, worker)
         LOG.info(
             "worker=%s kv_limit_tokens=%s kv_tokens=%s context=%s",

@@ -148,12 +148,30 @@ class FlowControl:
     # Letting in
 
     def _next(self, blocked: set[Pool]) -> Entry[Waiting] | None:
-        """The first call of the next queue whose pools are not `blocked`."""
-        for pool in self._queues:
-            entry = self._queues.of(pool).first()
-            if entry and pool not in blocked and entry.item.route.prefill not in blocked:
-                return entry
+        """The first call of the next queue whose pools are not `blocked`; those that `_goes_first` before the others.
+
+        While there are calls that go first, no other gets the room that they wait for, whichever queues they are in.
+        """
+        for preferred in (self._goes_first, None):
+            for pool in self._queues:
+                queue = self._queues.of(pool)
+                head = queue.first()
+                if head is None or pool in blocked or head.item.route.prefill in blocked:
+                    continue
+                if entry := queue.first(preferred):
+                    return entry
         return None
+
+    def _goes_first(self, waiting: Waiting) -> bool:
+        """Calls whose prompts are mostly cached go first, and those that have waited long for these.
+
+        With more sessions than caches have room for, calls in the order of their arrival would find nothing: by the
+        time that a session's turn comes, its context has been evicted for the others'. So the sessions that are in the
+        caches are served until they end, and the others wait.
+        """
+        if self._clock() - waiting.since >= self._settings.cached_first_s:
+            return True
+        return self._placement.knows_most(waiting.call.model, waiting.call.session, waiting.prompt)
 
     def _let_in(self, entry: Entry[Waiting]) -> Pool | None:
         """Gives the call its ticket, or returns the pool that has no room for it."""
@@ -173,6 +191,8 @@ class FlowControl:
             "kv": self._held.hold(decoder, waiting.prompt, need.output),
         }
         waited_s = self._clock() - waiting.since
+        if self._queues.of(decode).first() is not entry:
+            self._metrics.overtook(decode)
         self._queues.serve(entry)
         waiting.ticket.set_result(ReservedTicket(self, waiting.route, need, waiting.prompt, reserved, waited_s))
         return None

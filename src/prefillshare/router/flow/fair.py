@@ -1,17 +1,19 @@
 """A queue that is fair to its keys: each gets the same share of tokens, however many calls it has sent.
 
 Start-time fair queueing (Goyal, Vin, Cheng: Start-time Fair Queueing, SIGCOMM 1996). The calls of a key are served in
-order; among the keys comes the one whose first call has the lowest start tag. A call's tag is the tag of the key's call
-before it plus that call's tokens by the key's weight, and at least the tag of the call served last in the whole queue:
-a key that was away has saved nothing up. Only the first call of a key has a tag here, so one that leaves the queue
-unserved costs its key nothing.
+order, unless who serves prefers some of them; among the keys comes the one whose first call has the lowest start tag. A
+call's tag is the tag of the key's call before it plus that call's tokens by the key's weight, and at least the tag of
+the call served last in the whole queue: a key that was away has saved nothing up. Only the first call of a key has a
+tag here, so one that leaves the queue unserved costs its key nothing.
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, islice
 from typing import Generic, TypeVar
+
+_LOOKED_AT = 32  # of a key's calls, for a preferred one: a long queue must not make every look at it long
 
 Item = TypeVar("Item")
 
@@ -68,14 +70,20 @@ class FairQueue(Generic[Item]):
         line.tokens += tokens
         return entry
 
-    def first(self) -> Entry[Item] | None:
-        """Whose turn it is."""
+    def first(self, preferred: Callable[[Item], bool] | None = None) -> Entry[Item] | None:
+        """Whose turn it is: of the key that is next, the call that came first, or the first `preferred` one.
+
+        None where nobody waits or, with `preferred`, where none of that key's first calls is.
+        """
         if not self._lines:
             return None
-        return min(self._lines.values(), key=lambda line: (line.start, line.turn)).entries[0]
+        entries = min(self._lines.values(), key=lambda line: (line.start, line.turn)).entries
+        if preferred is None:
+            return entries[0]
+        return next((entry for entry in islice(entries, _LOOKED_AT) if preferred(entry.item)), None)
 
     def serve(self, entry: Entry[Item]) -> None:
-        """Takes out the `first`, whose tokens its key then has had."""
+        """Takes out what `first` has returned; its key then has had its tokens."""
         line = self._lines[entry.key]
         self._clock = line.start
         line.start += entry.tokens / self._weights.get(entry.key, 1.0)

@@ -34,6 +34,12 @@ class FlowMetrics:
             ["pool", "reason", "tenant"],
             registry=registry,
         )
+        self._overtakes = Counter(
+            "prefillshare_queue_overtakes",
+            "Calls that were let in before one that came earlier, since the prefill worker has most of their prompts.",
+            ["pool"],
+            registry=registry,
+        )
         self._registry = registry
         self._pools = pools
 
@@ -42,6 +48,9 @@ class FlowMetrics:
 
     def let_in(self, pool: Pool, seconds: float) -> None:
         self._waits.labels(pool.name).observe(seconds)
+
+    def overtook(self, pool: Pool) -> None:
+        self._overtakes.labels(pool.name).inc()
 
     def refused(self, pool: Pool, reason: Reason, tenant: str) -> None:
         self._refusals.labels(pool.name, reason, tenant).inc()

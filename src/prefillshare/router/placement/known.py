@@ -20,8 +20,9 @@ class KnownPrefixes:
     The longest unused chunks are forgotten first, and of one prompt the last chunk first: like that of a vLLM worker,
     this memory loses prefixes from their ends. So a chunk that is known has all chunks before it known as well.
 
-    What a worker has evicted is still known here. Where it is prefilled then costs the same, and afterwards the worker
-    that was chosen has it again.
+    With `max_chunks` as large as the worker's cache, that is about what the worker has; with a larger one, what it has
+    evicted is still known here. Where that is prefilled costs the same, and afterwards the worker that was chosen has
+    it again.
     """
 
     def __init__(self, max_chunks: int) -> None:
@@ -30,6 +31,11 @@ class KnownPrefixes:
 
     def __len__(self) -> int:
         return len(self._branches)
+
+    def limit(self, max_chunks: int) -> None:
+        """Remembers at most so many from here on."""
+        self._max_chunks = max_chunks
+        self._forget_what_is_too_much()
 
     def longest(self, chain: Sequence[bytes]) -> Match:
         branches, known, unknown = self._branches, 0, len(chain)
@@ -51,5 +57,8 @@ class KnownPrefixes:
             branches[chain[-1]] = 0
         for chunk in reversed(chain[:known]):
             branches.move_to_end(chunk)
-        while len(branches) > self._max_chunks:
-            branches.popitem(last=False)
+        self._forget_what_is_too_much()
+
+    def _forget_what_is_too_much(self) -> None:
+        while len(self._branches) > self._max_chunks:
+            self._branches.popitem(last=False)

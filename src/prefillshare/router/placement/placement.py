@@ -76,6 +76,22 @@ class Placement:
         candidates = self._candidates(pool, self._prefill_memory, session, chain, without, partial(_missing, chain))
         return self._place(self._prefill, candidates, pool, self._prefill_memory, session, chain, has_room)
 
+    def knows_most(self, model: str, session: SessionKey | None, chain: Chain) -> bool:
+        """Whether a ready worker has probably cached at least half of the prompt: the session's home, if it has one."""
+        pool = self.routes[model].prefill
+        home = self._homes_in(pool).get(session) if session else None
+        ready = pool.ready()
+        asked = [worker for worker in ready if worker.name == home] or ready
+        known = (self._prefill_memory.of(pool, worker).longest(chain.hashes).chunks for worker in asked)
+        return any(2 * chain.length(chunks) >= chain.tokens for chunks in known)
+
+    def holds(self, worker: Worker, kv_tokens: int) -> None:
+        """The worker's cache has room for so many tokens: what was not used for longer than these is not there."""
+        if worker.role == "prefill":
+            self._prefill_memory.limit(worker, kv_tokens // CHUNK_TOKENS)
+        else:
+            self._decode_memory.limit(worker, kv_tokens // self._block_size)
+
     def to_compute(self, model: str, chain: Chain) -> dict[Worker, int]:
         """What a prefill of that prompt would put on each worker that is ready, in tokens."""
         pool = self.routes[model].prefill
@@ -200,14 +216,22 @@ class _Memory:
 
     def __init__(self, max_chunks: int) -> None:
         self._max_chunks = max(1, max_chunks)
+        self._limits: dict[str, int] = {}  # of workers that have room for fewer, in chunks
         self._known: dict[str, tuple[int, KnownPrefixes]] = {}  # with the losses of the worker when it began
 
     def of(self, pool: Pool, worker: Worker) -> KnownPrefixes:
         losses = pool.losses(worker)
         kept = self._known.get(worker.name)
         if kept is None or kept[0] != losses:
-            kept = self._known[worker.name] = (losses, KnownPrefixes(self._max_chunks))
+            most = self._limits.get(worker.name, self._max_chunks)
+            kept = self._known[worker.name] = (losses, KnownPrefixes(most))
         return kept[1]
 
+    def limit(self, worker: Worker, chunks: int) -> None:
+        most = self._limits[worker.name] = max(1, min(chunks, self._max_chunks))
+        if kept := self._known.get(worker.name):
+            kept[1].limit(most)
+
     def forget(self, worker: Worker) -> None:
+        """Not how much it has room for: that is told anew when another one comes under its name."""
         self._known.pop(worker.name, None)
