@@ -13,7 +13,7 @@ from vllm.lora.layers.column_parallel_linear import MergedColumnParallelLinearWi
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
 from prefillshare.engine import hooks
-from prefillshare.engine.lora_cpu import NO_ADAPTER, GroupingPunicaWrapper, group_tokens
+from prefillshare.engine.lora_cpu import NO_ADAPTER, Group, GroupingPunicaWrapper, group_tokens
 
 SLOTS, RANK, INPUTS, VOCABULARY = 4, 8, 48, 96
 SLICES = (40, 24, 24)
@@ -267,24 +267,24 @@ def test_logits_of_adapters_without_that_layer_stay_until_one_has_it() -> None:
 
 def test_one_adapter_is_one_product_of_its_tokens_as_they_are() -> None:
     grouping = group_tokens([2, 2, 2])
-    assert [(group.slots, group.product) for group in grouping.groups] == [(2, torch.mm)]
+    assert grouping.groups == (Group(first=2, adapters=1, height=3),)
     assert grouping.gather is grouping.scatter is None
 
 
 @pytest.mark.parametrize(
     ("slots", "expected"),
     [
-        ([0, 1, 2, 3], [slice(0, 4)]),
-        ([3, 0, 1], [slice(0, 2), 3]),
-        ([0, 1, 1, 1], [slice(0, 2)]),
-        ([0, *[1] * 9, 2], [0, 1, 2]),  # together they would be 27 rows, for 11 tokens
+        ([0, 1, 2, 3], [(0, 4, 1)]),
+        ([3, 0, 1], [(0, 2, 1), (3, 1, 1)]),
+        ([0, 1, 1, 1], [(0, 2, 3)]),
+        ([0, *[1] * 9, 2], [(0, 1, 1), (1, 1, 9), (2, 1, 1)]),  # together they would be 27 rows, for 11 tokens
         ([-1, -1], []),
     ],
 )
 def test_neighbours_are_multiplied_together_unless_that_is_mostly_padding(
-    slots: list[int], expected: list[Any]
+    slots: list[int], expected: list[tuple[int, int, int]]
 ) -> None:
-    assert [group.slots for group in group_tokens(slots).groups] == expected
+    assert list(group_tokens(slots).groups) == expected
 
 
 # How it gets into a worker

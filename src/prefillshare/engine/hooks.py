@@ -73,7 +73,8 @@ def group_lora_tokens() -> None:
     """Has LoRA layers on a CPU multiply a step's tokens adapter by adapter (`lora_cpu`), also those that exist already.
 
     Layers ask the one wrapper that vLLM made with them, out of a connector's sight, so its class gets other members. A
-    vLLM that calls them otherwise keeps its own, which are slower and as right; the log says which it is.
+    vLLM that calls them otherwise keeps its own, which are slower and as right for tokens that have an adapter; the log
+    says which it is.
     """
     if not current_platform.is_cpu():
         return

@@ -1,15 +1,15 @@
 """vLLM's LoRA layers on a CPU, in few large products: what they add to a batch's outputs, token by token the same.
 
 vLLM copies an adapter's matrices once for every token, in every layer and for every slice of it (q, k, v; gate, up),
-which doubles the time of a decode step. Here a step's tokens are grouped by adapter once, and a layer takes a group one
-product for the A of all slices and one for each slice's B, on the memory that the adapters were loaded into.
+which more than doubles the time of a decode step. Here a step's tokens are grouped by adapter once, and a layer takes
+one product a group for the A of all slices and one for each slice's B, on the memory that vLLM loads adapters into.
 
 That memory is float32, with the values that vLLM gave it: a product of few tokens is bound by what it takes to start
 one, which is 13 to 28 us in bfloat16 and 2 to 4 us in float32. Sums are float32 to the end, where vLLM rounds the
 low-rank vector and what is added to the output's dtype.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -24,15 +24,15 @@ NO_ADAPTER = -1  # vLLM's mark; as an index, it would mean the last adapter
 # decode step, and nothing is wasted where one adapter has a long prompt and the others a token each.
 _MOST_PADDING = 2
 
+_MOST_VIEWS = 64  # runs of slots whose matrices a layer keeps at hand; a worker with eight adapters has 36
 
-@dataclass(frozen=True, slots=True)
-class Group:
+
+class Group(NamedTuple):
     """Adapters in neighbouring slots, multiplied at once: each with the same number of rows, some of them padding."""
 
-    slots: int | slice  # of the stacked matrices; an int takes the first dimension away
-    rows: slice  # among the rows of all groups
-    shape: tuple[int, ...]  # of these rows: (rows,) of one adapter, or (adapters, rows of each)
-    product: Callable[..., torch.Tensor]  # torch.mm or torch.bmm
+    first: int  # slot
+    adapters: int
+    height: int  # rows of each
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +40,10 @@ class Grouping:
     """Which tokens of a step belong to which adapter, as rows in the order in which they are multiplied."""
 
     tokens: int
-    rows: int
     groups: tuple[Group, ...]
+    heights: tuple[int, ...]  # rows of each group, and 1 in the end if there are tokens without adapter
     gather: torch.Tensor | None  # [rows]: the token of each row; None: the tokens as they are
-    scatter: (
-        torch.Tensor | None
-    )  # [tokens]: the row of each, `rows` for one without adapter; None: the rows as they are
+    scatter: torch.Tensor | None  # [tokens]: the row of each, the last for one without adapter; None: the rows in order
     bare: bool  # whether there are tokens without adapter
 
 
@@ -59,25 +57,20 @@ def group_tokens(slots: list[int]) -> Grouping:
     gather: list[int] = []
     row_of: dict[int, int] = {}
     for members in _group_slots({slot: len(tokens) for slot, tokens in tokens_of.items()}):
-        start, height = len(gather), max(len(tokens_of[slot]) for slot in members)
+        height = max(len(tokens_of[slot]) for slot in members)
+        groups.append(Group(members[0], len(members), height))
         for slot in members:
             tokens = tokens_of[slot]
             row_of.update(zip(tokens, range(len(gather), len(gather) + len(tokens)), strict=True))
             gather += [*tokens, *[tokens[0]] * (height - len(tokens))]
-        rows = slice(start, len(gather))
-        if len(members) == 1:
-            groups.append(Group(members[0], rows, (height,), torch.mm))
-        else:
-            together = slice(members[0], members[-1] + 1)
-            groups.append(Group(together, rows, (len(members), height), torch.bmm))
-    scatter = [row_of.get(token, len(gather)) for token in range(len(slots))]
+    bare = len(row_of) < len(slots)
     return Grouping(
         tokens=len(slots),
-        rows=len(gather),
         groups=tuple(groups),
+        heights=(*(group.adapters * group.height for group in groups), *[1] * bare),
         gather=_order(gather, len(slots)),
-        scatter=_order(scatter, len(gather)),
-        bare=len(row_of) < len(slots),
+        scatter=_order([row_of.get(token, len(gather)) for token in range(len(slots))], len(gather)),
+        bare=bare,
     )
 
 
@@ -102,11 +95,31 @@ def _order(places: list[int], length: int) -> torch.Tensor | None:
     return None if places == list(range(length)) else torch.tensor(places, dtype=torch.long)
 
 
-class Matrices(NamedTuple):
-    """The adapters of one layer, in float32."""
+class Matrices:
+    """The adapters of one layer, in float32: `a` [slots, slices * rank, inputs], `b` by slice [slots, outputs, rank].
 
-    a: torch.Tensor  # [slots, slices * rank, inputs]
-    b: list[torch.Tensor]  # by slice: [slots, outputs, rank]
+    Low-rank vectors come in directly where there is no `a`.
+    """
+
+    def __init__(self, a: torch.Tensor | None, b: Sequence[torch.Tensor]) -> None:
+        self._a, self._b = a, b
+        self.ranks = [part.size(2) for part in b]
+        self.widths = [part.size(1) for part in b]
+        self.width = sum(self.widths)
+        self._views: dict[tuple[int, int], tuple[torch.Tensor | None, list[torch.Tensor]]] = {}
+
+    def of(self, group: Group) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
+        """What to multiply by for the group's adapters: A and the slices' B. To make these views takes as long as to
+        multiply."""
+        key = group.first, group.adapters
+        views = self._views.get(key)
+        if views is None:
+            if len(self._views) >= _MOST_VIEWS:
+                self._views.clear()
+            slots = slice(group.first, group.first + group.adapters) if group.adapters > 1 else group.first
+            a = None if self._a is None else self._a[slots].mT
+            views = self._views[key] = a, [part[slots].mT for part in self._b]
+        return views
 
 
 def take_over(stacked_a: Sequence[torch.Tensor], stacked_b: Sequence[torch.Tensor]) -> Matrices:
@@ -125,18 +138,11 @@ def take_over(stacked_a: Sequence[torch.Tensor], stacked_b: Sequence[torch.Tenso
         return Matrices(together.flatten(1, 2), [part.squeeze(1) for part in stacked_b])
 
 
-def add_low_rank(
-    y: torch.Tensor,
-    x: torch.Tensor,
-    a: torch.Tensor | None,
-    b: Sequence[torch.Tensor],
-    grouping: Grouping,
-    scale: float = 1.0,
-) -> None:
+def add_low_rank(y: torch.Tensor, x: torch.Tensor, matrices: Matrices, grouping: Grouping, scale: float = 1.0) -> None:
     """Adds to each row of `y` [tokens, outputs] what its token's adapter makes of its row of `x` [tokens, inputs].
 
-    `a` and `b` are as in `Matrices`; `a=None` stands for rows of `x` that are low-rank vectors already. Where `y` and
-    the slices of `b` together differ in width, as a padded vocabulary does, the rest of the wider one is left out.
+    Where `y` and the slices together differ in width, as a padded vocabulary does, the rest of the wider one is left
+    out.
 
     Raises:
         ValueError: `x` or `y` does not have the tokens that were grouped.
@@ -145,31 +151,45 @@ def add_low_rank(
         raise ValueError(f"LoRA: {x.size(0)} rows in, {y.size(0)} out, but the step has {grouping.tokens} tokens")
     if not grouping.groups:
         return
-    rank = b[0].size(-1)
     rows = x.float()
     if grouping.gather is not None:
         rows = rows.index_select(0, grouping.gather)
-    added = rows.new_empty((grouping.rows + grouping.bare, sum(part.size(1) for part in b)))
-    if grouping.bare:
-        added[grouping.rows :].zero_()
-    for group in grouping.groups:
-        low = rows[group.rows].view(*group.shape, -1)
-        if a is not None:
-            low = group.product(low, a[group.slots].mT)
-        if scale != 1.0:
-            low = low * scale
-        out = added[group.rows].view(*group.shape, -1)
-        column = 0
-        for place, part in enumerate(b):
-            vectors = low[..., place * rank : (place + 1) * rank]
-            group.product(vectors, part[group.slots].mT, out=out[..., column : column + part.size(1)])
-            column += part.size(1)
+    added = torch.empty((rows.size(0) + grouping.bare, matrices.width), dtype=torch.float32)
+    if len(grouping.heights) == 1:
+        _multiply(rows, matrices, grouping.groups[0], scale, added)
+    else:
+        outs = added.split(grouping.heights)
+        parts = rows.split(grouping.heights[: len(grouping.groups)])
+        for part, group, out in zip(parts, grouping.groups, outs, strict=False):
+            _multiply(part, matrices, group, scale, out)
+        if grouping.bare:
+            outs[-1].zero_()
     if grouping.scatter is not None:
         added = added.index_select(0, grouping.scatter)
-    if y.size(1) != added.size(1):
-        width = min(y.size(1), added.size(1))
+    if y.size(1) != matrices.width:
+        width = min(y.size(1), matrices.width)
         y, added = y[:, :width], added[:, :width]
     y.add_(added)
+
+
+def _multiply(rows: torch.Tensor, matrices: Matrices, group: Group, scale: float, out: torch.Tensor) -> None:
+    """Puts what the group's adapters make of their rows into `out` [rows, outputs]."""
+    a, b = matrices.of(group)
+    product = torch.mm
+    if group.adapters > 1:
+        product = torch.bmm
+        rows = rows.view(group.adapters, group.height, -1)
+        out = out.view(group.adapters, group.height, -1)
+    low = rows if a is None else product(rows, a)
+    if scale != 1.0:
+        low = low * scale
+    if len(b) == 1:
+        product(low, b[0], out=out)
+        return
+    vectors = torch.split_with_sizes(low, matrices.ranks, -1)
+    slices = torch.split_with_sizes(out, matrices.widths, -1)
+    for vector, part, slice_ in zip(vectors, b, slices, strict=True):
+        product(vector, part, out=slice_)
 
 
 class GroupingPunicaWrapper(PunicaWrapperCPU):
@@ -213,8 +233,8 @@ class GroupingPunicaWrapper(PunicaWrapperCPU):
         buffer: tuple[torch.Tensor, ...] | None = None,
         **kwargs: Any,
     ) -> None:
-        a, b = self._matrices(lora_b_stacked, lora_a_stacked, lora_b_stacked)
-        add_low_rank(y.view(-1, y.size(-1)), x.view(-1, x.size(-1)), a, b, self._token_grouping, scale)
+        matrices = self._matrices(lora_b_stacked, lora_a_stacked, lora_b_stacked)
+        add_low_rank(y.view(-1, y.size(-1)), x.flatten(0, -2), matrices, self._token_grouping, scale)
 
     def add_lora_embedding(
         self, y: torch.Tensor, x: torch.Tensor, lora_b_stacked: torch.Tensor, add_inputs: bool = True, **kwargs: Any
@@ -223,7 +243,7 @@ class GroupingPunicaWrapper(PunicaWrapperCPU):
             y.zero_()
         # Rows of A that are 0, as of adapters without this layer, add nothing. There is one such layer in a model.
         if x.any():
-            add_low_rank(y, x, None, [lora_b_stacked.squeeze(1).float()], self._token_grouping)
+            add_low_rank(y, x, Matrices(None, [lora_b_stacked.squeeze(1).float()]), self._token_grouping)
 
     def add_lora_logits(
         self,
@@ -239,5 +259,5 @@ class GroupingPunicaWrapper(PunicaWrapperCPU):
         # vLLM wraps this layer for every model. Adapters hardly ever have it; its B is as large as the vocabulary.
         if not lora_a_stacked.any():
             return
-        a, b = self._matrices(lora_b_stacked, (lora_a_stacked,), (lora_b_stacked,))
-        add_low_rank(y.view(-1, y.size(-1)), x.view(-1, x.size(-1)), a, b, self._sample_grouping, scale)
+        matrices = self._matrices(lora_b_stacked, (lora_a_stacked,), (lora_b_stacked,))
+        add_low_rank(y.view(-1, y.size(-1)), x.flatten(0, -2), matrices, self._sample_grouping, scale)
