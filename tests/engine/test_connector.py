@@ -141,6 +141,29 @@ def outcome(connector: SharedPrefillConnector, request: Request) -> str:
     return "pulled" if request.request_id in told.reqs_to_recv else "computed here"
 
 
+@pytest.mark.parametrize(
+    ("role", "adapters", "groups"),
+    [
+        (KVConnectorRole.WORKER, True, True),
+        (KVConnectorRole.WORKER, False, False),
+        (KVConnectorRole.SCHEDULER, True, False),
+    ],
+)
+def test_lora_tokens_are_grouped_where_adapters_compute(
+    role: KVConnectorRole, adapters: bool, groups: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made(connector: Any, *args: Any) -> None:
+        connector.connector_scheduler = None
+
+    calls = []
+    monkeypatch.setattr(module.NixlPullConnector, "__init__", made)
+    monkeypatch.setattr(module.hooks, "group_lora_tokens", lambda: calls.append(role))
+    config = vllm_config()
+    config.lora_config = object() if adapters else None
+    SharedPrefillConnector(config, role, SimpleNamespace())
+    assert calls == [role] * groups
+
+
 def test_a_decode_worker_pulls_all_but_the_last_token() -> None:
     connector, request = make_connector(), Request(HANDOFF)
     connector.on_new_request(request)

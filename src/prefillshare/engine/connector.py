@@ -11,7 +11,7 @@ Loaded inside a vLLM process through `kv_connector_module_path`. What it changes
 - A pull that a stopped prefill worker does not answer ends the request after a while; its blocks stay reserved until
   the read has ended, so that it never writes into another request's.
 - Prefill and decode worker must agree on the base's identity, not on the path of a model.
-- On a CPU the engine's loop and NIXL's progress thread leave the cores to the model.
+- On a CPU the engine's loop and NIXL's progress thread leave the cores to the model, and LoRA layers take few products.
 """
 
 import os
@@ -140,6 +140,8 @@ class SharedPrefillConnector(NixlPullConnector):
         if role == KVConnectorRole.SCHEDULER:
             modules = [Path(folder) for folder in extra["modules"]]
             require_base(self._base_identity, model=Path(vllm_config.model_config.model), modules=modules)
+        elif vllm_config.lora_config is not None:
+            hooks.group_lora_tokens()
         affinity = os.sched_getaffinity(0)
         with hooks.sleeping_progress_thread():
             super().__init__(vllm_config, role, kv_cache_config)

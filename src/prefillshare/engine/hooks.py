@@ -6,6 +6,7 @@ hands to connectors (`provenance.py`), of connector statistics (`stats.py`) or o
 
 import copy
 import hashlib
+import inspect
 import json
 import sys
 import threading
@@ -20,10 +21,12 @@ from vllm.distributed.kv_transfer.kv_connector.v1.nixl.base_worker import NixlBa
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.metadata import compute_nixl_compatibility_hash
 from vllm.distributed.nixl_utils import NixlWrapper
 from vllm.logger import init_logger
+from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.platforms import current_platform
 from vllm.v1.request import Request, RequestStatus
 
 from prefillshare.engine.handoff import Reason
+from prefillshare.engine.lora_cpu import GroupingPunicaWrapper
 
 logger = init_logger("vllm.prefillshare.hooks")
 
@@ -64,6 +67,28 @@ def sleeping_progress_thread() -> Iterator[None]:
         yield
     finally:
         bindings.nixlAgent = make_agent
+
+
+def group_lora_tokens() -> None:
+    """Has LoRA layers on a CPU multiply a step's tokens adapter by adapter (`lora_cpu`), also those that exist already.
+
+    Layers ask the one wrapper that vLLM made with them, out of a connector's sight, so its class gets other members. A
+    vLLM that calls them otherwise keeps its own, which are slower and as right for tokens that have an adapter; the log
+    says which it is.
+    """
+    if not current_platform.is_cpu():
+        return
+    members = {name: member for name, member in vars(GroupingPunicaWrapper).items() if not name.startswith("__")}
+    for name in ("add_lora_linear", "add_lora_embedding", "add_lora_logits"):
+        own, expected = (
+            list(inspect.signature(kind).parameters) for kind in (members[name], vars(PunicaWrapperCPU)[name])
+        )
+        if own != expected:
+            logger.warning("LoRA layers stay vLLM's own, which are slow on a CPU: %s takes %s", name, expected)
+            return
+    for name, member in members.items():
+        setattr(PunicaWrapperCPU, name, member)
+    logger.info("LoRA layers multiply the tokens of a step by adapter")
 
 
 def announce_base(worker: NixlBaseConnectorWorker, base_identity: str) -> None:
