@@ -21,7 +21,7 @@ from prefillshare.bench.costs import FILE, read
 from prefillshare.bench.drive import salted
 from prefillshare.bench.figures import finished, recorded
 from prefillshare.bench.matrix import Run, WorkloadConfig, workload_of
-from prefillshare.bench.systems import Machine, model_names
+from prefillshare.bench.systems import FLOW, Machine, model_names
 from prefillshare.errors import UserError
 from prefillshare.simulate.cost import WorkerProfile
 from prefillshare.simulate.layout import Layout
@@ -88,7 +88,8 @@ def compare(facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], tokenis
     fitted = read(costs, machine, facts["environment"]["kv_bytes_per_token"], adapters=adapters)
     profile = _of_one_worker(fitted, facts["workers"])
     simulated = Records()
-    Simulation(_layout(run, machine), profile, shapes, run.arrivals(), simulated, preamble_tokens=preamble).run()
+    layout, arrivals = _layout(run, machine), run.arrivals()
+    Simulation(layout, profile, shapes, arrivals, simulated, preamble_tokens=preamble, flow=FLOW).run()
     until = facts["seconds"]
     simulated.calls = [record for record in simulated.calls if record.arrived_s + record.latency_s <= until]
     simulated.sessions = [(begun, ended) for begun, ended in simulated.sessions if ended <= until]

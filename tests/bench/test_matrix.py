@@ -36,6 +36,14 @@ def test_an_open_loop_plays_what_arrives_in_its_minutes() -> None:
     assert [run.workload.sessions for run in runs(matrix)] == [3, 3, 30, 37]
 
 
+def test_a_workload_may_have_loads_of_its_own() -> None:
+    own = WORKLOAD.model_copy(update={"source": "reflexion", "loads": ("closed:2",)})
+    matrix = Matrix(workloads=(WORKLOAD, own), loads=("closed:1", "closed:3"), systems=("shared",), repeats=1)
+    found = [(run.workload.source, run.load) for run in runs(matrix)]
+    assert found == [("react", "closed:1"), ("react", "closed:3"), ("reflexion", "closed:2")]
+    assert {run.workload.loads for run in runs(matrix)} == {None}  # a run has one load
+
+
 def test_names_tell_runs_apart_and_are_names_of_files() -> None:
     def name(workload: WorkloadConfig, load: str = "poisson:0.5") -> str:
         return Run("shared", 4, workload, load, 0).name
@@ -76,6 +84,7 @@ def test_a_matrix_is_read_from_a_file(tmp_path: Path) -> None:
         ("workloads: []", r"workloads: .*at least 1"),
         ("workloads: [{source: react}]\nmodels: [9]", r"models\.0: .*less than or equal to 8"),
         ("workloads: [{source: react}]\nloads: [four]", "load 'four'"),
+        ("workloads: [{source: react, loads: [five]}]", "load 'five'"),
         ("workloads: [{source: react}]\nminutes: 0", "minutes: .*greater than 0"),
         ("workloads: [{source: react}]\nminutes: 10", "minutes=10 of arrivals do not end before limit_s=600"),
         ("workloads: [{source: react}]\nsystems: [ours]", r"systems\.0"),

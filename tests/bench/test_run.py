@@ -38,8 +38,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def run(output: Path, matrix: Matrix = MATRIX) -> int:
-    return runner.run(matrix, Path("base"), output, Console(stderr=True, quiet=True))
+def run(output: Path, matrix: Matrix = MATRIX, only: tuple[str, ...] = ()) -> int:
+    return runner.run(matrix, Path("base"), output, Console(stderr=True, quiet=True), only)
 
 
 def test_every_run_leaves_its_records_and_what_they_were_measured_with(started: list[str], tmp_path: Path) -> None:
@@ -70,6 +70,25 @@ def test_what_is_done_is_not_done_again(started: list[str], tmp_path: Path) -> N
     started.clear()
     run(tmp_path)
     assert started == []
+
+
+def test_part_of_a_matrix_can_be_run_and_the_rest_later(started: list[str], tmp_path: Path) -> None:
+    assert run(tmp_path, only=("shared", "r1")) == 0
+    names = sorted(file.stem for file in (tmp_path / "runs").glob("*.json"))
+    assert names == [f"{system}-m2-react-2-3-s0-closed4-{repeat}" for system, repeat in _SOME]
+    run(tmp_path)
+    assert len(list((tmp_path / "runs").glob("*.json"))) == 4
+    assert started == ["shared", "colocated", "colocated"]
+
+
+_SOME = (("colocated", "r1"), ("shared", "r0"), ("shared", "r1"))
+
+
+def test_a_part_that_is_none_is_refused_before_anything_starts(started: list[str], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--only closed:4: no run .* they are as shared-m2-react-2-3-s0-closed4-r0"):
+        run(tmp_path, only=("closed:4",))
+    assert started == []
+    assert not (tmp_path / "matrix.json").exists()
 
 
 def test_another_matrix_is_not_mixed_into_the_same_folder(started: list[str], tmp_path: Path) -> None:

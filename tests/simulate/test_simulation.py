@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefillshare.errors import UserError
+from prefillshare.router_config import FlowConfig
 from prefillshare.simulate.calls import Call, Shape
 from prefillshare.simulate.cost import Cost, Link, WorkerProfile
 from prefillshare.simulate.layout import Layout
@@ -31,9 +32,10 @@ def run(
     arrivals: Arrivals,
     profile: WorkerProfile = PROFILE,
     preamble: int = PREAMBLE,
+    flow: FlowConfig | None = None,
 ) -> tuple[Records, Outcome, Simulation]:
     records = Records()
-    simulation = Simulation(layout, profile, shapes, arrivals, records, preamble_tokens=preamble)
+    simulation = Simulation(layout, profile, shapes, arrivals, records, preamble_tokens=preamble, flow=flow)
     return records, simulation.run(), simulation
 
 
@@ -44,13 +46,14 @@ def run(
     kv_tokens=st.sampled_from((2_000, 3_000, 64_000)),
     leg_s=st.sampled_from((0.0, 0.01)),
     seed=st.integers(0, 1000),
+    flow=st.sampled_from((None, FlowConfig(), FlowConfig(prefill_tokens=1), FlowConfig(cached_first_s=0))),
 )
 def test_every_call_is_answered_once_and_every_token_of_it_accounted_for(
-    layout: Layout, arrivals: Arrivals, kv_tokens: int, leg_s: float, seed: int
+    layout: Layout, arrivals: Arrivals, kv_tokens: int, leg_s: float, seed: int, flow: FlowConfig | None
 ) -> None:
     shapes = sessions(15, seed=seed)
     profile = replace(PROFILE, kv_tokens=kv_tokens, leg_s=leg_s)
-    records, outcome, simulation = run(layout, shapes, arrivals, profile)
+    records, outcome, simulation = run(layout, shapes, arrivals, profile, flow=flow)
     answered = Counter((int(record.session), record.turn) for record in records.calls)
     assert answered == Counter({(number, turn): 1 for number, shape in enumerate(shapes) for turn in range(len(shape))})
     assert len(records.sessions) == len(shapes)

@@ -27,6 +27,10 @@ def run(
         Path | None, typer.Option(metavar="FILE.YAML", help="What to run; without it, the short matrix.")
     ] = None,
     full: Annotated[bool, typer.Option("--full", help="The full matrix: hours on two cores.")] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="Of its runs, those with this in their names, as `closed4-r0`. Repeatable."),
+    ] = None,
 ) -> None:
     """Run a matrix of systems, workloads and loads on real workers.
 
@@ -36,7 +40,7 @@ def run(
         systems: [shared, per-model, colocated]
         workloads:
           - {source: reflexion, sessions: 16, max_calls: 24}
-          - {source: ./sessions.jsonl, sessions: 20}
+          - {source: ./sessions.jsonl, sessions: 20, loads: ["closed:1"]}   # in place of those below
         loads: ["closed:4", "poisson:0.1"]      # sessions at a time, or arriving a second
         models: [2, 4]
         repeats: 3
@@ -58,7 +62,7 @@ def run(
     if matrix is not None and full:
         raise UserError("--matrix and --full exclude each other: the file says what to run")
     wanted = matrices.load_matrix(matrix) if matrix is not None else matrices.FULL if full else matrices.SHORT
-    raise typer.Exit(run_matrix(wanted, base, output, Console(stderr=True)))
+    raise typer.Exit(run_matrix(wanted, base, output, Console(stderr=True), only or ()))
 
 
 @app.command()

@@ -23,12 +23,16 @@ _TEMPLATE = 0.05
 
 
 class WorkloadConfig(Section):
-    """`source` as in docs/workloads.md. Sessions end after `max_calls`, if that is given, or at the context's end."""
+    """`source` as in docs/workloads.md. Sessions end after `max_calls`, if that is given, or at the context's end.
+
+    `loads` of its own are played in place of the matrix's: what one workload is overloaded by leaves another idle.
+    """
 
     source: str
     sessions: Count = 12
     max_calls: Count | None = None
     seed: int = 0
+    loads: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
 
     @property
     def title(self) -> str:
@@ -97,17 +101,19 @@ SHORT = Matrix(
     repeats=1,
     limit_s=180.0,
 )
+_CLOSED = ("closed:1", "closed:4", "closed:12", "closed:24")
 FULL = Matrix(
+    # As many sessions a second as `shared` just keeps up with on two cores with bfloat16 units.
     workloads=(
-        WorkloadConfig(source="reflexion", sessions=4, max_calls=12),
-        WorkloadConfig(source="react", sessions=4),
-        WorkloadConfig(source="tool_heavy", sessions=4, max_calls=8),
+        WorkloadConfig(source="reflexion", sessions=4, max_calls=12, loads=(*_CLOSED, "poisson:0.27")),
+        WorkloadConfig(source="react", sessions=4, loads=(*_CLOSED, "poisson:0.5")),
+        WorkloadConfig(source="tool_heavy", sessions=4, max_calls=8, loads=(*_CLOSED, "poisson:0.13")),
     ),
-    loads=("closed:1", "closed:4", "closed:12"),
     systems=SYSTEMS,
     repeats=3,
     rounds=2,
-    limit_s=420.0,
+    minutes=3.0,
+    limit_s=240.0,
 )
 
 
@@ -117,7 +123,7 @@ def load_matrix(file: Path) -> Matrix:
         matrix = Matrix.model_validate(read_yaml(file))
     except ValidationError as error:
         raise UserError(describe_validation_error(file, error)) from None
-    for load in matrix.loads:
+    for load in (*matrix.loads, *(load for workload in matrix.workloads for load in workload.loads or ())):
         parse_arrivals(load)
     return matrix
 
@@ -130,7 +136,7 @@ def runs(matrix: Matrix) -> Iterator[Run]:
         for models in matrix.models:
             for system in matrix.systems:
                 for workload in matrix.workloads:
-                    for load in matrix.loads:
+                    for load in workload.loads or matrix.loads:
                         yield Run(system, models, _long_enough(workload, load, matrix), load, repeat)
 
 
@@ -140,7 +146,7 @@ def _long_enough(workload: WorkloadConfig, load: str, matrix: Matrix) -> Workloa
         sessions = (matrix.rounds or 0) * arrivals.concurrent
     else:
         sessions = ceil(60 * (matrix.minutes or 0.0) * arrivals.rate)
-    return workload.model_copy(update={"sessions": max(workload.sessions, sessions)})
+    return workload.model_copy(update={"sessions": max(workload.sessions, sessions), "loads": None})
 
 
 def workload_of(run: Run, tokenise: Tokenise, max_model_len: int) -> Workload:

@@ -8,7 +8,7 @@ OUTPUT/systems/, logs/       modules and logs of the systems
 
 import asyncio
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
@@ -33,19 +33,27 @@ from prefillshare.errors import UserError
 from prefillshare.workloads.tokens import Tokenise, load_tokenise
 
 
-def run(matrix: Matrix, base: Path, output: Path, console: Console) -> int:
+def run(matrix: Matrix, base: Path, output: Path, console: Console, only: Sequence[str] = ()) -> int:
     """Runs what is missing; returns the exit code: 1 when a system did not start, 130 after Ctrl-C.
 
+    Args:
+        only: the runs to do now: those with one of these in their names. Without it, all.
+
     Raises:
-        UserError: the base has no tokenizer, a workload cannot be opened, or `output` holds another matrix.
+        UserError: the base has no tokenizer, a workload cannot be opened, `output` holds another matrix, or no run has
+            a name as in `only`.
     """
-    return asyncio.run(_run(matrix, base, output, console))
+    return asyncio.run(_run(matrix, base, output, console, only))
 
 
-async def _run(matrix: Matrix, base: Path, output: Path, console: Console) -> int:
+async def _run(matrix: Matrix, base: Path, output: Path, console: Console, only: Sequence[str]) -> int:
     tokenise = load_tokenise(base)
+    wanted = [each for each in runs(matrix) if not only or any(part in each.name for part in only)]
+    if not wanted:
+        example = next(runs(matrix)).name
+        raise UserError(f"--only {' '.join(only)}: no run of this matrix has that in its name; they are as {example}")
     _claim(output, matrix)
-    missing = [each for each in runs(matrix) if not _result(output, each).exists()]
+    missing = [each for each in wanted if not _result(output, each).exists()]
     for each in missing:
         each.arrivals()
         workload_of(each, tokenise, matrix.machine.max_model_len)  # says what is wrong before anything starts

@@ -32,6 +32,8 @@ SYSTEMS: tuple[SystemName, ...] = get_args(SystemName)
 _BASE = "base"
 _POOL = "together"
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+# Every call is served, however long it waits: a system that refused calls would look fast.
+FLOW = FlowConfig(queue_share=1e6, queue_calls=1_000_000, max_wait_s=86400.0, cached_first_s=86400.0)
 Core = Annotated[int, Field(ge=0)]
 
 
@@ -87,8 +89,7 @@ def plan(system: SystemName, models: int, base: Path, folder: Path, machine: Mac
         ),
         router=RouterConfig(
             port=machine.first_port,
-            # Every call is served, however long it waits: a system that refused calls would look fast.
-            flow=FlowConfig(queue_share=1e6, queue_calls=1_000_000, max_wait_s=86400.0, cached_first_s=86400.0),
+            flow=FLOW,
             # Probes would take part of a system's time. Workers that take turns on a core can have a step of half a
             # minute, which is no fault of theirs: taken for stalled, they would lose their calls.
             health=HealthConfig(token_every_s=86400.0, stalled_after_s=86400.0),

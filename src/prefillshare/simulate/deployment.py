@@ -1,16 +1,18 @@
 """How a call goes through a deployment: placed by the router's own code, computed by simulated workers."""
 
 from contextlib import AbstractContextManager
+from functools import partial
 
 from prefillshare.errors import UserError
 from prefillshare.router.placement.chunks import CHUNK_TOKENS
 from prefillshare.router.placement.placement import Placed, Placement
 from prefillshare.router.pool import Pool
-from prefillshare.router_config import PlacementConfig
+from prefillshare.router_config import FlowConfig, PlacementConfig
 from prefillshare.simulate.cache import PrefixCache
 from prefillshare.simulate.calls import Prompts, Run, Shape
 from prefillshare.simulate.clock import Clock, Device
 from prefillshare.simulate.cost import WorkerProfile
+from prefillshare.simulate.gate import Gate
 from prefillshare.simulate.layout import Layout, Role
 from prefillshare.simulate.legs import Answered, ColocatedLeg, DecodeLeg, PrefillLeg
 from prefillshare.simulate.worker import Worker
@@ -26,7 +28,9 @@ class Deployment:
         clock: Clock,
         prompts: Prompts,
         placement: PlacementConfig | None = None,
+        flow: FlowConfig | None = None,
     ) -> None:
+        """Without `flow`, calls begin when they arrive."""
         self.profile, self.clock, self.prompts = profile, clock, prompts
         self._colocated = layout.system == "colocated"
         self.routes = layout.routes()
@@ -36,6 +40,8 @@ class Deployment:
         for worker, place in layout.device_of_workers(self.routes).items():
             device = self.devices.setdefault(place, Device(clock))
             self.workers[worker.name] = self._worker(worker.name, worker.role, device)
+            self.placement.holds(worker, self._kv_blocks(worker.role) * profile.block_size)
+        self._gate = Gate(self.placement, prompts, flow) if flow and not self._colocated else None
         self._link_free = dict.fromkeys(self.workers, 0.0)  # from when on each worker's link is
 
     def check(self, shape: Shape) -> None:
@@ -54,15 +60,25 @@ class Deployment:
 
     def call(self, now: float, run: Run, answered: Answered) -> None:
         """The session's present call, from its arrival until it is `answered`."""
+        if self._gate is None:
+            self._begin(now, run, now, answered)
+        else:
+            self._gate.call(now, run, partial(self._begin, arrived_s=now, answered=answered))
+
+    def _begin(self, now: float, run: Run, arrived_s: float, answered: Answered) -> None:
         model = run.call.model
-        placed = self.placement.prefill(model, run.key, self.prompts.chain(run, CHUNK_TOKENS))
-        lease, worker = self._lease(self.routes[model].prefill, placed)
-        leg = (ColocatedLeg if self._colocated else PrefillLeg)(self, now, run, worker, lease, answered)
+        pool = self.routes[model].prefill
+        has_room = pool.has_room if self._gate else None
+        placed = self.placement.prefill(model, run.key, self.prompts.chain(run, CHUNK_TOKENS), has_room=has_room)
+        lease, worker = self._lease(pool, placed)
+        leg = (ColocatedLeg if self._colocated else PrefillLeg)(self, arrived_s, run, worker, lease, answered)
         self.clock.at(now + self.profile.leg_s, leg.submit)
 
     def decode(self, now: float, prefilled: PrefillLeg) -> None:
         """What follows leg 1."""
         run = prefilled.run
+        if self._gate:
+            self._gate.freed(now, self.routes[run.call.model].prefill)
         model = run.call.model
         placed = self.placement.decode_chain(model, run.key, self.prompts.chain(run, self.profile.block_size))
         lease, worker = self._lease(self.routes[model].decode, placed)

@@ -4,7 +4,7 @@ import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from prefillshare.router_config import PlacementConfig
+from prefillshare.router_config import FlowConfig, PlacementConfig
 from prefillshare.simulate.calls import Prompts, Run, Shape
 from prefillshare.simulate.clock import Clock
 from prefillshare.simulate.cost import WorkerProfile
@@ -37,14 +37,16 @@ class Simulation:
         *,
         preamble_tokens: int = 0,
         placement: PlacementConfig | None = None,
+        flow: FlowConfig | None = None,
     ) -> None:
         """
         Args:
             sessions: in the order in which they begin; may be an iterator, and is then read as they do.
             preamble_tokens: that the prompts of all sessions begin with.
+            flow: how calls wait for prefill workers; without it they begin at once, and wait inside these.
         """
         self._clock = Clock()
-        self.deployment = Deployment(layout, profile, self._clock, Prompts(preamble_tokens), placement)
+        self.deployment = Deployment(layout, profile, self._clock, Prompts(preamble_tokens), placement, flow)
         self._profile, self._arrivals, self._recorder = profile, arrivals, recorder
         self._sessions: Iterator[tuple[int, Shape]] = iter(enumerate(sessions))
 

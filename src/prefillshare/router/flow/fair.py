@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import count, islice
 from typing import Generic, TypeVar
 
-_LOOKED_AT = 32  # of a key's calls, for a preferred one: a long queue must not make every look at it long
+LOOKED_AT = 32  # of a key's calls, for a preferred one: a long queue must not make every look at it long
 
 Item = TypeVar("Item")
 
@@ -80,7 +80,7 @@ class FairQueue(Generic[Item]):
         entries = min(self._lines.values(), key=lambda line: (line.start, line.turn)).entries
         if preferred is None:
             return entries[0]
-        return next((entry for entry in islice(entries, _LOOKED_AT) if preferred(entry.item)), None)
+        return next((entry for entry in islice(entries, LOOKED_AT) if preferred(entry.item)), None)
 
     def serve(self, entry: Entry[Item]) -> None:
         """Takes out what `first` has returned; its key then has had its tokens."""
