@@ -27,7 +27,10 @@ _PER_SEED = {"data"}
 
 @dataclass(frozen=True)
 class FamilyResult:
-    """One family over the seeds for which every system has been scored on the test items."""
+    """One family over the seeds for which every system has been scored on the test items.
+
+    Only rates that both systems have been trained at count: a wider sweep would favour one of them.
+    """
 
     family: str
     seeds: list[int]
@@ -120,16 +123,12 @@ def as_json(families: list[FamilyResult]) -> dict[str, Any]:
 
 
 def _family_result(name: str, records: list[Record]) -> FamilyResult | None:
-    groups: dict[tuple[int, str], list[Record]] = defaultdict(list)
-    for record in records:
-        if record.cell.family == name:
-            groups[record.cell.seed, record.cell.system].append(record)
+    groups = _at_common_rates([record for record in records if record.cell.family == name])
     chosen: dict[int, dict[str, Record]] = defaultdict(dict)
     for (seed, system), group in groups.items():
-        if all("validation" in record.scores for record in group) or system == "base":
-            top = group[0] if system == "base" else best(group)
-            if "test" in top.scores:
-                chosen[seed][system] = top
+        top = group[0] if system == "base" else best(group)
+        if "test" in top.scores:
+            chosen[seed][system] = top
     seeds = sorted(seed for seed, systems in chosen.items() if len(systems) == 3)
     if not seeds:
         return None
@@ -146,6 +145,20 @@ def _family_result(name: str, records: list[Record]) -> FamilyResult | None:
         _sweep(tuned, len(seeds)),
         {system: _mean_seconds([record for record in tuned if record.cell.system == system]) for system in systems},
     )
+
+
+def _at_common_rates(records: list[Record]) -> dict[tuple[int, System], list[Record]]:
+    """By seed and system: what was scored on the validation items at a rate that both systems have; and base."""
+    groups: dict[tuple[int, System], list[Record]] = defaultdict(list)
+    rates: dict[tuple[int, System], set[float | None]] = defaultdict(set)
+    for record in records:
+        if "validation" in record.scores:
+            rates[record.cell.seed, record.cell.system].add(record.cell.rate)
+    for record in records:
+        seed, system = record.cell.seed, record.cell.system
+        if system == "base" or record.cell.rate in rates[seed, "full"] & rates[seed, "decode"]:
+            groups[seed, system].append(record)
+    return groups
 
 
 def _sweep(tuned: list[Record], seeds: int) -> dict[float, dict[Answerer, float]]:

@@ -99,6 +99,22 @@ def test_a_seed_without_all_systems_is_left_out(docs: Path) -> None:
     assert "| 4 x 1 |" in write_report(results, docs)
 
 
+def test_a_rate_that_only_one_system_was_trained_at_does_not_count(docs: Path) -> None:
+    results = docs / "results" / "accuracy"
+    fill(results, 0)
+    before = write_report(results, docs)
+    wider = Record(Cell("sql", 0, "decode", 1e-5), RECIPE, {"dtype": "float32"}, {"seconds": 9.0})
+    wider.scores["validation"] = {"decode": {"right": "11", "seconds": 1.0}}  # the best of all
+    wider.scores["test"] = {"decode": {"right": "1111", "seconds": 1.0}}
+    save(wider, results)
+    after = write_report(results, docs)
+    assert after.partition(" trainings")[0][:-1] == before.partition(" trainings")[0][:-1]
+    full = Record(Cell("sql", 0, "full", 1e-5), RECIPE, {"dtype": "float32"}, {"seconds": 9.0})
+    full.scores["validation"] = {key: {"right": "00", "seconds": 1.0} for key in ("full", "naive")}
+    save(full, results)
+    assert "| 100.0 |" in write_report(results, docs)
+
+
 def test_no_complete_seed_is_said(docs: Path) -> None:
     with pytest.raises(UserError, match="no family"):
         write_report(docs / "results" / "accuracy", docs)
