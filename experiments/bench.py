@@ -92,8 +92,8 @@ def _copy(results: Path) -> None:
 
 
 def summary(runs: Sequence[Figures]) -> str:
-    """The systems' figures at each workload's highest load at a time, and how many times better `shared` is; of loads
-    that arrive on their own, the highest that was kept up with."""
+    """The systems' figures at each workload's highest load of a kind, and how many times better `shared` is; of open
+    loops also the highest load that was kept up with."""
     systems = list(by_system(runs))
     baselines = [other for ours, other in against(runs) if ours == "shared"]
     head = [*systems, *(f"shared against {other}" for other in baselines)]
@@ -103,12 +103,14 @@ def summary(runs: Sequence[Figures]) -> str:
             found = {system: highest_kept_up(within) for system, within in by_system(shown).items()}
             cells = [found.get(system, "-") for system in systems] + [""] * len(baselines)
             lines.append(f"| {title(panel, runs)} | kept up with, {LABELS[panel.kind]} | {' | '.join(cells)} |")
-            continue
         load, within = list(by_load(shown).items())[-1]
-        for name in ("sessions a minute", "session s p95", "prefix hit ratio"):
+        how = f"{in_figures(load)} {'arriving a minute' if panel.is_open else 'at a time'}"
+        # How many sessions an open loop plays a minute is its load.
+        names = [*["sessions a minute"] * (not panel.is_open), "session s p95", "prefix hit ratio"]
+        for name in names:
             cells = [cell(by_system(within).get(system, []), name) for system in systems]
             better = [ratio(within, "shared", other, name) if name in RATIOS else None for other in baselines]
-            first = f"{title(panel, runs)}, {in_figures(load)} at a time" if name == "sessions a minute" else ""
+            first = f"{title(panel, runs)}, {how}" if name == names[0] else ""
             more = [f"{text} x" if text else "" for text in better]
             lines.append(f"| {first} | {SHOWN[name]} | {' | '.join([*cells, *more])} |")
     return "\n".join(lines)
@@ -175,7 +177,7 @@ def plot(runs: Sequence[Figures], file: Path) -> None:
             grid[0][column].set_ylabel(above)
         grid[1][column].set_xlabel(LABELS[panel.kind])
     grid[1][0].set_ylabel("p95 of a session, s")
-    grid[0][0].legend()
+    figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     figure.savefig(file, format="png")
 
 

@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from prefillshare.bench.figures import Figures, Slo
+from prefillshare.bench.figures import Figures, Slo, read_runs
+from prefillshare.bench.plots import draw
 from prefillshare.bench.report import highest_kept_up, write_report
 from tests.bench.written import CALL, PREFILL, SESSION, write_run
 
@@ -128,8 +129,27 @@ def test_a_load_above_one_that_was_too_much_was_kept_up_with_by_chance() -> None
 def test_plots_are_of_one_kind_of_load(opened: Path) -> None:
     write_run(opened, [CALL, SESSION])
     assert [file.name for file in write_report(opened, Slo())[2:]] == [
-        "reflexion-m4-poisson.png",
         "reflexion-m4-closed.png",
+        "reflexion-m4-poisson.png",
+    ]
+
+
+def test_one_load_is_drawn_as_bars_and_a_system_has_its_colour_whoever_is_missing(tmp_path: Path) -> None:
+    from matplotlib.colors import to_rgba
+    from matplotlib.figure import Figure
+
+    for system in ("shared", "per-model"):  # the second and the last of four are missing
+        write_run(tmp_path, [CALL, SESSION], system=system)
+    axes = Figure().subplots()
+    draw(axes, read_runs(tmp_path, Slo()), "sessions a minute")
+    assert [patch.get_facecolor() for patch in axes.patches] == [to_rgba("C0"), to_rgba("C2")]
+    write_run(tmp_path, [CALL, SESSION], system="per-model", load="closed:9")
+    axes = Figure().subplots()
+    draw(axes, read_runs(tmp_path, Slo()), "sessions a minute")
+    assert not axes.patches
+    assert [to_rgba(line.get_color()) for line in axes.get_lines() if line.get_marker() == "o"] == [
+        to_rgba("C0"),
+        to_rgba("C2"),
     ]
 
 

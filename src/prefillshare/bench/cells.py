@@ -25,7 +25,10 @@ class Panel(NamedTuple):
 
 
 def by_panel(runs: Sequence[Figures]) -> dict[Panel, list[Figures]]:
-    return _grouped(runs, lambda run: Panel(run.workload, run.models, run.load.partition(":")[0]))
+    """Workload by workload; of one, closed loops come first."""
+    groups = _grouped(runs, lambda run: Panel(run.workload, run.models, run.load.partition(":")[0]))
+    order = list(dict.fromkeys((panel.workload, panel.models) for panel in groups))
+    return dict(sorted(groups.items(), key=lambda item: (order.index(item[0][:2]), item[0].is_open)))
 
 
 def by_load(runs: Sequence[Figures]) -> dict[str, list[Figures]]:

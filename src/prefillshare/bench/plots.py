@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefillshare.bench.cells import LABELS, by_load, by_panel, by_system, size_of
+from prefillshare.bench.cells import LABELS, by_load, by_panel, by_system, in_figures, size_of
 from prefillshare.bench.figures import Figures
+from prefillshare.bench.systems import SYSTEMS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,17 +40,28 @@ def plot_loads(runs: Sequence[Figures], folder: Path) -> list[Path]:
 
 
 def draw(axes: "Axes", runs: Sequence[Figures], name: str) -> None:
-    """A line for every system, with the range of its repeats; a sign where it is known only to be so much or more."""
+    """A line for every system, or a bar where there is one load, with the range of its repeats; a sign where it is
+    known only to be so much or more. A system has the same colour everywhere."""
+    is_one_load = len(by_load(runs)) == 1
     for system, within in by_system(runs).items():
         points = _points(within, name)
         if not points:
             continue
         loads, middle, below, above, bounded = zip(*points, strict=True)
-        line = axes.errorbar(loads, middle, yerr=[below, above], marker="o", capsize=3, label=system)
+        place = SYSTEMS.index(system)
+        colour = f"C{place}"
+        if is_one_load:
+            loads = (place,)
+            axes.bar(loads, middle, yerr=[below, above], capsize=3, label=system, color=colour)
+        else:
+            axes.errorbar(loads, middle, yerr=[below, above], marker="o", capsize=3, label=system, color=colour)
         for load, value, is_bound in zip(loads, middle, bounded, strict=True):
             if is_bound:
-                colour = line.lines[0].get_color()
-                axes.annotate("≥", (load, value), xytext=(6, -4), textcoords="offset points", color=colour)
+                axes.annotate("≥", (load, value), xytext=(0, 3), textcoords="offset points", ha="center")
+    if is_one_load:
+        axes.set_xticks([len(SYSTEMS) / 2 - 0.5], [in_figures(runs[0].load)])
+        axes.set_xlim(-0.6, len(SYSTEMS) - 0.4)
+    axes.margins(y=0.1)  # room for the sign
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
 
