@@ -773,6 +773,35 @@ async def test_no_new_session_gets_the_room_that_a_cached_one_waits_for() -> Non
     assert bench.log == ["a1", "b1", "c1"]  # in order again: neither is cached
 
 
+async def test_what_waiting_calls_have_cached_is_not_asked_while_there_is_no_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench(decode=10**6, prefill=TOKENS - 10)
+    asked: list[str] = []
+    monkeypatch.setattr(bench.placement, "knows_most", lambda model, session, chain: asked.append(model))
+    for number in range(9):
+        bench.call(str(number))
+    await settle()
+    assert bench.log == ["0"]
+    assert len(asked) == 1
+    await bench.end("0")
+    assert bench.log == ["0", "1"]
+    assert len(asked) == 1 + 8
+
+
+@pytest.mark.parametrize("lost", ["prefill", "decode"])
+async def test_who_waits_for_a_full_prefill_worker_learns_that_no_worker_is_left(lost: str) -> None:
+    bench = Bench(decode=10**6, prefill=TOKENS - 10)
+    bench.call("first")
+    waiting = bench.call("waiting")
+    await settle()
+    pool = bench.prefill if lost == "prefill" else bench.sql
+    pool.mark_down(pool.workers[0], "gone")
+    bench.flow.freed()
+    assert (await refusal(waiting)).status == 503
+    await bench.end("first")
+
+
 async def test_who_has_waited_long_for_cached_ones_waits_no_longer() -> None:
     bench = Contexts(cached_first_s=5.0)
     for name in ("a1", "b1", "c1", "a2"):

@@ -299,6 +299,16 @@ def test_what_a_worker_has_no_room_for_is_not_known(placement: Placement) -> Non
     assert not placement.knows_most("sql", SESSION, chain_of_request(body))  # its room is what it was
 
 
+def test_the_room_of_a_worker_that_has_left_is_not_that_of_its_successor(placement: Placement) -> None:
+    body = conversation("one", turns=8)
+    worker, _ = prefill(placement, body=body)
+    placement.holds(worker, 128)
+    placement.forget(worker)
+    placement.routes["sql"].prefill.mark_down(B if worker == A else A, "gone")
+    prefill(placement, body=body)
+    assert placement.knows_most("sql", SESSION, chain_of_request(body))
+
+
 def test_a_decode_workers_room_is_counted_in_its_blocks(placement: Placement) -> None:
     worker, _ = decode(placement, ids=list(range(999)))
     placement.holds(worker, 8)

@@ -152,15 +152,16 @@ class FlowControl:
 
         While there are calls that go first, no other gets the room that they wait for, whichever queues they are in.
         """
-        for preferred in (self._goes_first, None):
-            for pool in self._queues:
-                queue = self._queues.of(pool)
-                head = queue.first()
-                if head is None or pool in blocked or head.item.route.prefill in blocked:
-                    continue
-                if entry := queue.first(preferred):
-                    return entry
-        return None
+        heads = {
+            pool: head
+            for pool in self._queues
+            if pool not in blocked
+            and (head := self._queues.of(pool).first())
+            and head.item.route.prefill not in blocked
+            and not _is_full(head.item.route)  # so that few looks at a long queue are long
+        }
+        preferred = (self._queues.of(pool).first(self._goes_first) for pool in heads)
+        return next((entry for entry in preferred if entry), None) or next(iter(heads.values()), None)
 
     def _goes_first(self, waiting: Waiting) -> bool:
         """Calls whose prompts are mostly cached go first, and those that have waited long for these.
@@ -276,6 +277,14 @@ class FlowControl:
         text = f"The workers for this model are busy; there is no room for this call within {within}."
         retry_s = self._service.expect(waiting.route.decode, self._waiting_tokens(rivals), _in_flight(rivals))
         return overloaded(text, retry_s)
+
+
+def _is_full(route: ModelRoute) -> bool:
+    """Whether the prefill workers have no room for any call. Without a worker, calls wait for no room."""
+    ready = route.prefill.ready()
+    if not ready or not route.decode.ready():
+        return False
+    return not any(route.prefill.has_room(worker, 1) for worker in ready)
 
 
 def _in_flight(pools: Iterable[Pool]) -> int:

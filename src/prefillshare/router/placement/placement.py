@@ -144,8 +144,8 @@ class Placement:
         Homes stay. A session that is called meanwhile moves, one that is not comes back to that name, as after a
         restart, and the other workers keep theirs.
         """
-        self._prefill_memory.forget(worker)
-        self._decode_memory.forget(worker)
+        self._prefill_memory.left(worker)
+        self._decode_memory.left(worker)
 
     def _homes_in(self, pool: Pool) -> Affinity:
         if pool not in self._homes:
@@ -233,5 +233,8 @@ class _Memory:
             kept[1].limit(most)
 
     def forget(self, worker: Worker) -> None:
-        """Not how much it has room for: that is told anew when another one comes under its name."""
         self._known.pop(worker.name, None)
+
+    def left(self, worker: Worker) -> None:
+        self.forget(worker)
+        self._limits.pop(worker.name, None)  # told anew when another one comes under its name
