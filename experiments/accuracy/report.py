@@ -180,6 +180,9 @@ def _check_comparable(name: str, records: list[Record]) -> None:
     of_seed = {(record.cell.seed, record.recipe["data"]) for record in records}
     if any(other != recipes[0] for other in recipes) or len(of_seed) != len({seed for seed, _ in of_seed}):
         raise UserError(f"the records of {name} were made by different recipes; remove those that are out of date")
+    dtypes = {(record.cell.seed, record.environment["dtype"]) for record in records}
+    if len(dtypes) != len({seed for seed, _ in dtypes}):
+        raise UserError(f"records of {name} with the same seed were made in different dtypes; keep those of one")
 
 
 def _mean_seconds(records: list[Record]) -> float:

@@ -14,11 +14,24 @@ from pathlib import Path
 from rich.console import Console
 
 from experiments.accuracy.answering import score
-from experiments.accuracy.cells import ANSWERERS, BATCH_SIZE, Answerer, Cell, Record, best, grid, load, recipe, save
+from experiments.accuracy.cells import (
+    ANSWERERS,
+    BATCH_SIZE,
+    Answerer,
+    Cell,
+    Record,
+    best,
+    grid,
+    load,
+    read,
+    recipe,
+    save,
+)
 from experiments.accuracy.families import FAMILIES
 from experiments.accuracy.items import Data, Size
 from experiments.accuracy.training import train_cell
 from experiments.environment import environment
+from prefillshare.hardware import preferred_dtype
 from prefillshare.identity import compute_identity
 
 
@@ -74,6 +87,11 @@ class Grid:
             wanted = recipe(family, data, identity)
             groups.append(Group(self, data, [load(cell, wanted, self.results) for cell in cells]))
         return groups
+
+    def other_dtypes(self, family: str, seed: int) -> set[str]:
+        """Those in which a family and seed were begun that are not this machine's. Mixed, they would be compared."""
+        files = self.results.glob(f"{family}-s{seed}-*.json")
+        return {read(file).environment["dtype"] for file in files} - {preferred_dtype()}
 
 
 @dataclass
@@ -150,12 +168,29 @@ class Group:
 
 
 def run(what: Grid, *, budget_s: float, console: Console) -> bool:
-    """Whether everything is done. Stops before a step that would end after the budget."""
-    groups = what.groups()
+    """Whether everything is done. Stops before a step that would end after the budget.
+
+    What a family and seed consist of is computed in one dtype: what was begun in another than this machine's is left.
+    """
+    groups: list[Group] = []
+    others: dict[str, set[str]] = {}
+    for group in what.groups():
+        cell = group.records[0].cell
+        if group.remaining() and (dtypes := what.other_dtypes(cell.family, cell.seed)):
+            others[f"{cell.family} seed {cell.seed}"] = dtypes
+        else:
+            groups.append(group)
+    for name, dtypes in others.items():
+        theirs = ", ".join(sorted(dtypes))
+        console.print(
+            f"{name} was begun in {theirs}, this machine computes in {preferred_dtype()}: left to a machine like the "
+            "first (or remove its records)",
+            highlight=False,
+        )
     clock = Clock(budget_s)
     total = sum(len(group.remaining()) for group in groups)
     done = 0
-    console.print(f"{total} steps to do" if total else "everything is done already")
+    console.print(f"{total} steps to do" if total else "everything else is done" if others else "everything is done")
     for number, group in enumerate(groups):
         for step in group.remaining():
             if not clock.allows(step.kind):
@@ -167,4 +202,4 @@ def run(what: Grid, *, budget_s: float, console: Console) -> bool:
             console.print(f"[{done + 1}/{total}] {step.title}{time_left}", highlight=False)
             clock.run(step)
             done += 1
-    return True
+    return not others

@@ -21,9 +21,10 @@ def fill(
     bits: str = "1100",
     best: float = 1e-3,
     recipe: dict[str, object] = RECIPE,
+    dtype: str = "float32",
 ) -> None:
     """base 0, full 3/4, naive 1/4, decode 2/4 on the test items, at the given rate of two."""
-    environment = {"dtype": "float32"}
+    environment = {"dtype": dtype}
     base = Record(Cell(family, seed, "base"), recipe, environment)
     base.scores["test"] = {"base": {"right": "0000", "seconds": 1.0}}
     save(base, folder)
@@ -125,6 +126,17 @@ def test_records_of_two_recipes_do_not_make_one_table(docs: Path) -> None:
     fill(results, 0)
     fill(results, 1, recipe={**RECIPE, "steps": 3})
     with pytest.raises(UserError, match="different recipes"):
+        write_report(results, docs)
+
+
+def test_a_seed_is_compared_in_one_dtype_and_seeds_may_differ(docs: Path) -> None:
+    results = docs / "results" / "accuracy"
+    fill(results, 0)
+    fill(results, 1, dtype="bfloat16")
+    assert "Settings: dtype bfloat16; dtype float32." in write_report(results, docs)
+    file = results / "sql-s1-full-0.001.json"
+    file.write_text(file.read_text().replace("bfloat16", "float32"))
+    with pytest.raises(UserError, match="different dtypes"):
         write_report(results, docs)
 
 

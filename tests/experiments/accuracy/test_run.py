@@ -92,7 +92,7 @@ def test_a_finished_grid_has_nothing_to_do(grid: Grid, trained: list[str]) -> No
     trained.clear()
     finished, text = go(grid)
     assert finished
-    assert "done already" in text
+    assert "everything is done" in text
     assert not trained
 
 
@@ -162,6 +162,23 @@ def test_records_of_another_recipe_are_neither_used_nor_overwritten(grid: Grid, 
     go(grid)
     with pytest.raises(UserError, match=r"toy-s0-base.json: made by another recipe \(data, items differ\)"):
         go(replace(grid, items=8))
+
+
+def test_what_was_begun_in_another_dtype_is_left(
+    grid: Grid, trained: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go(replace(grid, rates=(1e-3,)))
+    here = run_module.preferred_dtype()
+    monkeypatch.setattr(run_module, "preferred_dtype", lambda: "float8")
+    trained.clear()
+    finished, text = go(replace(grid, seeds=(0, 1), rates=(1e-2,)))
+    assert not finished
+    assert f"toy seed 0 was begun in {here}, this machine computes in float8" in text
+    assert trained
+    assert not [line for line in trained if "seed 0" in line]
+    finished, text = go(replace(grid, rates=(1e-3,)))  # done in whatever dtype
+    assert finished
+    assert "everything is done" in text
 
 
 def test_a_record_survives_its_file(tmp_path: Path) -> None:
