@@ -20,6 +20,11 @@ def preferred_dtype(cpuinfo: Path = Path("/proc/cpuinfo"), gpu: Path = Path("/pr
     return "bfloat16" if _cpu_flags(cpuinfo) & _NATIVE_BF16_FLAGS else "float32"
 
 
+def resolve_dtype(dtype: DType | Literal["auto"]) -> DType:
+    """What a setting of that value stands for on this machine."""
+    return preferred_dtype() if dtype == "auto" else dtype
+
+
 def _cpu_flags(cpuinfo: Path) -> set[str]:
     try:
         lines = cpuinfo.read_text().splitlines()

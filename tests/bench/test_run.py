@@ -10,6 +10,7 @@ from prefillshare.bench import run as runner
 from prefillshare.bench.host import Hosted, HostRequest
 from prefillshare.bench.hosting import HostFailed
 from prefillshare.bench.matrix import Matrix, WorkloadConfig
+from prefillshare.bench.systems import Machine
 from prefillshare.errors import UserError
 from tests.bench.fake_server import FakeServer, hosted_by
 from tests.workloads.tokenisers import words
@@ -19,6 +20,7 @@ MATRIX = Matrix(
     systems=("shared", "colocated"),
     models=(2,),
     repeats=2,
+    machine=Machine(dtype="float32"),  # that of the fake servers
 )
 
 
@@ -107,6 +109,20 @@ def test_a_matrix_from_before_there_was_a_field_goes_on(started: list[str], tmp_
     file.write_text("{}")
     with pytest.raises(UserError, match="holds the runs of another matrix"):
         run(tmp_path)
+
+
+def test_what_was_begun_on_another_kind_of_machine_is_not_gone_on_with(
+    started: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path, only=("r0",))
+    started.clear()
+    here = runner.kind_of_machine("float32")
+    monkeypatch.setattr(runner, "kind_of_machine", lambda dtype: here | {"cores": 999, "dtype": "bfloat16"})
+    with pytest.raises(UserError, match=r"made with cores \d+ and dtype float32, and here it is cores 999 and"):
+        run(tmp_path)
+    assert started == []
+    monkeypatch.setattr(runner, "kind_of_machine", lambda dtype: here | {"not recorded then": 1})
+    assert run(tmp_path) == 0
 
 
 def test_what_is_wrong_with_a_workload_is_said_before_anything_starts(started: list[str], tmp_path: Path) -> None:

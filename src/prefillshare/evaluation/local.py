@@ -17,7 +17,7 @@ from prefillshare.evaluation.config import EvaluateConfig
 from prefillshare.evaluation.items import Item
 from prefillshare.evaluation.mixed import generate_mixed
 from prefillshare.evaluation.systems import Measurement, Role
-from prefillshare.hardware import preferred_dtype
+from prefillshare.hardware import resolve_dtype
 from prefillshare.identity import compute_identity
 from prefillshare.instructions import Placement, place_instructions
 from prefillshare.module import MANIFEST_NAME, load_module, verify_module
@@ -65,7 +65,7 @@ class LocalAnswers:
 
     @property
     def dtype(self) -> str:
-        return preferred_dtype() if self._config.dtype == "auto" else self._config.dtype
+        return resolve_dtype(self._config.dtype)
 
     def depends_on(self, measurement: Measurement) -> dict[str, Any]:
         """What decides the answers, beside data and max_new_tokens. Kept answers to anything else are not used."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_type_hints
+from typing import Annotated, Any, Self, get_type_hints
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
@@ -18,7 +18,7 @@ from trl import ModelConfig, ScriptArguments, SFTConfig
 from prefillshare.config import apply_overrides, describe_validation_error, read_yaml
 from prefillshare.errors import UserError
 from prefillshare.fields import ModelName, RelativePath
-from prefillshare.hardware import preferred_dtype
+from prefillshare.hardware import DType, resolve_dtype
 from prefillshare.instructions import Placement
 from prefillshare.training.refusals import refusal
 
@@ -29,8 +29,6 @@ _DEFAULTS: Mapping[str, Any] = {
     "max_length": None,  # TRL cuts rows at 1,024 tokens; a response that lost its prompt's end teaches nonsense
     "lora_target_modules": ["all-linear"],  # PEFT's own default leaves out the MLP
 }
-
-ComputeDtype = Literal["float32", "bfloat16", "float16"]
 
 
 class TrainConfig(BaseModel):
@@ -109,14 +107,13 @@ class TrainConfig(BaseModel):
         return bool(self.get("use_peft"))
 
     @property
-    def compute_dtype(self) -> ComputeDtype:
+    def compute_dtype(self) -> DType:
         """What passes are computed in: as `bf16`, `fp16` or `dtype` say, else what this machine computes fastest."""
         if self.get("fp16"):
             return "float16"
         if "bf16" in self.trl and self.trl["bf16"] is not None:
             return "bfloat16" if self.trl["bf16"] else "float32"
-        dtype: ComputeDtype | Literal["auto"] = self.trl.get("dtype") or "auto"
-        return preferred_dtype() if dtype == "auto" else dtype
+        return resolve_dtype(self.trl.get("dtype") or "auto")
 
     def arguments(self) -> SFTConfig:
         """TRL's arguments for the trainer. Packing is done before, and the model is loaded by us.

@@ -12,15 +12,15 @@ from experiments.accuracy.cells import BATCH_SIZE, Cell, read
 from experiments.accuracy.items import Family, Size
 from experiments.accuracy.run import Grid
 from experiments.accuracy.training import train_cell
+from prefillshare import hardware
 from prefillshare.errors import UserError
-from prefillshare.training import config as prefillshare_config
 from tests.experiments.accuracy.conftest import toy
 from tests.experiments.accuracy.test_run import go
 
 
 @pytest.fixture(autouse=True)
 def _float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (training, answering, prefillshare_config):
+    for module in (training, answering, hardware):
         monkeypatch.setattr(module, "preferred_dtype", lambda: "float32")
 
 
