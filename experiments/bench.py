@@ -44,6 +44,7 @@ SHOWN = {
     "ttft s p95": "first token p95, s",
     "tpot s": "s a token",
     "prefix hit ratio": "prefix hit ratio",
+    "hit ratio at best": "at best",
     "prefill tokens a session": "prefill tokens a session",
     "of the possible speed": "of the possible speed",
 }

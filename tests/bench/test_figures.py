@@ -75,6 +75,17 @@ def test_hits_are_measured_where_prompts_are_computed(tmp_path: Path) -> None:
     assert values["peak KV, MB"] == 0.5
 
 
+def test_what_no_earlier_prompt_of_its_session_held_can_be_no_hit(tmp_path: Path) -> None:
+    first = CALL | {"prompt_tokens": 60, "new_tokens": 60}
+    failed = CALL | {"new_tokens": 100, "error": "HTTP 429"}
+    write_run(tmp_path, [first, CALL | {"new_tokens": 20}, failed, SESSION])
+    (run,) = read_runs(tmp_path, Slo())
+    assert run.values["hit ratio at best"] == 0.5
+    write_run(tmp_path, [first, {key: value for key, value in CALL.items() if key != "new_tokens"}])
+    (old,) = read_runs(tmp_path, Slo())
+    assert old.values["hit ratio at best"] is None
+
+
 def test_the_busiest_core_is_the_limit_if_it_was_busy(tmp_path: Path) -> None:
     busy = figures(tmp_path)
     assert busy.limit == "core 0 (prefill)"

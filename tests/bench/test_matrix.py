@@ -87,6 +87,7 @@ def test_a_matrix_is_read_from_a_file(tmp_path: Path) -> None:
         ("workloads: [{source: react, loads: [five]}]", "load 'five'"),
         ("workloads: [{source: react}]\nminutes: 0", "minutes: .*greater than 0"),
         ("workloads: [{source: react}]\nminutes: 10", "minutes=10 of arrivals do not end before limit_s=600"),
+        ("workloads: [{source: react, limit_s: 60}]\nminutes: 2", "minutes=2 of arrivals do not end .*limit_s=60;"),
         ("workloads: [{source: react}]\nsystems: [ours]", r"systems\.0"),
     ):
         file.write_text(text)

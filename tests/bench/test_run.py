@@ -1,12 +1,14 @@
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from prefillshare.bench import run as runner
+from prefillshare.bench.drive import Play
 from prefillshare.bench.host import Hosted, HostRequest
 from prefillshare.bench.hosting import HostFailed
 from prefillshare.bench.matrix import Matrix, WorkloadConfig
@@ -57,6 +59,29 @@ def test_every_run_leaves_its_records_and_what_they_were_measured_with(started: 
     assert facts["environment"]["dtype"] == "float32"
     assert facts["use"]["seconds"] > 0
     assert facts["workers"] == [{"name": "p", "role": "prefill", "core": 0, "kv_tokens": 5000}]
+
+
+def test_a_workload_may_have_a_limit_of_its_own(
+    started: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = []
+    whole = runner.play
+
+    async def play(http: Any, what: Play, tell: Callable[[Any], None]) -> float:
+        limits.append(what.limit_s)
+        return await whole(http, what, tell)
+
+    monkeypatch.setattr(runner, "play", play)
+    short = MATRIX.workloads[0].model_copy(update={"limit_s": 7.0, "seed": 1})
+    run(tmp_path, MATRIX.model_copy(update={"workloads": (*MATRIX.workloads, short), "repeats": 1, "limit_s": 9.0}))
+    assert limits == [9.0, 7.0] * 2
+    written = [json.loads(file.read_text()) for file in (tmp_path / "runs").glob("*.json")]
+    assert sorted((facts["workload"]["seed"], facts["limit_s"]) for facts in written) == [
+        (0, 9),
+        (0, 9),
+        (1, 7),
+        (1, 7),
+    ]
 
 
 def test_what_is_done_is_not_done_again(started: list[str], tmp_path: Path) -> None:

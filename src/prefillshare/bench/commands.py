@@ -40,7 +40,7 @@ def run(
         systems: [shared, per-model, colocated]
         workloads:
           - {source: reflexion, sessions: 16, max_calls: 24}
-          - {source: ./sessions.jsonl, sessions: 20, loads: ["closed:1"]}   # in place of those below
+          - {source: ./sessions.jsonl, loads: ["closed:1"], limit_s: 900}   # in place of those below
         loads: ["closed:4", "poisson:0.1"]      # sessions at a time, or arriving a second
         models: [2, 4]
         repeats: 3

@@ -124,6 +124,7 @@ def _figures(facts: dict[str, Any], rows: Sequence[dict[str, Any]], slo: Slo, co
             **waits,
             **_rates(calls, sessions, facts["seconds"], slo),
             **_prefill(facts, sessions),
+            "hit ratio at best": _hit_ratio_at_best(calls),
             "least s possible": least.seconds if least else None,
             # An open loop takes as long as its sessions take to arrive, on the best of systems too.
             "of the possible speed": least.seconds / facts["seconds"] if least and not is_open else None,
@@ -206,6 +207,14 @@ def _prefill(facts: dict[str, Any], sessions: Sequence[Any]) -> dict[str, float 
         "peak KV, MB": sum(worker["peak_kv_tokens"] for worker in workers) * per_token / 1e6,
         "preemptions": sum(worker["preemptions"] for worker in workers),
     }
+
+
+def _hit_ratio_at_best(calls: Sequence[Any]) -> float | None:
+    """With caches of any size that all models share: all but what no earlier prompt of the session held."""
+    good = [call for call in calls if call["error"] is None]
+    if not good or any("new_tokens" not in call for call in good):
+        return None
+    return 1 - sum(call["new_tokens"] for call in good) / sum(call["prompt_tokens"] for call in good)
 
 
 def _core_use(facts: dict[str, Any]) -> dict[str, float]:

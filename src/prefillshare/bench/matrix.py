@@ -25,7 +25,8 @@ _TEMPLATE = 0.05
 class WorkloadConfig(Section):
     """`source` as in docs/workloads.md. Sessions end after `max_calls`, if that is given, or at the context's end.
 
-    `loads` of its own are played in place of the matrix's: what one workload is overloaded by leaves another idle.
+    `loads` and `limit_s` of its own stand in place of the matrix's: what one workload is overloaded by leaves another
+    idle, and sessions of one are ten times as long as those of another.
     """
 
     source: str
@@ -33,6 +34,7 @@ class WorkloadConfig(Section):
     max_calls: Count | None = None
     seed: int = 0
     loads: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    limit_s: Annotated[float, Field(gt=0)] | None = None
 
     @property
     def title(self) -> str:
@@ -60,11 +62,13 @@ class Matrix(Section):
 
     @model_validator(mode="after")
     def _sessions_arrive_before_the_end(self) -> Self:
-        if self.minutes is not None and 60 * self.minutes >= self.limit_s:
-            raise ValueError(
-                f"minutes={self.minutes:g} of arrivals do not end before limit_s={self.limit_s:g}; give fewer, or a "
-                "higher limit_s"
-            )
+        for workload in self.workloads:
+            limit_s = workload.limit_s or self.limit_s
+            if self.minutes is not None and 60 * self.minutes >= limit_s:
+                raise ValueError(
+                    f"minutes={self.minutes:g} of arrivals do not end before limit_s={limit_s:g}; give fewer, or a "
+                    "higher limit_s"
+                )
         return self
 
 
@@ -101,13 +105,15 @@ SHORT = Matrix(
     repeats=1,
     limit_s=180.0,
 )
-_CLOSED = ("closed:1", "closed:4", "closed:12", "closed:24")
 FULL = Matrix(
-    # As many sessions a second as `shared` just keeps up with on two cores with bfloat16 units.
+    # Open loops: as many sessions a second as `shared` just keeps up with on two cores with bfloat16 units.
     workloads=(
-        WorkloadConfig(source="reflexion", sessions=4, max_calls=12, loads=(*_CLOSED, "poisson:0.27")),
-        WorkloadConfig(source="react", sessions=4, loads=(*_CLOSED, "poisson:0.5")),
-        WorkloadConfig(source="tool_heavy", sessions=4, max_calls=8, loads=(*_CLOSED, "poisson:0.13")),
+        WorkloadConfig(
+            source="reflexion", sessions=4, max_calls=12, loads=("closed:1", "closed:4", "closed:24", "poisson:0.27")
+        ),
+        WorkloadConfig(source="react", sessions=4, loads=("closed:1", "closed:4", "closed:24", "poisson:0.5")),
+        # Whole sessions, up to the end of the context, on a baseline with room for two or three such contexts a model.
+        WorkloadConfig(source="tool_heavy", sessions=4, loads=("closed:1", "closed:4", "poisson:0.07"), limit_s=1200.0),
     ),
     systems=SYSTEMS,
     repeats=3,

@@ -33,6 +33,7 @@ SHOWN = {
     "leg 1 s p95": 2,
     "tpot s": 3,
     "prefix hit ratio": 3,
+    "hit ratio at best": 3,
     "prefill tokens a session": 0,
     "KV moved a session, MB": 0,
     "peak KV, MB": 0,

@@ -102,7 +102,7 @@ async def one_run(each: Run, matrix: Matrix, system: Hosted, output: Path, token
         models=model_names(each.models),
         endpoints=system.endpoints,
         mode=matrix.mode,
-        limit_s=matrix.limit_s,
+        limit_s=each.workload.limit_s or matrix.limit_s,
         salt=each.salt,
     )
     with result.with_suffix(".jsonl").open("w") as records:
@@ -121,7 +121,7 @@ async def one_run(each: Run, matrix: Matrix, system: Hosted, output: Path, token
         "load": each.load,
         "repeat": each.repeat,
         "mode": matrix.mode,
-        "limit_s": matrix.limit_s,
+        "limit_s": what.limit_s,
         "seconds": round(seconds, 3),
         "use": asdict(use),
         "machine": matrix.machine.model_dump(),
