@@ -1,11 +1,12 @@
-"""The benchmark's published figures: `python -m experiments.bench short | full | publish`.
+"""The benchmark's published figures: `python -m experiments.bench short | full | float32 | publish`.
 
     short      one load, two systems, in under 15 minutes on two cores
     full       every family, load and system, three times: hours; goes on where it was stopped
+    float32    whole tool-heavy sessions in float32, for cores without bfloat16 units: about an hour
     publish    writes the tables and the plot of README.md and docs/bench.md from the records in docs/results/bench, or
-               from those of a folder, which are copied there
+               from those of a folder, which are copied there. Runs in float32 have a folder and a table of their own
 
-The first two make the base when it is missing, measure what work costs here, run, and leave a report in
+The first three make the base when it is missing, measure what work costs here, run, and leave a report in
 artifacts/bench/. Timings are worth something on a machine that does nothing else.
 """
 
@@ -23,17 +24,27 @@ from prefillshare.bench.calibrate import calibrate
 from prefillshare.bench.cells import LABELS, Panel, by_load, by_panel, by_system, in_figures
 from prefillshare.bench.costs import FILE
 from prefillshare.bench.figures import Figures, Slo, read_runs
-from prefillshare.bench.matrix import FULL, SHORT, Matrix
+from prefillshare.bench.matrix import FULL, SHORT, Matrix, WorkloadConfig
 from prefillshare.bench.plots import draw
 from prefillshare.bench.report import against, cell, highest_kept_up, kept_up_table, ratio, write_report
 from prefillshare.bench.run import run
+from prefillshare.bench.systems import Machine
 from prefillshare.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "docs" / "results" / "bench"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "bench.md")
 START = "<!-- table: python -m experiments.bench publish -->"
+FLOAT32_START = "<!-- table: python -m experiments.bench publish docs/results/bench-float32 -->"
 PLOT = "overview.png"
+
+FLOAT32 = Matrix(
+    workloads=(WorkloadConfig(source="tool_heavy", sessions=8),),
+    loads=("closed:4",),
+    repeats=1,
+    limit_s=2400.0,
+    machine=Machine(dtype="float32"),
+)
 
 # Columns of the tables; those that say nothing about a kind of load are left out.
 SHOWN = {
@@ -71,25 +82,30 @@ def measure(matrix: Matrix, output: Path) -> int:
 
 def publish(results: Path) -> None:
     """Raises UserError: there are no runs, or no costs."""
-    if results.resolve() != PUBLISHED.resolve():
-        _copy(results)
-    runs = read_runs(PUBLISHED, Slo())
+    runs = read_runs(results, Slo())  # says what is missing before anything is removed
+    readme, page = PAGES
+    if {each.facts["environment"]["dtype"] for each in runs} == {"float32"}:
+        _copy(results, PUBLISHED.with_name("bench-float32"))
+        write_section(page, FLOAT32_START, tables(runs))
+        return
+    _copy(results, PUBLISHED)
     plot(runs, PUBLISHED / PLOT)
-    for page, text in zip(PAGES, (summary(runs), tables(runs)), strict=True):
-        write_section(page, START, text)
+    write_section(readme, START, summary(runs))
+    write_section(page, START, tables(runs))
 
 
-def _copy(results: Path) -> None:
-    read_runs(results, Slo())  # says what is missing before anything is removed
+def _copy(results: Path, published: Path) -> None:
+    if results.resolve() == published.resolve():
+        return
     if not (results / FILE).exists():
         raise UserError(f"{results / FILE} is missing; `prefillshare bench calibrate {results} --base ...` makes it")
-    shutil.rmtree(PUBLISHED / "runs", ignore_errors=True)
-    (PUBLISHED / "runs").mkdir(parents=True)
+    shutil.rmtree(published / "runs", ignore_errors=True)
+    (published / "runs").mkdir(parents=True)
     for name in (FILE, "matrix.json"):
-        shutil.copy(results / name, PUBLISHED)
+        shutil.copy(results / name, published)
     for file in sorted((results / "runs").glob("*.json")):
         for one in (file, file.with_suffix(".jsonl")):
-            shutil.copy(one, PUBLISHED / "runs")
+            shutil.copy(one, published / "runs")
 
 
 def summary(runs: Sequence[Figures]) -> str:
@@ -187,8 +203,8 @@ def main() -> int:
         prog="python -m experiments.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     what = parser.add_subparsers(dest="what", required=True)
-    for name, matrix in (("short", SHORT), ("full", FULL)):
-        command = what.add_parser(name, help=f"{len(matrix.systems)} systems, {matrix.repeats} repeats")
+    for name, matrix in (("short", SHORT), ("full", FULL), ("float32", FLOAT32)):
+        command = what.add_parser(name, help=f"{len(matrix.systems)} systems, repeats: {matrix.repeats}")
         command.add_argument("--output", type=Path, default=ROOT / "artifacts" / "bench" / name)
         command.set_defaults(matrix=matrix)
     command = what.add_parser("publish", help="tables and plot from records")

@@ -91,6 +91,21 @@ def test_records_costs_and_plot_are_kept_beside_the_tables(results: Path) -> Non
     bench.publish(published)  # from what is there
 
 
+def test_runs_in_float32_have_a_table_of_their_own(results: Path, pages: tuple[Path, Path]) -> None:
+    bench.publish(results)
+    readme, table = (page.read_text() for page in pages)
+    for file in (results / "runs").glob("*.json"):
+        file.write_text(file.read_text().replace('"bfloat16"', '"float32"'))
+    pages[1].write_text(f"{table}\n{bench.FLOAT32_START}\n{END}\n")
+    bench.publish(results)
+    assert pages[0].read_text() == readme
+    assert pages[1].read_text().startswith(table)
+    assert "| 12 | shared | per-model | " in pages[1].read_text().removeprefix(table)
+    others = bench.PUBLISHED.with_name("bench-float32")
+    assert (others / "costs.json").exists()
+    assert len(list((others / "runs").iterdir())) == len(list((results / "runs").iterdir()))
+
+
 def test_what_is_incomplete_replaces_nothing(results: Path, tmp_path: Path) -> None:
     bench.publish(results)
     (results / "costs.json").unlink()
