@@ -1,6 +1,6 @@
 """The benchmark's published figures: `python -m experiments.bench short | full | float32 | publish`.
 
-    short      one load, two systems, in under 15 minutes on two cores
+    short      one load, two systems, in about 15 minutes on two cores, twice that without bfloat16 units
     full       every family, load and system, three times: hours; goes on where it was stopped
     float32    whole tool-heavy sessions in float32, for cores without bfloat16 units: about an hour
     publish    writes the tables and the plot of README.md and docs/bench.md from the records in docs/results/bench, or
@@ -39,7 +39,8 @@ FLOAT32_START = "<!-- table: python -m experiments.bench publish docs/results/be
 PLOT = "overview.png"
 
 FLOAT32 = Matrix(
-    workloads=(WorkloadConfig(source="tool_heavy", sessions=8),),
+    workloads=(WorkloadConfig(source="tool_heavy", sessions=4),),
+    systems=("shared", "per-model"),
     loads=("closed:4",),
     repeats=1,
     limit_s=2400.0,
@@ -71,7 +72,7 @@ def measure(matrix: Matrix, output: Path) -> int:
     console = Console(stderr=True)
     base = prepare_base(ROOT / "artifacts" / "base")
     if not (output / FILE).exists():
-        code = calibrate(matrix.machine, base, output, console)
+        code = calibrate(matrix.machine, base, output, console, adapters="shared-lora" in matrix.systems)
         if code:
             return code
     code = run(matrix, base, output, console)

@@ -20,21 +20,28 @@ from tests.workloads.tokenisers import words
 MACHINE = Machine(max_model_len=1024, max_num_seqs=4, decode_kv_tokens=8192)
 
 
-def calibrate(output: Path) -> int:
-    return command.calibrate(MACHINE, Path("base"), output, Console(stderr=True, quiet=True))
+def calibrate(output: Path, *, adapters: bool = True) -> int:
+    console = Console(stderr=True, quiet=True)
+    return command.calibrate(MACHINE, Path("base"), output, console, adapters=adapters)
 
 
-def test_costs_are_written_with_what_they_were_measured_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    started = []
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Has every system be a fake server; holds the systems that were started, and how many models each has."""
+    found = []
 
     @asynccontextmanager
     async def hosted(request: HostRequest, log: Path) -> AsyncIterator[Hosted]:
-        started.append((request.system, request.models))
+        found.append((request.system, request.models))
         async with hosted_by(Caching(), models=request.models, role="decode") as system:
             yield system
 
     monkeypatch.setattr(command, "hosted", hosted)
     monkeypatch.setattr(command, "load_tokenise", lambda base: words)
+    return found
+
+
+def test_costs_are_written_with_what_they_were_measured_with(started: list[tuple[str, int]], tmp_path: Path) -> None:
     assert calibrate(tmp_path) == 0
     assert started == [("shared", 1), ("shared-lora", 1)]
     written = json.loads((tmp_path / FILE).read_text())
@@ -43,6 +50,14 @@ def test_costs_are_written_with_what_they_were_measured_with(tmp_path: Path, mon
     assert len(written["measured"]["alone"]) == 24
     assert len(written["measured"]["adapter_steps"]) == len(written["measured"]["steps"]) == 3
     assert written["adapter_decode_cost"]["step_s"] >= 0
+
+
+def test_adapters_are_measured_only_if_they_are_wanted(started: list[tuple[str, int]], tmp_path: Path) -> None:
+    assert calibrate(tmp_path, adapters=False) == 0
+    assert started == [("shared", 1)]
+    written = json.loads((tmp_path / FILE).read_text())
+    assert written["measured"]["adapter_steps"] == []
+    assert written["adapter_decode_cost"] is None
 
 
 def test_workers_that_do_not_start_end_it_and_nothing_is_written(

@@ -13,20 +13,20 @@ from prefillshare.bench.environment import environment
 from prefillshare.bench.host import HostRequest
 from prefillshare.bench.hosting import hosted, to_the_end
 from prefillshare.bench.systems import Machine, SystemName
-from prefillshare.simulate.cost import Cost
+from prefillshare.simulate.cost import Cost, WorkerProfile
 from prefillshare.workloads.tokens import load_tokenise
 
 
-def calibrate(machine: Machine, base: Path, output: Path, console: Console) -> int:
-    """Writes `output`/costs.json; returns the exit code, as `run` does.
+def calibrate(machine: Machine, base: Path, output: Path, console: Console, *, adapters: bool) -> int:
+    """Writes `output`/costs.json; returns the exit code, as `run` does. With `adapters`, a second system is started.
 
     Raises:
         UserError: the base has no tokenizer, or a call failed.
     """
-    return asyncio.run(_calibrate(machine, base, output, console))
+    return asyncio.run(_calibrate(machine, base, output, console, adapters))
 
 
-async def _calibrate(machine: Machine, base: Path, output: Path, console: Console) -> int:
+async def _calibrate(machine: Machine, base: Path, output: Path, console: Console, adapters: bool) -> int:
     tokenise = load_tokenise(base)
     log = output / "logs" / "calibration.log"
 
@@ -43,21 +43,27 @@ async def _calibrate(machine: Machine, base: Path, output: Path, console: Consol
             made_with = environment(system)
             async with open_client(system.api_key) as http:
                 measured = await measure(http, system, tokenise, machine, say)
-        say("starting the workers with an adapter")
-        async with hosted(request("shared-lora"), log) as with_adapter, open_client(with_adapter.api_key) as http:
-            steps = await measure_steps(http, with_adapter, tokenise, machine, say)
-        measured = replace(measured, adapter_steps=steps)
+        if adapters:
+            say("starting the workers with an adapter")
+            async with hosted(request("shared-lora"), log) as with_adapter, open_client(with_adapter.api_key) as http:
+                steps = await measure_steps(http, with_adapter, tokenise, machine, say)
+            measured = replace(measured, adapter_steps=steps)
         profile = fit(measured, machine, system.kv_bytes_per_token)
         write(output / FILE, measured, profile, made_with)
         console.print(
-            f"{output / FILE}: {1e3 * profile.cost.token_s:.2f} ms a prompt token; {_step(profile.cost)}, with an "
-            f"adapter {_step(profile.cost_of_decode)}; {1e3 * profile.leg_s:.0f} ms for each leg beside these",
+            f"{output / FILE}: {1e3 * profile.cost.token_s:.2f} ms a prompt token; {_steps(profile)}; "
+            f"{1e3 * profile.leg_s:.0f} ms for each leg beside these",
             markup=False,
             highlight=False,
             soft_wrap=True,
         )
 
     return await to_the_end(measure_and_write(), console, stopped="stopped; nothing was written")
+
+
+def _steps(profile: WorkerProfile) -> str:
+    with_adapter = profile.decode_cost
+    return _step(profile.cost) + (f", with an adapter {_step(with_adapter)}" if with_adapter else "")
 
 
 def _step(cost: Cost) -> str:

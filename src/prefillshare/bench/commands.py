@@ -69,14 +69,12 @@ def run(
 def calibrate(
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="The folder of the runs that it is for.")],
     base: Annotated[Path, typer.Option(help="The base: a checkpoint, in safetensors.")],
-    matrix: Annotated[
-        Path | None, typer.Option(metavar="FILE.YAML", help="The runs' matrix, if they had one: its machine counts.")
-    ] = None,
+    matrix: Annotated[Path | None, typer.Option(metavar="FILE.YAML", help="The runs' matrix, if they had one.")] = None,
 ) -> None:
-    """Measure what prefill, decode and handoff cost here, without any queue (about 4 minutes on two cores).
+    """Measure what prefill, decode and handoff cost here, without any queue (4 to 16 minutes on two cores).
 
-    Decode steps are measured with an adapter too, for `shared-lora`. Writes OUTPUT/costs.json. The report then says how
-    near each run came to what is possible, and the simulator can predict runs.
+    Decode steps are measured with an adapter too, unless the matrix has no `shared-lora`. Writes OUTPUT/costs.json. The
+    report then says how near each run came to what is possible, and the simulator can predict runs.
     Example: `prefillshare bench calibrate results --base ./base`
     """
     from rich.console import Console
@@ -84,8 +82,9 @@ def calibrate(
     from prefillshare.bench import matrix as matrices
     from prefillshare.bench.calibrate import calibrate as measure_costs
 
-    machine = (matrices.load_matrix(matrix) if matrix is not None else matrices.SHORT).machine
-    raise typer.Exit(measure_costs(machine, base, output, Console(stderr=True)))
+    wanted = matrices.load_matrix(matrix) if matrix is not None else matrices.FULL
+    adapters = "shared-lora" in wanted.systems
+    raise typer.Exit(measure_costs(wanted.machine, base, output, Console(stderr=True), adapters=adapters))
 
 
 @app.command()
