@@ -72,7 +72,7 @@ def measure(matrix: Matrix, output: Path) -> int:
     console = Console(stderr=True)
     base = prepare_base(ROOT / "artifacts" / "base")
     if not (output / FILE).exists():
-        code = calibrate(matrix.machine, base, output, console, adapters="shared-lora" in matrix.systems)
+        code = calibrate(matrix, base, output, console)
         if code:
             return code
     code = run(matrix, base, output, console)

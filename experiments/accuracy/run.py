@@ -190,7 +190,8 @@ def run(what: Grid, *, budget_s: float, console: Console) -> bool:
     clock = Clock(budget_s)
     total = sum(len(group.remaining()) for group in groups)
     done = 0
-    console.print(f"{total} steps to do" if total else "everything else is done" if others else "everything is done")
+    nothing = "everything else is done" if others else "everything is done already"
+    console.print(f"{total} steps to do" if total else nothing)
     for number, group in enumerate(groups):
         for step in group.remaining():
             if not clock.allows(step.kind):

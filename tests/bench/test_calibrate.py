@@ -12,6 +12,7 @@ from prefillshare.bench import calibrate as command
 from prefillshare.bench.costs import FILE
 from prefillshare.bench.host import Hosted, HostRequest
 from prefillshare.bench.hosting import HostFailed
+from prefillshare.bench.matrix import Matrix, WorkloadConfig
 from prefillshare.bench.systems import Machine
 from tests.bench.fake_server import hosted_by
 from tests.bench.test_costs import Caching
@@ -21,8 +22,9 @@ MACHINE = Machine(max_model_len=1024, max_num_seqs=4, decode_kv_tokens=8192)
 
 
 def calibrate(output: Path, *, adapters: bool = True) -> int:
-    console = Console(stderr=True, quiet=True)
-    return command.calibrate(MACHINE, Path("base"), output, console, adapters=adapters)
+    systems = ("shared", "shared-lora") if adapters else ("shared",)
+    matrix = Matrix(workloads=(WorkloadConfig(source="react"),), systems=systems, machine=MACHINE)
+    return command.calibrate(matrix, Path("base"), output, Console(stderr=True, quiet=True))
 
 
 @pytest.fixture

@@ -12,21 +12,23 @@ from prefillshare.bench.costs import FILE, fit, measure, measure_steps, write
 from prefillshare.bench.environment import environment
 from prefillshare.bench.host import HostRequest
 from prefillshare.bench.hosting import hosted, to_the_end
-from prefillshare.bench.systems import Machine, SystemName
+from prefillshare.bench.matrix import Matrix
+from prefillshare.bench.systems import SystemName
 from prefillshare.simulate.cost import Cost, WorkerProfile
 from prefillshare.workloads.tokens import load_tokenise
 
 
-def calibrate(machine: Machine, base: Path, output: Path, console: Console, *, adapters: bool) -> int:
-    """Writes `output`/costs.json; returns the exit code, as `run` does. With `adapters`, a second system is started.
+def calibrate(matrix: Matrix, base: Path, output: Path, console: Console) -> int:
+    """Writes `output`/costs.json; returns the exit code, as `run` does. For `shared-lora`, a second system is started.
 
     Raises:
         UserError: the base has no tokenizer, or a call failed.
     """
-    return asyncio.run(_calibrate(machine, base, output, console, adapters))
+    return asyncio.run(_calibrate(matrix, base, output, console))
 
 
-async def _calibrate(machine: Machine, base: Path, output: Path, console: Console, adapters: bool) -> int:
+async def _calibrate(matrix: Matrix, base: Path, output: Path, console: Console) -> int:
+    machine = matrix.machine
     tokenise = load_tokenise(base)
     log = output / "logs" / "calibration.log"
 
@@ -43,7 +45,7 @@ async def _calibrate(machine: Machine, base: Path, output: Path, console: Consol
             made_with = environment(system)
             async with open_client(system.api_key) as http:
                 measured = await measure(http, system, tokenise, machine, say)
-        if adapters:
+        if "shared-lora" in matrix.systems:
             say("starting the workers with an adapter")
             async with hosted(request("shared-lora"), log) as with_adapter, open_client(with_adapter.api_key) as http:
                 steps = await measure_steps(http, with_adapter, tokenise, machine, say)

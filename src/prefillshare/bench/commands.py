@@ -83,8 +83,7 @@ def calibrate(
     from prefillshare.bench.calibrate import calibrate as measure_costs
 
     wanted = matrices.load_matrix(matrix) if matrix is not None else matrices.FULL
-    adapters = "shared-lora" in wanted.systems
-    raise typer.Exit(measure_costs(wanted.machine, base, output, Console(stderr=True), adapters=adapters))
+    raise typer.Exit(measure_costs(wanted, base, output, Console(stderr=True)))
 
 
 @app.command()

@@ -112,7 +112,7 @@ FULL = Matrix(
             source="reflexion", sessions=4, max_calls=12, loads=("closed:1", "closed:4", "closed:24", "poisson:0.27")
         ),
         WorkloadConfig(source="react", sessions=4, loads=("closed:1", "closed:4", "closed:24", "poisson:0.5")),
-        # Whole sessions, up to the end of the context, on a baseline with room for two or three such contexts a model.
+        # Whole sessions, to the end of the context; the baseline has room for one and a half such contexts a model.
         WorkloadConfig(source="tool_heavy", sessions=4, loads=("closed:1", "closed:4", "poisson:0.07"), limit_s=1200.0),
     ),
     systems=SYSTEMS,
