@@ -91,8 +91,9 @@ def plan(system: SystemName, models: int, base: Path, folder: Path, machine: Mac
             port=machine.first_port,
             flow=FLOW,
             # Probes would take part of a system's time. Workers that take turns on a core can have a step of half a
-            # minute, which is no fault of theirs: taken for stalled, they would lose their calls.
+            # minute and a prompt of ten, which is no fault of theirs: taken for stalled, they would lose their calls.
             health=HealthConfig(token_every_s=86400.0, stalled_after_s=86400.0),
+            request_timeout_s=86400.0,
         ),
         log_dir=folder / "logs",
     )
