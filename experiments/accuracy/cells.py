@@ -47,6 +47,11 @@ class Record:
     training: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, dict[Answerer, dict[str, Any]]] = field(default_factory=dict)
 
+    @property
+    def dtype(self) -> str | None:
+        """Of the computation; None before there is one."""
+        return self.environment.get("dtype")
+
     def right(self, part: str, answerer: Answerer) -> list[int]:
         return [int(bit) for bit in self.scores[part][answerer]["right"]]
 

@@ -29,7 +29,7 @@ _PER_SEED = {"data"}
 class FamilyResult:
     """One family over the seeds for which every system has been scored on the test items.
 
-    Only rates that both systems have been trained at count: a wider sweep would favour one of them.
+    Only rates that both systems have been trained at, in one dtype, count: a wider sweep would favour one of them.
     """
 
     family: str
@@ -150,13 +150,14 @@ def _family_result(name: str, records: list[Record]) -> FamilyResult | None:
 def _at_common_rates(records: list[Record]) -> dict[tuple[int, System], list[Record]]:
     """By seed and system: what was scored on the validation items at a rate that both systems have; and base."""
     groups: dict[tuple[int, System], list[Record]] = defaultdict(list)
-    rates: dict[tuple[int, System], set[float | None]] = defaultdict(set)
+    rates: dict[tuple[int, System], set[tuple[float | None, str | None]]] = defaultdict(set)
     for record in records:
         if "validation" in record.scores:
-            rates[record.cell.seed, record.cell.system].add(record.cell.rate)
+            rates[record.cell.seed, record.cell.system].add((record.cell.rate, record.dtype))
     for record in records:
         seed, system = record.cell.seed, record.cell.system
-        if system == "base" or record.cell.rate in rates[seed, "full"] & rates[seed, "decode"]:
+        common = rates[seed, "full"] & rates[seed, "decode"]
+        if system == "base" or (record.cell.rate, record.dtype) in common:
             groups[seed, system].append(record)
     return groups
 
@@ -180,9 +181,6 @@ def _check_comparable(name: str, records: list[Record]) -> None:
     of_seed = {(record.cell.seed, record.recipe["data"]) for record in records}
     if any(other != recipes[0] for other in recipes) or len(of_seed) != len({seed for seed, _ in of_seed}):
         raise UserError(f"the records of {name} were made by different recipes; remove those that are out of date")
-    dtypes = {(record.cell.seed, record.environment["dtype"]) for record in records}
-    if len(dtypes) != len({seed for seed, _ in dtypes}):
-        raise UserError(f"records of {name} with the same seed were made in different dtypes; keep those of one")
 
 
 def _mean_seconds(records: list[Record]) -> float:

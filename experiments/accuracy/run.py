@@ -23,7 +23,6 @@ from experiments.accuracy.cells import (
     best,
     grid,
     load,
-    read,
     recipe,
     save,
 )
@@ -86,12 +85,22 @@ class Grid:
             data = family.build(cells[0].seed, Size(family.steps * BATCH_SIZE, self.items // 2, self.items))
             wanted = recipe(family, data, identity)
             groups.append(Group(self, data, [load(cell, wanted, self.results) for cell in cells]))
+        for full, decode in zip(groups[1::3], groups[2::3], strict=True):
+            for number, pair in enumerate(zip(full.records, decode.records, strict=True)):
+                full.records[number], decode.records[number] = _in_one_dtype(*pair)
         return groups
 
-    def other_dtypes(self, family: str, seed: int) -> set[str]:
-        """Those in which a family and seed were begun that are not this machine's. Mixed, they would be compared."""
-        files = self.results.glob(f"{family}-s{seed}-*.json")
-        return {read(file).environment["dtype"] for file in files} - {preferred_dtype()}
+
+def _in_one_dtype(full: Record, decode: Record) -> tuple[Record, Record]:
+    """Both systems' records at one rate. If they are not both done in the same dtype, which is the machine's, what was
+    done in another than this machine's is done again."""
+    if "validation" in full.scores and "validation" in decode.scores and full.dtype == decode.dtype:
+        return full, decode
+    return _of_this_machine(full), _of_this_machine(decode)
+
+
+def _of_this_machine(record: Record) -> Record:
+    return record if record.dtype == preferred_dtype() else Record(record.cell, record.recipe)
 
 
 @dataclass
@@ -114,10 +123,19 @@ class Group:
             for record in self.records
             if "validation" not in record.scores
         ]
-        if steps or "test" not in best(self.records).scores:
+        if steps or ("test" not in best(self.records).scores and self.left_to is None):
             title = f"{cells[0].family} seed {cells[0].seed} {cells[0].system}, test items"
             steps.append(Step(f"{cells[0].family} {cells[0].system} test", title, self._test))
         return steps
+
+    @property
+    def left_to(self) -> str | None:
+        """The dtype of the machines that can go on with this: that of the best checkpoint, which is not there."""
+        if any("validation" not in record.scores for record in self.records):  # the best is not known, or there is none
+            return None
+        chosen = best(self.records)
+        done = "test" in chosen.scores or chosen.dtype == preferred_dtype() or self._has_checkpoint(chosen.cell)
+        return None if done else chosen.dtype
 
     def _base(self) -> None:
         self._score(self.records[0], "test")
@@ -132,9 +150,10 @@ class Group:
 
     def _test(self) -> None:
         chosen = best(self.records)
-        if "test" in chosen.scores:  # it was the best before more rates were tried, and is
+        # It was the best before more rates were tried, and is; or only another machine can train it as it was.
+        if "test" in chosen.scores or self.left_to:
             return
-        if not (self._checkpoint(chosen.cell) / "config.json").is_file():
+        if not self._has_checkpoint(chosen.cell):
             self._train(chosen)
         self._score(chosen, "test")
 
@@ -163,35 +182,20 @@ class Group:
             )
         save(record, self.grid.results)
 
+    def _has_checkpoint(self, cell: Cell) -> bool:
+        return (self._checkpoint(cell) / "config.json").is_file()
+
     def _checkpoint(self, cell: Cell) -> Path:
         return self.grid.checkpoints / cell.name.replace(".", "_")
 
 
 def run(what: Grid, *, budget_s: float, console: Console) -> bool:
-    """Whether everything is done. Stops before a step that would end after the budget.
-
-    What a family and seed consist of is computed in one dtype: what was begun in another than this machine's is left.
-    """
-    groups: list[Group] = []
-    others: dict[str, set[str]] = {}
-    for group in what.groups():
-        cell = group.records[0].cell
-        if group.remaining() and (dtypes := what.other_dtypes(cell.family, cell.seed)):
-            others[f"{cell.family} seed {cell.seed}"] = dtypes
-        else:
-            groups.append(group)
-    for name, dtypes in others.items():
-        theirs = ", ".join(sorted(dtypes))
-        console.print(
-            f"{name} was begun in {theirs}, this machine computes in {preferred_dtype()}: left to a machine like the "
-            "first (or remove its records)",
-            highlight=False,
-        )
+    """Whether everything is done. Stops before a step that would end after the budget."""
+    groups = what.groups()
     clock = Clock(budget_s)
     total = sum(len(group.remaining()) for group in groups)
     done = 0
-    nothing = "everything else is done" if others else "everything is done already"
-    console.print(f"{total} steps to do" if total else nothing)
+    console.print(f"{total} steps to do" if total else "nothing is left to do here")
     for number, group in enumerate(groups):
         for step in group.remaining():
             if not clock.allows(step.kind):
@@ -203,4 +207,12 @@ def run(what: Grid, *, budget_s: float, console: Console) -> bool:
             console.print(f"[{done + 1}/{total}] {step.title}{time_left}", highlight=False)
             clock.run(step)
             done += 1
-    return not others
+    elsewhere = [group for group in groups if group.left_to]
+    for group in elsewhere:
+        chosen = best(group.records)
+        console.print(
+            f"{chosen.cell}: the best so far, trained in {chosen.dtype}; its test items are left to a machine that "
+            f"computes in it (or remove both systems' records at this rate, to train both in {preferred_dtype()})",
+            highlight=False,
+        )
+    return not elsewhere

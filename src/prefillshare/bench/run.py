@@ -54,8 +54,9 @@ async def _run(matrix: Matrix, base: Path, output: Path, console: Console, only:
         example = next(runs(matrix)).name
         raise UserError(f"--only {' '.join(only)}: no run of this matrix has that in its name; they are as {example}")
     _claim(output, matrix)
-    _check_kind(output, kind_of_machine(resolve_dtype(matrix.machine.dtype)))
     missing = [each for each in wanted if not _result(output, each).exists()]
+    if missing:
+        _check_kind(output, kind_of_machine(resolve_dtype(matrix.machine.dtype)))
     for each in missing:
         each.arrivals()
         workload_of(each, tokenise, matrix.machine.max_model_len)  # says what is wrong before anything starts

@@ -129,15 +129,22 @@ def test_records_of_two_recipes_do_not_make_one_table(docs: Path) -> None:
         write_report(results, docs)
 
 
-def test_a_seed_is_compared_in_one_dtype_and_seeds_may_differ(docs: Path) -> None:
+def test_both_systems_are_compared_at_a_rate_in_one_dtype_and_rates_may_differ(docs: Path) -> None:
     results = docs / "results" / "accuracy"
     fill(results, 0)
-    fill(results, 1, dtype="bfloat16")
-    assert "Settings: dtype bfloat16; dtype float32." in write_report(results, docs)
-    file = results / "sql-s1-full-0.001.json"
-    file.write_text(file.read_text().replace("bfloat16", "float32"))
-    with pytest.raises(UserError, match="different dtypes"):
-        write_report(results, docs)
+    for system in ("full", "decode"):
+        change_dtype(results / f"sql-s0-{system}-0.001.json")
+    text = write_report(results, docs)
+    assert "Settings: dtype bfloat16; dtype float32." in text
+    assert "| sql | 0.001 |" in text
+    change_dtype(results / "sql-s0-decode-0.0001.json")
+    text = write_report(results, docs)
+    assert "| sql | 0.001 |" in text
+    assert "| sql | 0.0001 |" not in text
+
+
+def change_dtype(file: Path) -> None:
+    file.write_text(file.read_text().replace("float32", "bfloat16"))
 
 
 def test_a_page_without_marks_is_refused(docs: Path) -> None:

@@ -92,7 +92,7 @@ def test_a_finished_grid_has_nothing_to_do(grid: Grid, trained: list[str]) -> No
     trained.clear()
     finished, text = go(grid)
     assert finished
-    assert "done already" in text
+    assert "nothing is left" in text
     assert not trained
 
 
@@ -164,21 +164,47 @@ def test_records_of_another_recipe_are_neither_used_nor_overwritten(grid: Grid, 
         go(replace(grid, items=8))
 
 
-def test_what_was_begun_in_another_dtype_is_left(
-    grid: Grid, trained: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def elsewhere(grid: Grid, trained: list[str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """One rate is done on a machine of this dtype; this one is of another."""
     go(replace(grid, rates=(1e-3,)))
-    here = run_module.preferred_dtype()
+    dtype = run_module.preferred_dtype()
     monkeypatch.setattr(run_module, "preferred_dtype", lambda: "float8")
+    monkeypatch.setattr(run_module, "environment", lambda: {"dtype": "float8"})
+    shutil.rmtree(grid.checkpoints)
     trained.clear()
-    finished, text = go(replace(grid, seeds=(0, 1), rates=(1e-2,)))
+    return dtype
+
+
+def test_other_rates_may_be_of_another_dtype(grid: Grid, trained: list[str], elsewhere: str) -> None:
+    assert go(grid)[0]
+    assert [line for line in trained if "0.001" in line or "base" in line] == []
+    assert read(grid.results / "toy-s0-full-0.01.json").dtype == "float8"
+    assert read(grid.results / "toy-s0-full-0.001.json").dtype == elsewhere
+
+
+def test_a_rate_that_one_system_has_in_another_dtype_is_done_again(
+    grid: Grid, trained: list[str], elsewhere: str
+) -> None:
+    (grid.results / "toy-s0-decode-0.001.json").unlink()
+    assert go(replace(grid, rates=(1e-3,)))[0]
+    assert [line for line in trained if line.startswith("train")] == [
+        "train toy seed 0 full 0.001",
+        "train toy seed 0 decode 0.001",
+    ]
+    assert {read(grid.results / f"toy-s0-{system}-0.001.json").dtype for system in ("full", "decode")} == {"float8"}
+
+
+def test_a_checkpoint_of_another_dtype_that_is_gone_is_left(grid: Grid, trained: list[str], elsewhere: str) -> None:
+    file = grid.results / "toy-s0-full-0.001.json"
+    record = read(file)
+    del record.scores["test"]
+    save(record, grid.results)
+    finished, text = go(replace(grid, rates=(1e-3, 2e-3)))
     assert not finished
-    assert f"toy seed 0 was begun in {here}, this machine computes in float8" in text
-    assert trained
-    assert not [line for line in trained if "seed 0" in line]
-    finished, text = go(replace(grid, rates=(1e-3,)))  # done in whatever dtype
-    assert finished
-    assert "everything is done" in text
+    assert f"toy seed 0 full 0.001: the best so far, trained in {elsewhere}" in text
+    assert "test" not in read(file).scores
+    assert [line for line in trained if "full 0.001" in line] == []
 
 
 def test_a_record_survives_its_file(tmp_path: Path) -> None:
