@@ -1,8 +1,13 @@
+import asyncio
+import io
+import os
+import signal
 import time
 from pathlib import Path
 
 import psutil
 import pytest
+from rich.console import Console
 
 from prefillshare.bench import hosting
 from prefillshare.bench.host import HostRequest
@@ -63,3 +68,14 @@ async def test_a_base_that_is_none_is_an_error_and_no_traceback(tmp_path: Path) 
     with pytest.raises(hosting.HostFailed, match=r"has no \*\.safetensors weights"):
         async with hosting.hosted(request(tmp_path), tmp_path / "log"):
             pytest.fail("it did not start")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+async def test_what_a_signal_stopped_has_not_succeeded(number: signal.Signals, code: int) -> None:
+    async def work() -> None:
+        os.kill(os.getpid(), number)
+        await asyncio.sleep(10)
+
+    told = io.StringIO()
+    assert await hosting.to_the_end(work(), Console(file=told), stopped="to be gone on with") == code
+    assert "to be gone on with" in told.getvalue()

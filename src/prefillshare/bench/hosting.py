@@ -27,16 +27,17 @@ class HostFailed(Exception):
 
 
 async def to_the_end(work: Coroutine[Any, Any, None], console: Console, *, stopped: str) -> int:
-    """Runs the work of a command that hosts systems; returns its exit code: 1 when a system did not start, 130 after
-    Ctrl-C, which prints `stopped`. A second Ctrl-C ends the process at once; hosts then end by themselves."""
+    """Runs the work of a command that hosts systems; returns its exit code: 1 when a system did not start, and what
+    shells expect after a signal, 130 after Ctrl-C and 143 after SIGTERM, which prints `stopped`. A second one ends the
+    process at once; hosts then end by themselves."""
     with StopSignals(on_first=partial(say_stopping, console), kill=lambda: os._exit(130)) as signals:
         try:
             await work
         except asyncio.CancelledError:
-            if signals.exit_code is None:
+            if signals.received is None:
                 raise
             console.print(stopped)
-            return signals.exit_code
+            return 128 + signals.received
         except HostFailed as error:
             console.print(f"failed: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
             return 1

@@ -35,7 +35,7 @@ from prefillshare.workloads.tokens import Tokenise, load_tokenise
 
 
 def run(matrix: Matrix, base: Path, output: Path, console: Console, only: Sequence[str] = ()) -> int:
-    """Runs what is missing; returns the exit code: 1 when a system did not start, 130 after Ctrl-C.
+    """Runs what is missing; returns the exit code, as `to_the_end`.
 
     Args:
         only: the runs to do now: those with one of these in their names. Without it, all.
