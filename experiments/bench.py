@@ -87,13 +87,14 @@ def publish(results: Path) -> None:
     runs = read_runs(results, Slo())  # says what is missing before anything is removed
     readme, page = PAGES
     if {each.facts["environment"]["dtype"] for each in runs} == {"float32"}:
+        start = FLOAT32_START
         _copy(results, PUBLISHED.with_name("bench-float32"))
-        write_section(page, FLOAT32_START, tables(runs))
-        return
-    _copy(results, PUBLISHED)
-    plot(runs, PUBLISHED / PLOT)
-    write_section(readme, START, summary(runs))
-    write_section(page, START, tables(runs))
+    else:
+        start = START
+        _copy(results, PUBLISHED)
+        plot(runs, PUBLISHED / PLOT)
+    write_section(readme, start, summary(runs))
+    write_section(page, start, tables(runs))
 
 
 def _copy(results: Path, published: Path) -> None:
