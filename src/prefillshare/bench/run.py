@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from prefillshare.bench.client import open_client
 from prefillshare.bench.drive import Play, as_row, play
-from prefillshare.bench.environment import environment, kind_of_machine
+from prefillshare.bench.environment import environment, has_autogroups, kind_of_machine
 from prefillshare.bench.host import Hosted, HostRequest
 from prefillshare.bench.hosting import hosted, to_the_end
 from prefillshare.bench.matrix import Matrix, Run, runs, workload_of
@@ -32,6 +32,11 @@ from prefillshare.bench.watch import watching
 from prefillshare.errors import UserError
 from prefillshare.hardware import resolve_dtype
 from prefillshare.workloads.tokens import Tokenise, load_tokenise
+
+_AUTOGROUPS = (
+    "Linux divides cores among sessions here, so engines on one core can keep each other waiting for seconds; "
+    "`sudo sysctl kernel.sched_autogroup_enabled=0` has it divide them evenly"
+)
 
 
 def run(matrix: Matrix, base: Path, output: Path, console: Console, only: Sequence[str] = ()) -> int:
@@ -60,6 +65,8 @@ async def _run(matrix: Matrix, base: Path, output: Path, console: Console, only:
     for each in missing:
         each.arrivals()
         workload_of(each, tokenise, matrix.machine.max_model_len)  # says what is wrong before anything starts
+    if missing and has_autogroups():
+        console.print(_AUTOGROUPS, style="yellow", markup=False, highlight=False)
     console.print(f"{len(missing)} runs to do; what is done is in {output / 'runs'}", markup=False, soft_wrap=True)
 
     async def play_all() -> None:
