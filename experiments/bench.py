@@ -99,11 +99,12 @@ def publish(results: Path) -> None:
         folder = PUBLISHED.with_name(f"bench-{results.name.removeprefix('bench-')}")
         start = FLOAT32_START.format(folder=folder.name)
         _copy(results, folder)
+        has_summary = start in readme.read_text()  # not all of them stand there
     else:
-        start = START
+        start, has_summary = START, True
         _copy(results, PUBLISHED)
         plot(runs, PUBLISHED / PLOT)
-    if start in readme.read_text():
+    if has_summary:
         write_section(readme, start, summary(runs))
     write_section(page, start, tables(runs))
 

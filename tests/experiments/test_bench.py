@@ -109,6 +109,15 @@ def test_runs_in_float32_have_a_table_of_their_own(results: Path, pages: tuple[P
     assert len(list((others / "runs").iterdir())) == len(list((results / "runs").iterdir()))
 
 
+def test_a_page_without_marks_is_refused(results: Path, pages: tuple[Path, Path]) -> None:
+    for page in pages:
+        written = page.read_text()
+        page.write_text("nothing")
+        with pytest.raises(UserError, match="are missing"):
+            bench.publish(results)
+        page.write_text(written)
+
+
 def test_what_is_incomplete_replaces_nothing(results: Path, tmp_path: Path) -> None:
     bench.publish(results)
     (results / "costs.json").unlink()
