@@ -7,14 +7,13 @@ To measure again, with `sudo sysctl kernel.sched_autogroup_enabled=` 1 and then 
     prefillshare bench run docs/results/autogroups/on --base artifacts/base --matrix docs/results/autogroups/matrix.json
 """
 
-import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.section import write_section
-from prefillshare.bench.figures import recorded
+from prefillshare.bench.figures import percentile, recorded
 from prefillshare.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -32,9 +31,8 @@ def table(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     for name, rows in runs.items():
         calls = [row for row in rows if row["kind"] == "call" and row["error"] is None]
         waits = [row["ttft_s"] - row["queue_s"] - row["prefill_s"] for row in calls]
-        p90 = statistics.quantiles(waits, n=10)[-1]
         tokens = sum(row["output_tokens"] for row in calls)
-        waited = f"{statistics.median(waits):.2f} | {p90:.2f} | {max(waits):.2f}"
+        waited = " | ".join(f"{percentile(waits, share):.2f}" for share in (0.5, 0.9, 1.0))
         lines.append(f"| {name} | {len(calls)} | {tokens:,} | {waited} |")
     return "\n".join(lines)
 

@@ -92,8 +92,8 @@ class Grid:
 
 
 def _in_one_dtype(full: Record, decode: Record) -> tuple[Record, Record]:
-    """Both systems' records at one rate. If they are not both done in the same dtype, which is the machine's, what was
-    done in another than this machine's is done again."""
+    """Both systems' records at one rate. Unless both are done in the same dtype, what is of another dtype than this
+    machine's is begun again."""
     if "validation" in full.scores and "validation" in decode.scores and full.dtype == decode.dtype:
         return full, decode
     return _of_this_machine(full), _of_this_machine(decode)
@@ -123,19 +123,19 @@ class Group:
             for record in self.records
             if "validation" not in record.scores
         ]
-        if steps or ("test" not in best(self.records).scores and self.left_to is None):
+        if steps or ("test" not in best(self.records).scores and not self.left_to_others()):
             title = f"{cells[0].family} seed {cells[0].seed} {cells[0].system}, test items"
             steps.append(Step(f"{cells[0].family} {cells[0].system} test", title, self._test))
         return steps
 
-    @property
-    def left_to(self) -> str | None:
-        """The dtype of the machines that can go on with this: that of the best checkpoint, which is not there."""
+    def left_to_others(self) -> Record | None:
+        """The best record, if its test items are left to machines of its dtype, which is not this one's, since its
+        checkpoint is gone."""
         if any("validation" not in record.scores for record in self.records):  # the best is not known, or there is none
             return None
         chosen = best(self.records)
         done = "test" in chosen.scores or chosen.dtype == preferred_dtype() or self._has_checkpoint(chosen.cell)
-        return None if done else chosen.dtype
+        return None if done else chosen
 
     def _base(self) -> None:
         self._score(self.records[0], "test")
@@ -151,7 +151,7 @@ class Group:
     def _test(self) -> None:
         chosen = best(self.records)
         # It was the best before more rates were tried, and is; or only another machine can train it as it was.
-        if "test" in chosen.scores or self.left_to:
+        if "test" in chosen.scores or self.left_to_others():
             return
         if not self._has_checkpoint(chosen.cell):
             self._train(chosen)
@@ -202,17 +202,16 @@ def run(what: Grid, *, budget_s: float, console: Console) -> bool:
                 console.print(f"time is up; {total - done} steps are left, the same command goes on with them")
                 return False
             later = [other for rest in groups[number:] for other in rest.remaining()]
-            left = sum(clock.estimate(other.kind) for other in later)
-            time_left = f", about {left / 60:.0f} min left" if done else ""
+            left_s = sum(clock.estimate(other.kind) for other in later)
+            time_left = f", about {left_s / 60:.0f} min left" if done else ""
             console.print(f"[{done + 1}/{total}] {step.title}{time_left}", highlight=False)
             clock.run(step)
             done += 1
-    elsewhere = [group for group in groups if group.left_to]
-    for group in elsewhere:
-        chosen = best(group.records)
+    left = [record for group in groups if (record := group.left_to_others())]
+    for chosen in left:
         console.print(
             f"{chosen.cell}: the best so far, trained in {chosen.dtype}; its test items are left to a machine that "
             f"computes in it (or remove both systems' records at this rate, to train both in {preferred_dtype()})",
             highlight=False,
         )
-    return not elsewhere
+    return not left
