@@ -8,6 +8,10 @@ LOCK := requirements/cpu-py311.txt
 .PHONY: overhead hostile accuracy simulation bench bench-full clean
 .DEFAULT_GOAL := help
 
+# Containers often forbid Python to keep what it compiled. Every worker would then compile all of vLLM again, which makes
+# the tests take twice as long.
+export PYTHONDONTWRITEBYTECODE :=
+
 help:  ## Show the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 24
 
