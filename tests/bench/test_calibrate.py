@@ -49,7 +49,7 @@ def test_costs_are_written_with_what_they_were_measured_with(started: list[tuple
     written = json.loads((tmp_path / FILE).read_text())
     assert written["cost"]["step_s"] >= 0
     assert written["environment"]["dtype"] == "float32"
-    assert len(written["measured"]["alone"]) == 24
+    assert len(written["measured"]["alone"]) == 4 * 8
     assert len(written["measured"]["adapter_steps"]) == len(written["measured"]["steps"]) == 3
     assert written["adapter_decode_cost"]["step_s"] >= 0
 

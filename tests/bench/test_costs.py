@@ -62,20 +62,22 @@ async def measured(server: FakeServer, machine: Machine = MACHINE) -> Measured:
 async def test_prompts_are_new_and_then_known_and_answers_come_in_batches() -> None:
     server = Caching()
     found = await measured(server)
-    assert [(record.prompt_tokens, record.cached_tokens) for record in found.alone[:6]] == [
+    assert [(record.prompt_tokens, record.cached_tokens) for record in found.alone[:8]] == [
         (128, 0),
         (176, 128),
+        (640, 128),
         (256, 0),
         (304, 256),
+        (768, 256),
         (512, 0),
         (560, 512),
-    ]
-    assert len(found.alone) == 4 * 6  # enough for a fit; longer prompts do not fit into max_model_len
+    ]  # a longer turn behind 512 tokens does not fit into max_model_len, nor do longer prompts
+    assert len(found.alone) == 4 * 8  # enough for a fit
     assert {(step.sequences, step.kv_tokens) for step in found.steps} == {
         (size, size * (128 + 24)) for size in (1, 2, 4)
     }
     assert server.most_at_once == 4
-    assert found.pulled_bytes == 1000 * 4 * (128 + 256 + 512 + 3 * 48)
+    assert found.pulled_bytes == 1000 * 4 * (128 + 256 + 512 + 3 * 48 + 2 * 512)
     assert found.pull_s == pytest.approx(found.pulled_bytes / 1e6)
 
 

@@ -1,9 +1,9 @@
 """What prefill, decode and handoff cost on this machine: measured on the workers that the systems are made of.
 
 One model on the system `shared`, and three kinds of calls: prompts of several lengths that no cache knows, the same
-prompts again with something behind them, and batches of answers of several sizes. Then one model on `shared-lora`, and
-the batches of answers alone: its prompts are computed by the base too. Costs are fitted to these; the report bounds by
-them what is possible, and the simulator predicts runs by them.
+prompts again with a short and with a long turn behind them, and batches of answers of several sizes. Then one model on
+`shared-lora`, and the batches of answers alone: its prompts are computed by the base too. Costs are fitted to these;
+the report bounds by them what is possible, and the simulator predicts runs by them.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ FILE = "costs.json"
 _ROUNDS = 3  # at least
 _CALLS = 20  # one at a time, at least, for a fit
 _PROMPTS = (128, 256, 512, 1024, 2048, 4096)  # tokens
-_BEHIND = 48  # tokens that a prompt which is known already has behind it
+_BEHIND = (48, 512)  # tokens that a prompt which is known already has behind it: a short turn, and a long one
 _BATCHES = (1, 2, 4, 8, 16, 32)
 _CONTEXTS = (128, 1024)
 _FEWEST_LENGTHS, _FEWEST_SIZES = 3, 3  # of prompts, of batches
@@ -56,7 +56,7 @@ class Measured:
 async def measure(
     http: aiohttp.ClientSession, system: Hosted, tokenise: Tokenise, machine: Machine, step: Callable[[str], None]
 ) -> Measured:
-    """Of a system `shared`; takes about two minutes on two cores. `step` is told what comes next.
+    """Of a system `shared`; takes about three minutes on two cores. `step` is told what comes next.
 
     Raises:
         UserError: a call failed, or the tokenizer cannot make up prompts of a given length.
@@ -179,10 +179,10 @@ class _Measuring:
     @property
     def _longest(self) -> int:
         """Tokens of a prompt."""
-        return self._machine.max_model_len - _ROOM - _BEHIND - _MANY
+        return self._machine.max_model_len - _ROOM - _MANY
 
     async def all(self) -> Measured:
-        lengths = [tokens for tokens in _PROMPTS if tokens <= self._longest]
+        lengths = [tokens for tokens in _PROMPTS if tokens + min(_BEHIND) <= self._longest]
         if len(lengths) < _FEWEST_LENGTHS or len(self._sizes(_CONTEXTS[0])) < _FEWEST_SIZES:
             raise UserError(
                 f"machine: max_model_len={self._machine.max_model_len}, max_num_seqs={self._machine.max_num_seqs} and "
@@ -196,7 +196,8 @@ class _Measuring:
             for tokens in lengths:
                 self._step(f"a prompt of {tokens} tokens")
                 text = self._text(tokens)
-                for prompt in (text, f"{text} {self._text(_BEHIND)}"):
+                turns = [f"{text} {self._text(more)}" for more in _BEHIND if tokens + more <= self._longest]
+                for prompt in (text, *turns):
                     alone += [_record(answer) for answer in await self._answers([prompt], _FEW)]
         grown = growth(before, await self._pulls())
         return Measured(

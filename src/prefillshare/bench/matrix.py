@@ -63,13 +63,17 @@ class Matrix(Section):
     @model_validator(mode="after")
     def _sessions_arrive_before_the_end(self) -> Self:
         for workload in self.workloads:
-            limit_s = workload.limit_s or self.limit_s
+            limit_s = self.limit_of(workload)
             if self.minutes is not None and 60 * self.minutes >= limit_s:
                 raise ValueError(
                     f"minutes={self.minutes:g} of arrivals do not end before limit_s={limit_s:g}; give fewer, or a "
                     "higher limit_s"
                 )
         return self
+
+    def limit_of(self, workload: WorkloadConfig) -> float:
+        """Seconds after which the workload's runs end."""
+        return workload.limit_s or self.limit_s
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from prefillshare.bench.client import open_client
 from prefillshare.bench.drive import Play, as_row, play
-from prefillshare.bench.environment import environment, has_autogroups, kind_of_machine
+from prefillshare.bench.environment import environment, kind_of_machine
 from prefillshare.bench.host import Hosted, HostRequest
 from prefillshare.bench.hosting import hosted, to_the_end
 from prefillshare.bench.matrix import Matrix, Run, runs, workload_of
@@ -61,12 +61,13 @@ async def _run(matrix: Matrix, base: Path, output: Path, console: Console, only:
     _claim(output, matrix)
     missing = [each for each in wanted if not _result(output, each).exists()]
     if missing:
-        _check_kind(output, kind_of_machine(resolve_dtype(matrix.machine.dtype)))
+        kind = kind_of_machine(resolve_dtype(matrix.machine.dtype))
+        _check_kind(output, kind)
+        if kind["autogroups"]:
+            console.print(_AUTOGROUPS, style="yellow", markup=False, highlight=False)
     for each in missing:
         each.arrivals()
         workload_of(each, tokenise, matrix.machine.max_model_len)  # says what is wrong before anything starts
-    if missing and has_autogroups():
-        console.print(_AUTOGROUPS, style="yellow", markup=False, highlight=False)
     console.print(f"{len(missing)} runs to do; what is done is in {output / 'runs'}", markup=False, soft_wrap=True)
 
     async def play_all() -> None:
@@ -110,7 +111,7 @@ async def one_run(each: Run, matrix: Matrix, system: Hosted, output: Path, token
         models=model_names(each.models),
         endpoints=system.endpoints,
         mode=matrix.mode,
-        limit_s=each.workload.limit_s or matrix.limit_s,
+        limit_s=matrix.limit_of(each.workload),
         salt=each.salt,
     )
     with result.with_suffix(".jsonl").open("w") as records:
