@@ -119,6 +119,11 @@ def save(record: Record, folder: Path) -> None:
     scratch.rename(folder / f"{record.cell.name}.json")
 
 
+def comparable(full: Record, decode: Record) -> bool:
+    """Whether both systems have been trained at this rate and scored on the validation items, in one dtype."""
+    return full.dtype == decode.dtype and all("validation" in record.scores for record in (full, decode))
+
+
 def best(records: list[Record]) -> Record:
     """The record whose system did best on the validation items; the lower rate where two are equal."""
     return max(

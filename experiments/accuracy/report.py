@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.accuracy.cells import Answerer, Record, System, best, read
+from experiments.accuracy.cells import Answerer, Record, System, best, comparable, read
 from experiments.accuracy.families import COUNTED, FAMILIES
 from experiments.accuracy.plot import draw
 from experiments.accuracy.statistics import Bits, Difference, mean, paired_difference
@@ -148,17 +148,16 @@ def _family_result(name: str, records: list[Record]) -> FamilyResult | None:
 
 
 def _at_common_rates(records: list[Record]) -> dict[tuple[int, System], list[Record]]:
-    """By seed and system: what was scored on the validation items at a rate that both systems have; and base."""
+    """By seed and system: base, and both systems at the rates at which they can be compared."""
     groups: dict[tuple[int, System], list[Record]] = defaultdict(list)
-    rates: dict[tuple[int, System], set[tuple[float | None, str | None]]] = defaultdict(set)
+    decode = {(record.cell.seed, record.cell.rate): record for record in records if record.cell.system == "decode"}
     for record in records:
-        if "validation" in record.scores:
-            rates[record.cell.seed, record.cell.system].add((record.cell.rate, record.dtype))
-    for record in records:
-        seed, system = record.cell.seed, record.cell.system
-        common = rates[seed, "full"] & rates[seed, "decode"]
-        if system == "base" or (record.cell.rate, record.dtype) in common:
-            groups[seed, system].append(record)
+        seed, rate = record.cell.seed, record.cell.rate
+        if record.cell.system == "base":
+            groups[seed, "base"].append(record)
+        elif record.cell.system == "full" and (pair := decode.get((seed, rate))) and comparable(record, pair):
+            groups[seed, "full"].append(record)
+            groups[seed, "decode"].append(pair)
     return groups
 
 

@@ -21,6 +21,7 @@ from experiments.accuracy.cells import (
     Cell,
     Record,
     best,
+    comparable,
     grid,
     load,
     recipe,
@@ -94,7 +95,7 @@ class Grid:
 def _in_one_dtype(full: Record, decode: Record) -> tuple[Record, Record]:
     """Both systems' records at one rate. Unless both are done in the same dtype, what is of another dtype than this
     machine's is begun again."""
-    if "validation" in full.scores and "validation" in decode.scores and full.dtype == decode.dtype:
+    if comparable(full, decode):
         return full, decode
     return _of_this_machine(full), _of_this_machine(decode)
 
