@@ -1,27 +1,94 @@
+import io
 import json
 import os
 import subprocess
 import sys
 
 import pytest
+from rich.console import Console
 
+from prefillshare.errors import UserError
 from prefillshare.simulate.answer import Answer, answer
+from prefillshare.simulate.goals import Goal, Missed, Reached
 from prefillshare.simulate.plan import Need
+
+QUESTION = {
+    "source": "react",
+    "rate": 1.0,
+    "model": "llama-3.1-8b",
+    "hardware": "a100-80g",
+    "models": 4,
+    "sessions": 20,
+}
 
 
 def need(system: str, workers: int, computed: float) -> Need:
     return Need(system, 1, (workers - 1,), (1,), 0.5, 0.01, 0.9, computed, 1e6, 0.5, 0.5, 2048)
 
 
+COLOCATED_MISSES = Missed(
+    "colocated", Goal(0.6, 0.02), (Reached(0.7, 0.01, 512, None), Reached(0.8, 0.03, 2048, workers=42))
+)
+
+
+def printed(found: Answer, width: int = 200) -> list[list[str]]:
+    """The cells of the table's rows."""
+    console = Console(width=width, file=io.StringIO())
+    with console.capture() as capture:
+        console.print(found.as_table())
+    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in capture.get().splitlines() if "│" in line]
+
+
 def test_what_sharing_saves_is_said_beside_each_other_system() -> None:
-    needs = {"shared": need("shared", 6, 100.0), "per-model": need("per-model", 8, 300.0), "colocated": "too slow"}
-    found = Answer({}, needs)
+    needs = {"shared": need("shared", 6, 100.0), "per-model": need("per-model", 8, 300.0)}
+    found = Answer({}, needs | {"colocated": COLOCATED_MISSES})
     assert found.saved() == {"per-model": {"workers": 0.25, "computed_tokens_ratio": 3.0}}
     words = found.in_words()
-    assert "too slow" in words
     assert "Sharing needs 25% fewer workers than per-model, which computes 3.0 times the prompt tokens." in words
-    assert found.as_dict()["systems"]["colocated"] == {"missed": "too slow"}
-    assert found.as_table().row_count == 3
+
+
+def test_what_a_system_misses_and_reaches_at_best_is_said_in_words_in_the_table_and_in_json() -> None:
+    found = Answer({}, {"shared": need("shared", 6, 100.0), "colocated": COLOCATED_MISSES})
+    lines = [
+        "ttft: 0.6 s cannot be met by colocated in steps of 512 tokens with any number of workers: "
+        "with nobody else there, 95 % of a model's calls reach 0.7 s",
+        "ttft: 0.6 s is missed by colocated in steps of 2,048 tokens even with 42 workers, "
+        "many times as many as are kept busy: 95 % of a model's calls reach 0.8 s",
+        "tpot: 0.02 s is missed by colocated in steps of 2,048 tokens even with 42 workers, "
+        "many times as many as are kept busy: 95 % of a model's calls reach 0.03 s",
+    ]
+    assert found.in_words().splitlines() == lines
+    assert [row[:6] for row in printed(found)[1:]] == [
+        ["colocated, steps of 512", "-", "-", "misses TTFT", "0.700", "10.00"],
+        ["colocated, steps of 2,048", "-", "-", "misses TTFT and TPOT", "0.800", "30.00"],
+    ]
+    assert not [cell for row in printed(found, width=80) for cell in row if "…" in cell]
+    small, large = found.as_dict()["systems"]["colocated"].pop("at_best")
+    assert small == {
+        "goals_missed": ["ttft"],
+        "ttft_p95_s": 0.7,
+        "tpot_p95_s": 0.01,
+        "max_num_batched_tokens": 512,
+        "workers": None,
+    }
+    assert (large["goals_missed"], large["workers"]) == (["ttft", "tpot"], 42)
+    assert found.as_dict()["systems"]["colocated"]["missed"] == "\n".join(lines)
+
+
+def test_the_others_are_planned_where_one_system_misses_a_goal() -> None:
+    found = answer(**QUESTION, ttft_s=0.14, tpot_s=0.05)
+    missed = {system: need for system, need in found.needs.items() if isinstance(need, Missed)}
+    assert list(missed) == ["per-model"]
+    assert missed["per-model"].at_best[0].ttft_p95_s > 0.14
+    assert "ttft: 0.14 s cannot be met by per-model" in found.in_words()
+    assert set(found.saved()) == {"colocated"}
+
+
+def test_goals_that_every_system_misses_are_bad_input() -> None:
+    with pytest.raises(UserError, match="no system meets the goals") as caught:
+        answer(**QUESTION, ttft_s=0.01, tpot_s=0.05)
+    for system in ("shared", "per-model", "colocated"):
+        assert f"ttft: 0.01 s cannot be met by {system}" in str(caught.value)
 
 
 def test_where_sharing_needs_more_it_says_so() -> None:

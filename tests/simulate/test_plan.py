@@ -6,9 +6,9 @@ from prefillshare.errors import UserError
 from prefillshare.simulate.bounds import Alone, Demand
 from prefillshare.simulate.calls import Call
 from prefillshare.simulate.cost import Cost, WorkerProfile
-from prefillshare.simulate.goals import ByModel, Goal
+from prefillshare.simulate.goals import ByModel, Goal, GoalMissed
 from prefillshare.simulate.layout import Layout
-from prefillshare.simulate.plan import GoalMissed, plan
+from prefillshare.simulate.plan import plan
 from prefillshare.simulate.records import CallRecord
 from tests.simulate.shapes import MODELS, PREAMBLE, PROFILE, sessions
 
@@ -80,17 +80,52 @@ def test_the_fewest_workers_are_those_that_the_work_keeps_busy() -> None:
     assert colocated.decode_numbers() == (5,)
 
 
-def test_a_goal_that_nobody_can_meet_is_named() -> None:
-    with pytest.raises(UserError, match=r"ttft: 0\.01 s cannot be met"):
+def test_a_goal_that_a_system_cannot_meet_is_named_with_the_system_and_what_it_reaches() -> None:
+    with pytest.raises(GoalMissed, match=r"ttft: 0\.01 s cannot be met by shared with .* reach 0\.138 s$"):
         plan(demand(1.0), PROFILE, Goal(0.01, 1.0), "shared")
-    with pytest.raises(UserError, match=r"tpot: 0\.001 s cannot be met"):
-        plan(demand(1.0), PROFILE, Goal(10.0, 0.001), "shared")
+    with pytest.raises(GoalMissed, match=r"tpot: 0\.001 s cannot be met by per-model with .* reach 0\.0102 s$"):
+        plan(demand(1.0), PROFILE, Goal(10.0, 0.001), "per-model")
+
+
+def test_a_goal_that_one_system_cannot_meet_may_be_met_by_another() -> None:
+    goal = Goal(0.18, 0.05)
+    assert plan(demand(1.0), PROFILE, goal, "shared").ttft_p95_s <= goal.ttft_s
+    for system in ("per-model", "colocated"):
+        with pytest.raises(GoalMissed, match=f"ttft: 0.18 s cannot be met by {system}"):
+            plan(demand(1.0), PROFILE, goal, system)
+
+
+LONG_PROMPT = Demand([(Call("planner", 0, 2000, 2000, 10, 0.0),)], ("planner",), 0.1)  # of four small steps, or one
+
+
+def test_colocated_workers_take_large_steps_where_small_ones_miss_a_goal() -> None:
+    """Alone the prompt takes 1.028 s in steps of 512 tokens, 1.022 s in one."""
+    need = plan(LONG_PROMPT, PROFILE, Goal(1.025, 0.5), "colocated")
+    assert need.max_num_batched_tokens == 8192
+    assert need.ttft_p95_s <= 1.025
+
+
+def test_what_colocated_workers_reach_is_said_for_each_size_of_steps() -> None:
+    with pytest.raises(GoalMissed) as caught:
+        plan(LONG_PROMPT, PROFILE, Goal(1.02, 0.01), "colocated")
+    at_best = caught.value.missed.as_dict()["at_best"]
+    assert [(each["max_num_batched_tokens"], each["workers"]) for each in at_best] == [(512, None), (8192, None)]
+    assert [each["ttft_p95_s"] for each in at_best] == pytest.approx([1.028, 1.022], abs=1e-4)
+    assert [each["goals_missed"] for each in at_best] == [["ttft", "tpot"]] * 2
+    lines = str(caught.value).splitlines()
+    assert [line.split(":")[0] for line in lines] == ["ttft", "tpot"] * 2
+    assert ["steps of 512 tokens" in line for line in lines] == [True, True, False, False]
+    assert ["steps of 8,192 tokens" in line for line in lines] == [False, False, True, True]
 
 
 def test_a_system_that_needs_far_more_workers_than_it_keeps_busy_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("prefillshare.simulate.plan.TOO_MANY", 1)
-    with pytest.raises(GoalMissed, match="per-model misses the goals even with"):
+    with pytest.raises(GoalMissed, match=r"ttft: 0\.4 s is missed by per-model even with \d+ workers") as caught:
         plan(demand(9.0), PROFILE, Goal(0.4, 0.05), "per-model")
+    (reached,) = caught.value.missed.at_best
+    assert reached.ttft_p95_s > 0.4
+    assert f"even with {reached.workers} workers, " in str(caught.value)
+    assert str(caught.value).endswith(f"95 % of a model's calls reach {reached.ttft_p95_s:.3g} s")
 
 
 @pytest.mark.parametrize("field", ["ttft_s", "tpot_s"])

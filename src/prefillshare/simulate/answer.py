@@ -1,6 +1,6 @@
 """What `prefillshare plan` answers: the need of each system beside the others'."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -9,10 +9,10 @@ from rich.table import Table
 
 from prefillshare.errors import UserError
 from prefillshare.simulate.bounds import Demand
-from prefillshare.simulate.goals import Goal
+from prefillshare.simulate.goals import Goal, GoalMissed, Missed
 from prefillshare.simulate.hardware import worker_profile
 from prefillshare.simulate.layout import SystemName
-from prefillshare.simulate.plan import GoalMissed, Need, plan
+from prefillshare.simulate.plan import Need, plan
 from prefillshare.simulate.workload import model_names, rough_tokenise, shapes_of
 from prefillshare.workloads.sources import open_workload
 from prefillshare.workloads.tokens import load_tokenise
@@ -20,21 +20,17 @@ from prefillshare.workloads.tokens import load_tokenise
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A system that misses the goals has words in place of a need."""
-
     asked: Mapping[str, Any]
-    needs: Mapping[SystemName, Need | str]
+    needs: Mapping[SystemName, Need | Missed]
 
     def as_dict(self) -> dict[str, Any]:
-        needs = {
-            system: {"missed": need} if isinstance(need, str) else need.as_dict() for system, need in self.needs.items()
-        }
+        needs = {system: need.as_dict() for system, need in self.needs.items()}
         return {"asked": dict(self.asked), "systems": needs, "saved": self.saved()}
 
     def saved(self) -> dict[str, dict[str, float]]:
         """By each other system: the share of its workers that sharing does without, and its computed tokens to ours."""
         ours = self.needs["shared"]
-        if isinstance(ours, str):
+        if isinstance(ours, Missed):
             return {}
         return {
             system: {
@@ -42,16 +38,19 @@ class Answer:
                 "computed_tokens_ratio": need.computed_tokens_per_s / ours.computed_tokens_per_s,
             }
             for system, need in self.needs.items()
-            if system != "shared" and not isinstance(need, str)
+            if system != "shared" and isinstance(need, Need)
         }
 
     def as_table(self) -> Table:
         table = Table("system", "prefill workers", "decode workers", "in all", "TTFT p95 s", "TPOT p95 ms")
         for name in ("hit ratio", "prompt tokens computed/s", "prefill busy", "decode busy"):
             table.add_column(name, justify="right")
+        for column in table.columns:
+            column.overflow = "fold"  # in a narrow terminal too, no name or figure is cut off
         for system, need in self.needs.items():
-            if isinstance(need, str):
-                table.add_row(system, "-", "-", "goals missed")
+            if isinstance(need, Missed):
+                for row in _rows(need):
+                    table.add_row(*row)
                 continue
             table.add_row(
                 system,
@@ -68,12 +67,12 @@ class Answer:
         return table
 
     def in_words(self) -> str:
-        lines = [need for need in self.needs.values() if isinstance(need, str)]
+        lines = [need.in_words() for need in self.needs.values() if isinstance(need, Missed)]
         for system, saved in self.saved().items():
             share, ratio = saved["workers"], saved["computed_tokens_ratio"]
             change = f"{share:.0%} fewer workers" if share >= 0 else f"{-share:.0%} more workers"
             lines.append(f"Sharing needs {change} than {system}, which computes {ratio:.1f} times the prompt tokens.")
-        cells = {need.cells for need in self.needs.values() if not isinstance(need, str)}
+        cells = {need.cells for need in self.needs.values() if isinstance(need, Need)}
         if max(cells, default=1) > 1:
             lines.append(
                 f"Planned as {' or '.join(map(str, sorted(cells)))} equal cells, each with a router of its own."
@@ -98,7 +97,7 @@ def answer(
 ) -> Answer:
     """
     Raises:
-        UserError: what cannot be planned for, by the option that says it.
+        UserError: what cannot be planned for, by the option that says it; goals that every system misses.
     """
     asked = {key: str(value) if isinstance(value, Path) else value for key, value in locals().items()}
     for field, number in (("models", models), ("sessions", sessions)):
@@ -109,17 +108,30 @@ def answer(
     tokenise = rough_tokenise if base is None else load_tokenise(base)
     workload = open_workload(source, tokenise, sessions=sessions, seed=seed)
     demand = Demand(shapes_of(workload, names), names, rate, workload.preamble_tokens)
-    needs: dict[SystemName, Need | str] = {}
+    needs: dict[SystemName, Need | Missed] = {}
     for system in get_args(SystemName):
         try:
             needs[system] = plan(demand, profile, goal, system, decode_pools=_pools_of(system, lora), seed=seed)
         except GoalMissed as error:
-            needs[system] = str(error)
+            needs[system] = error.missed
+    missed = [need.in_words() for need in needs.values() if isinstance(need, Missed)]
+    if len(missed) == len(needs):
+        raise UserError("\n".join(("no system meets the goals; allow more time, or choose other hardware:", *missed)))
     return Answer(asked, needs)
 
 
 def _pools_of(system: SystemName, lora: bool) -> int | None:
     return 1 if lora and system == "shared" else None
+
+
+def _rows(missed: Missed) -> Iterator[tuple[str, ...]]:
+    """Of a table of needs: what is missed, and what is reached at best."""
+    for reached in missed.at_best:
+        goals = " and ".join(name.upper() for name, _, _ in missed.goal.missed(reached))
+        # Only the sizes of steps tell the rows of one system apart.
+        steps = f", steps of {reached.max_num_batched_tokens:,}" if len(missed.at_best) > 1 else ""
+        ttft, tpot = f"{reached.ttft_p95_s:.3f}", f"{reached.tpot_p95_s * 1000:.2f}"
+        yield missed.system + steps, "-", "-", f"misses {goals}", ttft, tpot
 
 
 def _pools(workers: tuple[int, ...]) -> str:

@@ -7,7 +7,7 @@ from math import ceil, inf
 from prefillshare.errors import UserError
 from prefillshare.simulate.calls import Shape
 from prefillshare.simulate.cost import WorkerProfile
-from prefillshare.simulate.goals import ByModel, Goal
+from prefillshare.simulate.goals import ByModel, Goal, GoalMissed, Missed, Reached
 from prefillshare.simulate.layout import Layout
 from prefillshare.simulate.simulation import Simulation
 from prefillshare.simulate.workload import many
@@ -60,14 +60,11 @@ class Alone:
     def check(self, goal: Goal) -> None:
         """
         Raises:
-            UserError: a goal that is missed even so.
+            GoalMissed: this system misses a goal even so.
         """
-        for field, reached, wanted in (("ttft", self.ttft_s, goal.ttft_s), ("tpot", self.tpot_s, goal.tpot_s)):
-            if reached > wanted:
-                raise UserError(
-                    f"{field}: {wanted:g} s cannot be met with any number of workers: with nobody else there, "
-                    f"95 % of a model's calls reach {reached:.3g} s"
-                )
+        reached = Reached(self.ttft_s, self.tpot_s, self._profile.max_num_batched_tokens, workers=None)
+        if goal.missed(reached):
+            raise GoalMissed(Missed(self._layout.system, goal, (reached,)))
 
     def fewest(self, goal: Goal, rate: float) -> Layout:
         """As many workers in each pool as are busy all the time if nothing else is lost."""

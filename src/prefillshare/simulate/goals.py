@@ -2,12 +2,24 @@
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from prefillshare.errors import UserError
+from prefillshare.simulate.layout import SystemName
 from prefillshare.simulate.records import CallRecord, Totals, percentile
 
 SHARE = 95  # per cent of each model's calls that have to meet a goal
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """The best that a system reached in steps of one size: with nobody else there, or with the most workers tried."""
+
+    ttft_p95_s: float  # of the model that is slowest
+    tpot_p95_s: float
+    max_num_batched_tokens: int
+    workers: int | None  # all cells together. None: nobody else was there, so that more workers would not help
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +37,51 @@ class Goal:
         for field in ("ttft_s", "tpot_s"):
             if not 0 < getattr(self, field) < float("inf"):
                 raise UserError(f"{field.removesuffix('_s')}: a time above 0 seconds, found {getattr(self, field)}")
+
+    def missed(self, reached: Reached) -> list[tuple[str, float, float]]:
+        """Of each goal that is missed: its name, and the seconds wanted and reached."""
+        both = (("ttft", self.ttft_s, reached.ttft_p95_s), ("tpot", self.tpot_s, reached.tpot_p95_s))
+        return [(name, wanted, found) for name, wanted, found in both if found > wanted]
+
+
+@dataclass(frozen=True, slots=True)
+class Missed:
+    """A system that misses a goal, in steps of whichever size."""
+
+    system: SystemName
+    goal: Goal
+    at_best: tuple[Reached, ...]  # one for each size of steps that was tried
+
+    def in_words(self) -> str:
+        """A line for each goal missed, in steps of each size."""
+        return "\n".join(
+            f"{name}: {wanted:g} s {self._with(reached)} {SHARE} % of a model's calls reach {found:.3g} s"
+            for reached in self.at_best
+            for name, wanted, found in self.goal.missed(reached)
+        )
+
+    def _with(self, reached: Reached) -> str:
+        # Only the steps of workers that prefill and decode are of more than one size.
+        steps = f" in steps of {reached.max_num_batched_tokens:,} tokens" if self.system == "colocated" else ""
+        who = f"by {self.system}{steps}"
+        if reached.workers is None:
+            return f"cannot be met {who} with any number of workers: with nobody else there,"
+        return f"is missed {who} even with {reached.workers} workers, many times as many as are kept busy:"
+
+    def as_dict(self) -> dict[str, Any]:
+        at_best = [
+            {"goals_missed": [name for name, _, _ in self.goal.missed(reached)]} | asdict(reached)
+            for reached in self.at_best
+        ]
+        return {"missed": self.in_words(), "at_best": at_best}
+
+
+class GoalMissed(UserError):
+    """This system misses a goal; another one may meet it."""
+
+    def __init__(self, missed: Missed) -> None:
+        super().__init__(missed.in_words())
+        self.missed = missed
 
 
 class ByModel:

@@ -9,10 +9,9 @@ from dataclasses import asdict, dataclass, replace
 from math import ceil
 from typing import Any
 
-from prefillshare.errors import UserError
 from prefillshare.simulate.bounds import Alone, Demand
 from prefillshare.simulate.cost import WorkerProfile
-from prefillshare.simulate.goals import ByModel, Goal
+from prefillshare.simulate.goals import ByModel, Goal, GoalMissed, Missed, Reached
 from prefillshare.simulate.layout import Layout, SystemName
 from prefillshare.simulate.simulation import Outcome, Simulation
 from prefillshare.simulate.workload import many
@@ -49,10 +48,6 @@ class Need:
         return {"workers": self.workers} | asdict(self)
 
 
-class GoalMissed(UserError):
-    """A system misses a goal with many times the workers that the load needs."""
-
-
 def plan(
     demand: Demand,
     profile: WorkerProfile,
@@ -67,21 +62,22 @@ def plan(
         decode_pools: shared only: the models are LoRA modules in so many pools of decode workers.
 
     Raises:
-        GoalMissed: growing does not help this system.
-        UserError: a goal that no system meets, or a call that no worker has room for.
+        GoalMissed: this system misses a goal with any number of workers, or growing does not help it.
+        UserError: a call that no worker has room for.
     """
     layout = Layout(system, demand.models, decode_pools=decode_pools)
     if system != "colocated":
         return _plan(layout, demand, profile, goal, seed)
     budgets = {profile.max_num_batched_tokens, min(SMALL_STEPS, profile.max_num_batched_tokens)}
     found: list[Need] = []
+    at_best: list[Reached] = []
     for budget in sorted(budgets):
         try:
             found.append(_plan(layout, demand, replace(profile, max_num_batched_tokens=budget), goal, seed))
         except GoalMissed as error:
-            missed = error
+            at_best += error.missed.at_best
     if not found:
-        raise missed
+        raise GoalMissed(Missed(system, goal, tuple(at_best)))
     return min(found, key=lambda need: need.workers)
 
 
@@ -95,11 +91,8 @@ def _plan(layout: Layout, demand: Demand, profile: WorkerProfile, goal: Goal, se
         grown = _grown(layout, seen, goal)
         if grown == layout:
             return run.need(layout, seen, outcome)
-        layout = grown
-    raise GoalMissed(
-        f"{layout.system} misses the goals even with {layout.workers()} workers, "
-        f"{TOO_MANY} times as many as the load would keep busy"
-    )
+        most, layout = layout, grown
+    raise GoalMissed(Missed(layout.system, goal, (run.reached(most, seen),)))
 
 
 class _Run:
@@ -121,6 +114,10 @@ class _Run:
         arrivals = Poisson(demand.rate, self._seed)
         simulation = Simulation(layout, self._profile, sessions, arrivals, seen, preamble_tokens=demand.preamble_tokens)
         return seen, simulation.run()
+
+    def reached(self, layout: Layout, seen: ByModel) -> Reached:
+        budget = self._profile.max_num_batched_tokens
+        return Reached(seen.worst_ttft(), seen.worst_tpot(), budget, workers=self.cells * layout.workers())
 
     def need(self, layout: Layout, seen: ByModel, outcome: Outcome) -> Need:
         totals, cells = seen.totals, self.cells
