@@ -19,7 +19,7 @@ import numpy as np
 from experiments.section import write_section
 from prefillshare.bench.costs import FILE, read
 from prefillshare.bench.drive import salted
-from prefillshare.bench.figures import finished, recorded
+from prefillshare.bench.figures import finished, percentile_with_cut, recorded
 from prefillshare.bench.matrix import Run, WorkloadConfig, workload_of
 from prefillshare.bench.systems import FLOW, Machine, model_names
 from prefillshare.errors import UserError
@@ -46,13 +46,15 @@ FIGURES = {
     "calls_per_s": "calls/s",
     "hit_ratio": "hit ratio",
 }
-RATIOS = {"session_p95_s": False, "calls_per_s": True}  # of `shared` to other systems; whether more is better
+OF_SESSIONS = "session_p95_s"  # some of whose sessions may have been cut off
+RATIOS = {OF_SESSIONS: False, "calls_per_s": True}  # of `shared` to other systems; whether more is better
 SIDES = ("measured", "simulated")
 
 
 @dataclass(frozen=True)
 class Compared:
-    """Of one run, every figure as it was measured and as it was simulated."""
+    """Of one run, every figure as it was measured and as it was simulated. `at_least` names the sides whose session
+    p95 is only known to be as large, or larger: the sessions that would tell were cut off."""
 
     system: str
     workload: str
@@ -61,6 +63,7 @@ class Compared:
     repeat: int
     measured: Mapping[str, float]
     simulated: Mapping[str, float]
+    at_least: Sequence[str] = ()
 
     @property
     def title(self) -> str:
@@ -68,7 +71,7 @@ class Compared:
 
 
 def compare(facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], tokenise: Tokenise, costs: Path) -> Compared:
-    """Simulates the run with the sessions that it played; what either did after the run was over is left out."""
+    """Simulates the run with the sessions that it played. Both end at the run's limit, whatever is under way then."""
     machine = Machine.model_validate(facts["machine"])
     config = WorkloadConfig.model_validate(facts["workload"])
     run = Run(facts["system"], facts["models"], config, facts["load"], facts["repeat"])
@@ -78,9 +81,9 @@ def compare(facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], tokenis
     played = Records()
     calls = [row for row in rows if row["kind"] == "call" and row["error"] is None]
     played.calls += map(of_client, calls)
-    played.sessions += [
-        (row["at"], row["at"] + row["latency_s"]) for row in rows if row["kind"] == "session" and finished(row)
-    ]
+    sessions = [row for row in rows if row["kind"] == "session"]
+    played.sessions += [(row["at"], row["at"] + row["latency_s"]) for row in sessions if finished(row)]
+    cut = {"measured": [row["latency_s"] for row in sessions if not finished(row)]}
     start, message = _template_tokens(calls, workload, names)
     preamble = workload.preamble_tokens + start
     shapes = shapes_of(replace(workload, preamble_tokens=preamble), names, message)
@@ -90,23 +93,31 @@ def compare(facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], tokenis
     simulated = Records()
     layout, arrivals = _layout(run, machine), run.arrivals()
     Simulation(layout, profile, shapes, arrivals, simulated, preamble_tokens=preamble, flow=FLOW).run()
-    until = facts["seconds"]
+    until = facts["limit_s"]
+    cut["simulated"] = [until - begun for begun, ended in simulated.sessions if begun < until < ended]
     simulated.calls = [record for record in simulated.calls if record.arrived_s + record.latency_s <= until]
     simulated.sessions = [(begun, ended) for begun, ended in simulated.sessions if ended <= until]
+    figures, at_least = {}, []
+    for side, records in zip(SIDES, (played, simulated), strict=True):
+        figures[side], is_bound = _figures(records, cut[side])
+        at_least += [side] * is_bound
     return Compared(
         run.system,
         config.title,
         run.models,
         run.load,
         run.repeat,
-        measured=_figures(played),
-        simulated=_figures(simulated),
+        **figures,
+        at_least=at_least,
     )
 
 
-def _figures(records: Records) -> dict[str, float]:
+def _figures(records: Records, cut: Sequence[float]) -> tuple[dict[str, float], bool]:
+    """`cut`: how long sessions had lasted that were cut off. Also whether the session p95 is only a bound."""
     found = summarise(records)
-    return {name: found[name] for name in FIGURES}
+    ended = [ended - begun for begun, ended in records.sessions]
+    p95, is_bound = percentile_with_cut(ended, cut, 0.95)
+    return {name: found[name] for name in FIGURES} | {OF_SESSIONS: p95 or 0.0}, is_bound
 
 
 def _template_tokens(calls: Sequence[Mapping[str, Any]], workload: Workload, names: Sequence[str]) -> tuple[int, int]:
@@ -153,8 +164,7 @@ def table(runs: Sequence[Compared]) -> str:
         within = [run for run in runs if (run.title, run.system) == (title, system)]
         cells = []
         for name in FIGURES:
-            one, two = (statistics.median(getattr(run, side)[name] for run in within) for side in SIDES)
-            cells.append(f"{one:.3g}, {two:.3g} ({two / one - 1:+.0%})" if one else "-")
+            cells.append(_cell(within, name))
         lines.append(f"| {title} | {system} | {' | '.join(cells)} |")
     found = ratios(runs)
     if found:
@@ -168,8 +178,18 @@ def table(runs: Sequence[Compared]) -> str:
     return "\n".join(lines)
 
 
+def _cell(runs: Sequence[Compared], name: str) -> str:
+    one, two = (statistics.median(getattr(run, side)[name] for run in runs) for side in SIDES)
+    bounds = {side for run in runs for side in run.at_least} if name == OF_SESSIONS else set()
+    if bounds:
+        return ", ".join(
+            f"{'>= ' * (side in bounds)}{value:.3g}" for side, value in zip(SIDES, (one, two), strict=True)
+        )
+    return f"{one:.3g}, {two:.3g} ({two / one - 1:+.0%})" if one else "-"
+
+
 def ratios(runs: Sequence[Compared]) -> list[dict[str, Any]]:
-    """How many times better `shared` is than each other system on the same sessions."""
+    """How many times better `shared` is than each other system on the same sessions, where neither is only a bound."""
     ours = {(run.title, run.repeat): run for run in runs if run.system == "shared"}
     found = []
     for other in runs:
@@ -177,6 +197,8 @@ def ratios(runs: Sequence[Compared]) -> list[dict[str, Any]]:
         if shared is None or other is shared:
             continue
         for figure, more_is_better in RATIOS.items():
+            if figure == OF_SESSIONS and (shared.at_least or other.at_least):
+                continue
             pairs = [(getattr(shared, side)[figure], getattr(other, side)[figure]) for side in SIDES]
             if all(one and two for one, two in pairs):
                 values = [one / two if more_is_better else two / one for one, two in pairs]

@@ -70,9 +70,14 @@ def test_rates_count_sessions_by_the_calls_that_they_made(tmp_path: Path) -> Non
 def test_hits_are_measured_where_prompts_are_computed(tmp_path: Path) -> None:
     values = figures(tmp_path).values
     assert values["prefix hit ratio"] == 0.9
-    assert values["prefill tokens a session"] == pytest.approx(100 / 1.5)
     assert values["KV moved a session, MB"] == pytest.approx(4 / 1.5)
     assert values["peak KV, MB"] == 0.5
+
+
+def test_prompts_of_calls_that_were_never_answered_are_no_work_of_sessions(tmp_path: Path) -> None:
+    """Three were, of 100 tokens each, of which 64 were cached; the worker counted more, of one that was not."""
+    values = figures(tmp_path, workers=[PREFILL | {"queried_tokens": 400.0, "hit_tokens": 228.0}, DECODE]).values
+    assert values["prefill tokens a session"] == pytest.approx(3 * (100 - 64) / 1.5)
 
 
 def test_what_no_earlier_prompt_of_its_session_held_can_be_no_hit(tmp_path: Path) -> None:

@@ -51,10 +51,17 @@ def test_names_tell_runs_apart_and_are_names_of_files() -> None:
     assert name(WORKLOAD) == "shared-m4-react-3-s0-poisson0.5-r0"
     others = [
         WORKLOAD.model_copy(update=change)
-        for change in ({"sessions": 4}, {"max_calls": 4}, {"seed": 1}, {"source": "a/b"})
+        for change in (
+            {"sessions": 4},
+            {"max_calls": 4},
+            {"seed": 1},
+            {"source": "a/b"},
+            {"source": "c/b"},
+            {"source": "react:c/b"},
+        )
     ]
     names = {name(other) for other in (WORKLOAD, *others)}
-    assert len(names) == 5
+    assert len(names) == 7
     assert not any("/" in each for each in names)
 
 
@@ -66,9 +73,17 @@ def test_systems_are_given_the_same_sessions_and_repeats_others() -> None:
     assert of("shared", 0) == of("colocated", 0)
     assert of("shared", 0)[0] != of("shared", 1)[0]
     assert of("shared", 0)[1].sessions[0] != of("shared", 1)[1].sessions[0]
-    cut = of("shared", 0, WORKLOAD.model_copy(update={"max_calls": 4}))[1]
+    cut_salt, cut = of("shared", 0, WORKLOAD.model_copy(update={"max_calls": 4}))
+    assert cut_salt != of("shared", 0)[0]  # the system still has the prompts of the other in its caches
     assert [len(session.turns) for session in cut.sessions] == [4, 4, 4]
     assert cut.sessions[0].turns == of("shared", 0)[1].sessions[0].turns[:4]
+
+
+def test_a_run_cannot_be_asked_for_twice() -> None:
+    with pytest.raises(ValueError, match="shared-m4-react-3-s0-closed4-r0 would be run twice"):
+        Matrix(workloads=(WORKLOAD, WORKLOAD))
+    with pytest.raises(ValueError, match="shared-m4-react-3-s0-closed4-r0 would be run twice"):
+        Matrix(workloads=(WORKLOAD,), loads=("closed:4", "closed:4"))
 
 
 def test_loads_are_of_the_repeat() -> None:

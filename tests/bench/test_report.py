@@ -11,12 +11,12 @@ from tests.bench.written import CALL, PREFILL, SESSION, write_run
 
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
-    """Two systems, two repeats, two loads; `per-model` three times as slow, and prefilling five times as much."""
+    """Two systems, two repeats, two loads; `per-model` three times as slow, and prefilling 2.5 times as much."""
     for load in ("closed:1", "closed:4"):
         for repeat, factor in ((0, 1.0), (1, 1.1)):
             rows = [CALL, SESSION | {"latency_s": 20.0 * factor}]
             write_run(tmp_path, rows, load=load, repeat=repeat)
-            slow = [CALL | {"latency_s": 9.0}, SESSION | {"latency_s": 60.0 * factor}]
+            slow = [CALL | {"latency_s": 9.0, "cached_tokens": 10}, SESSION | {"latency_s": 60.0 * factor}]
             worker = PREFILL | {"hit_tokens": 500.0}
             write_run(
                 tmp_path, slow, load=load, repeat=repeat, system="per-model", seconds=180.0, workers=[worker, worker]
@@ -40,7 +40,7 @@ def test_ratios_are_of_repeats_on_the_same_sessions(written: Path) -> None:
     text = write_report(written, Slo())[0].read_text()
     assert "- session s p95, shared against per-model: 3.00 (3.00 to 3.00) times better" in text
     assert "- sessions a minute, shared against per-model: 3.00 (3.00 to 3.00) times better" in text
-    assert "- prefill tokens a session, shared against per-model: 10.00 (10.00 to 10.00) times better" in text
+    assert "- prefill tokens a session, shared against per-model: 2.50 (2.50 to 2.50) times better" in text
     assert "Ratios within one run" in text
 
 
@@ -60,6 +60,16 @@ def test_nothing_is_said_against_what_is_only_known_to_be_longer(tmp_path: Path)
     text = write_report(tmp_path, Slo())[0].read_text()
     assert "session s p95, shared against" not in text
     assert "sessions a minute, shared against colocated" in text
+
+
+def test_repeats_in_which_our_system_was_cut_off_are_not_left_out(tmp_path: Path) -> None:
+    cut = SESSION | {"calls": 1, "latency_s": 50.0}
+    for repeat in (0, 1):
+        write_run(tmp_path, [CALL, SESSION, *[cut] * repeat], repeat=repeat)
+        write_run(tmp_path, [CALL, SESSION], repeat=repeat, system="per-model")
+    text = write_report(tmp_path, Slo())[0].read_text()
+    assert "session s p95, shared against" not in text
+    assert "sessions a minute, shared against per-model" in text
 
 
 def test_one_system_alone_has_no_ratios(tmp_path: Path) -> None:

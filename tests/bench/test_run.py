@@ -14,6 +14,7 @@ from prefillshare.bench.hosting import HostFailed
 from prefillshare.bench.matrix import Matrix, WorkloadConfig
 from prefillshare.bench.systems import Machine
 from prefillshare.errors import UserError
+from prefillshare.identity import BaseIdentity
 from tests.bench.fake_server import FakeServer, hosted_by
 from tests.workloads.tokenisers import words
 
@@ -39,11 +40,12 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(runner, "hosted", hosted)
     monkeypatch.setattr(runner, "load_tokenise", lambda base: words)
+    monkeypatch.setattr(runner, "compute_identity", lambda base: BaseIdentity(digest=f"of {base}", parts={}))
     return names
 
 
-def run(output: Path, matrix: Matrix = MATRIX, only: tuple[str, ...] = ()) -> int:
-    return runner.run(matrix, Path("base"), output, Console(stderr=True, quiet=True), only)
+def run(output: Path, matrix: Matrix = MATRIX, only: tuple[str, ...] = (), base: str = "base") -> int:
+    return runner.run(matrix, Path(base), output, Console(stderr=True, quiet=True), only)
 
 
 def test_every_run_leaves_its_records_and_what_they_were_measured_with(started: list[str], tmp_path: Path) -> None:
@@ -148,7 +150,24 @@ def test_what_was_begun_on_another_kind_of_machine_is_not_gone_on_with(
     assert started == []
     assert run(tmp_path, only=("r0",)) == 0  # nothing of it is left to do
     monkeypatch.setattr(runner, "kind_of_machine", lambda dtype: here | {"not recorded then": 1})
+    with pytest.raises(
+        UserError, match=r"made with not recorded then not recorded, and here it is not recorded then 1"
+    ):
+        run(tmp_path)
+
+
+def test_what_was_begun_with_another_base_is_not_gone_on_with(started: list[str], tmp_path: Path) -> None:
+    run(tmp_path, only=("shared",))
+    with pytest.raises(UserError, match="holds runs of another base"):
+        run(tmp_path, base="other")
+    assert started == ["shared"]
     assert run(tmp_path) == 0
+
+
+def test_too_little_memory_for_the_models_is_said_before_anything_starts(started: list[str], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"decode_kv_tokens=49,152 do not hold .* each of 8 workers, which shared has"):
+        run(tmp_path, MATRIX.model_copy(update={"models": (4, 8)}))
+    assert started == []
 
 
 def test_what_is_wrong_with_a_workload_is_said_before_anything_starts(started: list[str], tmp_path: Path) -> None:
@@ -158,13 +177,14 @@ def test_what_is_wrong_with_a_workload_is_said_before_anything_starts(started: l
     assert started == []
 
 
-def test_a_system_that_does_not_start_ends_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_system_that_does_not_start_ends_the_command(
+    started: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     @asynccontextmanager
     async def hosted(request: HostRequest, log: Path) -> AsyncIterator[Hosted]:
         raise HostFailed("no memory")
         yield
 
     monkeypatch.setattr(runner, "hosted", hosted)
-    monkeypatch.setattr(runner, "load_tokenise", lambda base: words)
     assert run(tmp_path) == 1
     assert not list((tmp_path).glob("runs/*.json"))

@@ -28,9 +28,10 @@ START = 40  # before all of them
 
 
 def made_up(
-    tmp_path: Path, system: Any, slower: float = 1.0, predicted_by: Mapping[str, Any] = COSTS
+    tmp_path: Path, system: Any, slower: float = 1.0, predicted_by: Mapping[str, Any] = COSTS, limit_s: float = 1e6
 ) -> calibration.Compared:
-    """A run of `system` by the simulator, `slower` than it predicts, compared with its prediction."""
+    """A run of `system` by the simulator, `slower` than it predicts, compared with its prediction. After `limit_s` both
+    are cut off."""
     costs = tmp_path / "costs.json"
     costs.write_text(json.dumps(COSTS))
     run = Run(system, 2, CONFIG, "closed:2", 0)
@@ -65,17 +66,19 @@ def made_up(
             "error": None,
         }
         for record in records.calls
+        if slower * (record.arrived_s + record.latency_s) <= limit_s
     ]
     rows += [
         {
             "kind": "session",
             "at": slower * begin,
-            "latency_s": slower * (end - begin),
-            "calls": 5,
+            "latency_s": min(slower * end, limit_s) - slower * begin,
+            "calls": 5 if slower * end <= limit_s else 2,
             "planned_calls": 5,
             "error": None,
         }
         for begin, end in records.sessions
+        if slower * begin < limit_s
     ]
     facts = {
         "system": system,
@@ -83,7 +86,7 @@ def made_up(
         "workload": CONFIG.model_dump(),
         "load": "closed:2",
         "repeat": 0,
-        "seconds": 1e6,
+        "limit_s": limit_s,
         "machine": MACHINE.model_dump(),
         "workers": workers,
         "environment": {"kv_bytes_per_token": 1000},
@@ -104,8 +107,21 @@ def test_adapters_cost_what_they_do_where_there_are_any(tmp_path: Path, system: 
     without = {name: value for name, value in COSTS.items() if name != "adapter_decode_cost"}
     found = made_up(tmp_path, system, predicted_by=without)
     error = found.simulated["latency_p50_s"] / found.measured["latency_p50_s"] - 1
-    assert (error < -0.2) == missed
+    assert (error < -0.15) == missed
     assert (abs(error) < 1e-3) == (not missed)
+
+
+def test_sessions_that_were_cut_off_are_not_left_out(tmp_path: Path) -> None:
+    whole = made_up(tmp_path, "shared")
+    limit_s = 0.4 * whole.measured["session_p95_s"]
+    cut = made_up(tmp_path, "shared", limit_s=limit_s)
+    assert list(cut.at_least) == ["measured", "simulated"]
+    assert cut.simulated["session_p95_s"] == pytest.approx(cut.measured["session_p95_s"], rel=1e-3)
+    assert cut.measured["session_p95_s"] == pytest.approx(limit_s)
+    assert calibration.table([cut]).count(f">= {limit_s:.3g}") == 2
+    other = made_up(tmp_path, "per-model", slower=2.0)
+    assert [ratio["figure"] for ratio in calibration.ratios([cut, other])] == ["calls_per_s"]
+    assert [ratio["figure"] for ratio in calibration.ratios([whole, other])] == ["session_p95_s", "calls_per_s"]
 
 
 def test_errors_and_ratios_are_told(tmp_path: Path) -> None:

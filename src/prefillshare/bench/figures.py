@@ -123,7 +123,7 @@ def _figures(facts: dict[str, Any], rows: Sequence[dict[str, Any]], slo: Slo, co
             **_latencies(calls),
             **waits,
             **_rates(calls, sessions, facts["seconds"], slo),
-            **_prefill(facts, sessions),
+            **_prefill(facts, calls, sessions),
             "hit ratio at best": _hit_ratio_at_best(calls),
             "least s possible": least.seconds if least else None,
             # An open loop takes as long as its sessions take to arrive, on the best of systems too.
@@ -193,16 +193,21 @@ def _rates(calls: Sequence[Any], sessions: Sequence[Any], seconds: float, slo: S
     }
 
 
-def _prefill(facts: dict[str, Any], sessions: Sequence[Any]) -> dict[str, float | None]:
-    """Measured where prompts are computed: at prefill workers, or at ordinary vLLMs. In MB and tokens."""
+def _prefill(facts: dict[str, Any], calls: Sequence[Any], sessions: Sequence[Any]) -> dict[str, float | None]:
+    """Measured where prompts are computed: at prefill workers, or at ordinary vLLMs. In MB and tokens.
+
+    Tokens a session are of calls that were answered, as sessions are counted: what workers count has the prompts of
+    those that were cut off, too.
+    """
     workers = facts["use"]["workers"]
     prefill = [worker for worker in workers if worker["role"] in ("prefill", "both")]
     queried, hit = (sum(worker[key] for worker in prefill) for key in ("queried_tokens", "hit_tokens"))
+    computed = sum(call["prompt_tokens"] - call["cached_tokens"] for call in calls if call["error"] is None)
     done = _done(sessions)
     per_token = facts["environment"]["kv_bytes_per_token"]
     return {
         "prefix hit ratio": hit / queried if queried else None,
-        "prefill tokens a session": (queried - hit) / done if done else None,
+        "prefill tokens a session": computed / done if done else None,
         "KV moved a session, MB": sum(worker["pulled_bytes"] for worker in workers) / 1e6 / done if done else None,
         "peak KV, MB": sum(worker["peak_kv_tokens"] for worker in workers) * per_token / 1e6,
         "preemptions": sum(worker["preemptions"] for worker in workers),

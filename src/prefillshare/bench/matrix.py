@@ -1,7 +1,9 @@
 """What is run: systems x workloads x loads x numbers of models x repeats."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from math import ceil
 from pathlib import Path
 from typing import Annotated, Self
@@ -71,6 +73,15 @@ class Matrix(Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _no_run_twice(self) -> Self:
+        names = Counter(run.name for run in runs(self))
+        if twice := [name for name, times in names.items() if times > 1]:
+            raise ValueError(
+                f"{twice[0]} would be run twice; give each workload, load, system and number of models once"
+            )
+        return self
+
     def limit_of(self, workload: WorkloadConfig) -> float:
         """Seconds after which the workload's runs end."""
         return workload.limit_s or self.limit_s
@@ -89,42 +100,27 @@ class Run:
     @property
     def name(self) -> str:
         """Names its files; the same for the same cell and repeat."""
-        source = "".join(sign if sign.isalnum() or sign in "-_" else "-" for sign in Path(self.workload.source).name)
-        cut = f"-{self.workload.max_calls}" if self.workload.max_calls else ""
-        size = f"{source}-{self.workload.sessions}{cut}-s{self.workload.seed}"
-        return f"{self.system}-m{self.models}-{size}-{self.load.replace(':', '')}-r{self.repeat}"
+        return f"{self.system}-{self._of_any_system}"
 
     @property
     def salt(self) -> str:
         """The same for all systems, so that their prompts are, and another one for every other run."""
-        return f"[{self.workload.source} {self.workload.seed} {self.load} {self.repeat}]"
+        return f"[{self._of_any_system}]"
+
+    @property
+    def _of_any_system(self) -> str:
+        cut = f"-{self.workload.max_calls}" if self.workload.max_calls else ""
+        size = f"{_in_file_names(self.workload.source)}-{self.workload.sessions}{cut}-s{self.workload.seed}"
+        return f"m{self.models}-{size}-{self.load.replace(':', '')}-r{self.repeat}"
 
     def arrivals(self) -> Arrivals:
         return parse_arrivals(self.load, seed=self.repeat)
 
 
-SHORT = Matrix(
-    workloads=(WorkloadConfig(source="tool_heavy", sessions=8, max_calls=8),),
-    systems=("shared", "per-model"),
-    repeats=1,
-    limit_s=180.0,
-)
-FULL = Matrix(
-    # Open loops: as many sessions a second as `shared` just keeps up with on two cores with bfloat16 units.
-    workloads=(
-        WorkloadConfig(
-            source="reflexion", sessions=4, max_calls=12, loads=("closed:1", "closed:4", "closed:24", "poisson:0.27")
-        ),
-        WorkloadConfig(source="react", sessions=4, loads=("closed:1", "closed:4", "closed:24", "poisson:0.5")),
-        # Whole sessions, to the end of the context; the baseline has room for one and a half such contexts a model.
-        WorkloadConfig(source="tool_heavy", sessions=4, loads=("closed:1", "closed:4", "poisson:0.07"), limit_s=1200.0),
-    ),
-    systems=SYSTEMS,
-    repeats=3,
-    rounds=2,
-    minutes=3.0,
-    limit_s=240.0,
-)
+def _in_file_names(source: str) -> str:
+    """With a digest of what does not show: files of one name in two folders, or read in two ways."""
+    shown = "".join(sign if sign.isalnum() or sign in "-_" else "-" for sign in Path(source).name)
+    return shown if shown == source else f"{shown}-{sha256(source.encode()).hexdigest()[:6]}"
 
 
 def load_matrix(file: Path) -> Matrix:
@@ -157,6 +153,30 @@ def _long_enough(workload: WorkloadConfig, load: str, matrix: Matrix) -> Workloa
     else:
         sessions = ceil(60 * (matrix.minutes or 0.0) * arrivals.rate)
     return workload.model_copy(update={"sessions": max(workload.sessions, sessions), "loads": None})
+
+
+SHORT = Matrix(
+    workloads=(WorkloadConfig(source="tool_heavy", sessions=8, max_calls=8),),
+    systems=("shared", "per-model"),
+    repeats=1,
+    limit_s=180.0,
+)
+FULL = Matrix(
+    # Open loops: as many sessions a second as `shared` just keeps up with on two cores with bfloat16 units.
+    workloads=(
+        WorkloadConfig(
+            source="reflexion", sessions=4, max_calls=12, loads=("closed:1", "closed:4", "closed:24", "poisson:0.27")
+        ),
+        WorkloadConfig(source="react", sessions=4, loads=("closed:1", "closed:4", "closed:24", "poisson:0.5")),
+        # Whole sessions, to the end of the context; the baseline has room for one and a half such contexts a model.
+        WorkloadConfig(source="tool_heavy", sessions=4, loads=("closed:1", "closed:4", "poisson:0.07"), limit_s=1200.0),
+    ),
+    systems=SYSTEMS,
+    repeats=3,
+    rounds=2,
+    minutes=3.0,
+    limit_s=240.0,
+)
 
 
 def workload_of(run: Run, tokenise: Tokenise, max_model_len: int) -> Workload:

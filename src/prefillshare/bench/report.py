@@ -199,13 +199,16 @@ def against(runs: Sequence[Figures]) -> list[tuple[SystemName, SystemName]]:
 def ratio(runs: Sequence[Figures], subject: str, other: str, name: str) -> str | None:
     """How many times better one system is, repeat by repeat: both then played the same sessions. None: not known.
 
-    Where the other's value is a bound, so is the ratio; where the subject's is, nothing can be said.
+    Where the other's value is a bound, so is the ratio; where the subject's is in any repeat, nothing can be said: its
+    worst repeats would be left out.
     """
     ours, theirs = ({run.repeat: run for run in runs if run.system == system} for system in (subject, other))
+    if any(name in run.at_least for run in ours.values()):
+        return None
     ratios, bounded = [], False
     for repeat in ours.keys() & theirs.keys():
         one, two = ours[repeat].values[name], theirs[repeat].values[name]
-        if one and two and name not in ours[repeat].at_least:
+        if one and two:
             ratios.append(one / two if RATIOS[name] else two / one)
             bounded |= name in theirs[repeat].at_least
     return (">= " if bounded else "") + _spread(ratios, 2) if ratios else None

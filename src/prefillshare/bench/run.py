@@ -27,10 +27,11 @@ from prefillshare.bench.environment import environment, kind_of_machine
 from prefillshare.bench.host import Hosted, HostRequest
 from prefillshare.bench.hosting import hosted, to_the_end
 from prefillshare.bench.matrix import Matrix, Run, runs, workload_of
-from prefillshare.bench.systems import model_names
+from prefillshare.bench.systems import check_room, model_names
 from prefillshare.bench.watch import watching
 from prefillshare.errors import UserError
 from prefillshare.hardware import resolve_dtype
+from prefillshare.identity import compute_identity
 from prefillshare.workloads.tokens import Tokenise, load_tokenise
 
 _AUTOGROUPS = (
@@ -46,8 +47,9 @@ def run(matrix: Matrix, base: Path, output: Path, console: Console, only: Sequen
         only: the runs to do now: those with one of these in their names. Without it, all.
 
     Raises:
-        UserError: the base has no tokenizer, a workload cannot be opened, `output` holds another matrix or runs made on
-            another kind of machine, or no run has a name as in `only`.
+        UserError: the base is no checkpoint with a tokenizer, a workload cannot be opened, a system has too little KV
+            memory for its models, `output` holds another matrix
+            or runs of another base or on another kind of machine, or no run has a name as in `only`.
     """
     return asyncio.run(_run(matrix, base, output, console, only))
 
@@ -60,12 +62,14 @@ async def _run(matrix: Matrix, base: Path, output: Path, console: Console, only:
         raise UserError(f"--only {' '.join(only)}: no run of this matrix has that in its name; they are as {example}")
     _claim(output, matrix)
     missing = [each for each in wanted if not _result(output, each).exists()]
+    identity = ""
     if missing:
-        kind = kind_of_machine(resolve_dtype(matrix.machine.dtype))
-        _check_kind(output, kind)
+        identity, kind = compute_identity(base).digest, kind_of_machine(resolve_dtype(matrix.machine.dtype))
+        _check_same(output, identity, kind)
         if kind["autogroups"]:
             console.print(_AUTOGROUPS, style="yellow", markup=False, highlight=False)
     for each in missing:
+        check_room(each.system, each.models, matrix.machine)
         each.arrivals()
         workload_of(each, tokenise, matrix.machine.max_model_len)  # says what is wrong before anything starts
     console.print(f"{len(missing)} runs to do; what is done is in {output / 'runs'}", markup=False, soft_wrap=True)
@@ -73,7 +77,7 @@ async def _run(matrix: Matrix, base: Path, output: Path, console: Console, only:
     async def play_all() -> None:
         with _progress(console) as progress:
             task = progress.add_task("", total=len(missing))
-            await _all(missing, matrix, base, output, tokenise, partial(_show, progress, task))
+            await _all(missing, matrix, base, identity, output, tokenise, partial(_show, progress, task))
 
     return await to_the_end(
         play_all(), console, stopped="stopped; the same command goes on with the run that was under way"
@@ -84,6 +88,7 @@ async def _all(
     missing: Iterable[Run],
     matrix: Matrix,
     base: Path,
+    identity: str,
     output: Path,
     tokenise: Tokenise,
     show: Callable[[str, int], None],
@@ -95,12 +100,12 @@ async def _all(
         async with hosted(request, output / "logs" / f"{system}-m{models}.log") as started:
             for each in group:
                 show(each.name, 0)
-                await one_run(each, matrix, started, output, tokenise)
+                await one_run(each, matrix, identity, started, output, tokenise)
                 show(each.name, 1)
 
 
-async def one_run(each: Run, matrix: Matrix, system: Hosted, output: Path, tokenise: Tokenise) -> None:
-    """Plays one run on a started system and writes its two files."""
+async def one_run(each: Run, matrix: Matrix, identity: str, system: Hosted, output: Path, tokenise: Tokenise) -> None:
+    """Plays one run on a started system, whose base has this identity, and writes its two files."""
     workload = workload_of(each, tokenise, matrix.machine.max_model_len)
     result = _result(output, each)
     result.parent.mkdir(parents=True, exist_ok=True)
@@ -134,6 +139,7 @@ async def one_run(each: Run, matrix: Matrix, system: Hosted, output: Path, token
         "seconds": round(seconds, 3),
         "use": asdict(use),
         "machine": matrix.machine.model_dump(),
+        "base": identity,
         "workers": [worker.model_dump(exclude={"pid", "url"}) for worker in system.workers],
         "environment": found,
     }
@@ -159,12 +165,18 @@ def _is(matrix: Matrix, written: str) -> bool:
     return False
 
 
-def _check_kind(output: Path, here: Mapping[str, Any]) -> None:
-    """What is left of a matrix runs on a machine like the one that began it: its loads are compared with each other."""
+def _check_same(output: Path, identity: str, here: Mapping[str, Any]) -> None:
+    """What is left of a matrix runs on a machine like the one that began it, with the same base: its loads are compared
+    with each other. What records do not say of the machine is taken for different."""
     for file in sorted((output / "runs").glob("*.json")):
-        there = json.loads(file.read_text())["environment"]
-        if differing := [key for key, value in here.items() if key in there and there[key] != value]:
-            was, now = (" and ".join(f"{key} {found[key]}" for key in differing) for found in (there, here))
+        facts = json.loads(file.read_text())
+        if facts.get("base", identity) != identity:  # old records do not name it
+            raise UserError(f"{output} holds runs of another base; go on with that one, or give another folder")
+        there = facts["environment"]
+        if differing := [key for key, value in here.items() if there.get(key) != value]:
+            was, now = (
+                " and ".join(f"{key} {found.get(key, 'not recorded')}" for key in differing) for found in (there, here)
+            )
             raise UserError(
                 f"{output} holds runs made with {was}, and here it is {now}: go on with them on a machine like the "
                 "first, or give another folder"

@@ -99,6 +99,29 @@ def plan(system: SystemName, models: int, base: Path, folder: Path, machine: Mac
     )
 
 
+def check_room(system: SystemName, models: int, machine: Machine) -> None:
+    """What `plan_system_workers` would refuse, before any model is there.
+
+    Raises:
+        UserError: a worker's share of the KV memory cannot hold a longest prompt.
+    """
+    if system == "colocated":
+        shares = {
+            "prefill_kv_tokens and decode_kv_tokens": (machine.prefill_kv_tokens + machine.decode_kv_tokens, models)
+        }
+    else:
+        shares = {
+            "prefill_kv_tokens": (machine.prefill_kv_tokens, models if system == "per-model" else 1),
+            "decode_kv_tokens": (machine.decode_kv_tokens, 1 if system == "shared-lora" else models),
+        }
+    for name, (tokens, workers) in shares.items():
+        if tokens // workers < machine.max_model_len:
+            raise UserError(
+                f"machine: {name}={tokens:,} do not hold one prompt of max_model_len={machine.max_model_len} in each "
+                f"of {workers} workers, which {system} has with {models} models; give more, or lower max_model_len"
+            )
+
+
 def plan_system_workers(system: SystemName, machine: Machine, deployment: Deployment) -> list[WorkerSpec]:
     """Every worker of the system as it is to be started: on its core, with its share of the KV memory.
 
