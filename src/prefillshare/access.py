@@ -59,6 +59,8 @@ class LimitsConfig(BaseModel):
     max_depth: Annotated[int, Field(ge=4, le=200)] = 64  # of objects and lists in each other
     max_messages: Annotated[int, Field(ge=1)] = 4096
     max_tools: Annotated[int, Field(ge=1)] = 512
+    max_schema_bytes: Annotated[int, Field(ge=256)] = 64 * 1024  # of what an answer has to conform to
+    max_properties: Annotated[int, Field(ge=1)] = 500  # of one object in a schema
     max_choices: Annotated[int, Field(ge=1)] = 8  # answers to one request: `n`, times the prompts of a completion
     head_timeout_s: Annotated[float, Field(gt=0)] = 30.0  # for a request's line and headers
 

@@ -78,7 +78,7 @@ class FlowConfig(Section):
     decode_tokens: Count | None = None  # of KV on a decode worker; None: by kv_share
     decode_calls: Count | None = None  # on a decode worker; None: workers.max_num_seqs
     prefill_tokens: Count = 4096  # that a prefill worker has to compute
-    output_tokens: Count = 512  # counted for an answer whose length the client does not bound
+    output_tokens: Count = 512  # counted for a chat's answer whose length the client does not bound
     queue_share: Annotated[float, Field(ge=0)] = 0.5  # tokens that may wait for a pool, over those in flight there
     queue_calls: Count = 1000  # that may wait for a pool
     key_tokens: Count | None = None  # of these, of one API key

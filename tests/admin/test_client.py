@@ -12,6 +12,8 @@ from starlette.types import ASGIApp
 
 from prefillshare.admin.client import RouterClient, RouterRefused, find_key
 from prefillshare.errors import Refused, UserError
+from prefillshare.router.admin.joining import ANSWER_S
+from prefillshare.router.admin.workers import FIRST_HEALTH_S
 from tests.router.fakes import Served
 
 KEY = "ps-" + "k" * 43
@@ -122,3 +124,7 @@ def test_an_answer_may_take_as_long_as_the_router_was_asked_to_wait(monkeypatch:
         with pytest.raises(OSError, match="nobody"):
             client.send("POST", "/x", wait_s=wait_s)
     assert timeouts[1] - timeouts[0] == 600
+    with pytest.raises(OSError, match="nobody"):
+        client.send("POST", "/x", {"name": "joins"})
+    # The router asks what joins, its peers, and then waits for its health.
+    assert timeouts[2] > 2 * ANSWER_S + FIRST_HEALTH_S

@@ -88,6 +88,7 @@ class FakeWorker:
     refusals: list[str] = field(default_factory=list)  # the reasons for which a decode worker refuses the next calls
     cache: set[bytes] = field(default_factory=set)
     announces: dict[str, Any] | None = None  # what it says of itself; None: as a worker that cannot say
+    digests_s: float = 0.0  # how long it reads its modules when it is first asked
 
     def app(self) -> Starlette:
         return Starlette(
@@ -117,6 +118,8 @@ class FakeWorker:
         )
 
     async def announce(self, request: Request) -> Response:
+        seconds, self.digests_s = self.digests_s, 0.0
+        await asyncio.sleep(seconds)
         return JSONResponse(self.announces, 200 if self.announces else 404)
 
     async def complete(self, request: Request) -> Response:

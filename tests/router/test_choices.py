@@ -124,6 +124,13 @@ def test_no_further_choice_is_prefilled_before_the_first_one(start_cluster: Call
     assert len(cluster.prefill[0].bodies) == 1
 
 
+def test_a_stream_of_several_answers_says_nothing_of_the_time_per_token(cluster: Cluster) -> None:
+    for n in (4, 1):
+        cluster.http.post("/v1/chat/completions", json=CHAT | {"n": n, "stream": True}).raise_for_status()
+    wait_for(lambda: 'prefillshare_requests_total{model="sql",status="200"} 2.0' in metrics(cluster))
+    assert 'prefillshare_time_per_output_token_seconds_count{model="sql"} 1.0' in metrics(cluster)
+
+
 @pytest.mark.parametrize("shown", [False, True])
 def test_streams_come_as_one_stream(cluster: Cluster, shown: bool) -> None:
     options: dict[str, Any] = {"stream_options": {"include_usage": True}} if shown else {}

@@ -272,6 +272,26 @@ def test_lost_kv_is_prefilled_again_and_the_client_sees_nothing_of_it(cluster: C
     assert retries(cluster) == {("decode", "lease_expired"): 2.0, ("decode", "pull_failed"): 1.0}
 
 
+def test_what_a_retry_finds_in_the_cache_is_no_reuse(cluster: Cluster) -> None:
+    """The first prefill has left it there: counted as reuse, it would raise the hit ratio just when workers fail."""
+    cluster.decode["sql"][0].refusals = ["lease_expired"] * 2
+    prompt = "x" * (10 * BLOCK_SIZE)
+    response = cluster.http.post("/v1/completions", json={"model": "sql", "prompt": prompt})
+    assert response.status_code == 200
+    assert len(cluster.prefill[0].bodies) == 3
+    metrics = set(cluster.http.get("/metrics").text.splitlines())
+    computed = len(prompt) + 2 * BLOCK_SIZE  # the last block, at each retry
+    assert metrics >= {
+        f'prefillshare_prompt_tokens_total{{model="sql"}} {computed}.0',
+        f'prefillshare_computed_tokens_total{{model="sql"}} {computed}.0',
+        'prefillshare_reused_tokens_total{model="sql"} 0.0',
+    }
+    assert response.headers["x-prefillshare-prompt-tokens"] == str(len(prompt))
+    assert response.headers["x-prefillshare-reused-tokens"] == "0"
+    wait_for(lambda: cluster.http.get("/status.json").json()["window"]["calls"] == 1)
+    assert cluster.http.get("/status.json").json()["window"]["reused_tokens"] == 0
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("leg", ["prefill", "decode"])
 def test_a_worker_that_fails_before_anything_was_streamed_is_replaced(

@@ -88,6 +88,21 @@ def test_a_withdrawn_module_is_offered_to_no_new_call_and_routed_all_the_same(si
     assert site.fleet.models == ("sql", "json")
 
 
+def test_a_module_that_is_to_leave_is_withdrawn_until_the_last_who_wants_it_gives_up(site: Site) -> None:
+    with site.fleet.leaving("sql"):
+        with site.fleet.leaving("sql"):
+            assert site.fleet.models == ("json",)
+        assert site.fleet.models == ("json",)
+    assert site.fleet.models == ("sql", "json")
+
+
+def test_who_listens_is_told_of_a_module_that_has_gone(site: Site) -> None:
+    gone: list[tuple[str, tuple[str, ...]]] = []
+    site.fleet.removal_listeners.append(lambda name: gone.append((name, tuple(site.fleet.routes))))
+    site.fleet.remove_module("sql")
+    assert gone == [("sql", ("json",))]
+
+
 def test_calls_are_counted_by_module(site: Site) -> None:
     with site.fleet.serving("sql"):
         with site.fleet.serving("sql"):

@@ -327,6 +327,16 @@ def test_a_session_of_one_tenant_is_no_other_tenants(
     assert [worker(ANN), worker(BOB), worker(BOB)] == [first, other, other]
 
 
+@pytest.mark.parametrize("field", ["prompt_cache_key", "user"])
+def test_no_tenant_is_told_of_another_ones_session(start_cluster: Callable[..., Cluster], field: str) -> None:
+    cluster = start_cluster(prefill=2, router={"keys": [entry(ANN, "ann"), entry(BOB, "bob")]})
+
+    def placed_by_session(key: str) -> bool:
+        return "prefill=session" in ask(cluster, key, **{field: "agent-1"}).headers["x-prefillshare-placement"]
+
+    assert [placed_by_session(key) for key in (ANN, BOB, ANN, BOB)] == [False, False, True, True]
+
+
 @pytest.mark.parametrize("headers", [[("x-a", "v")] * 20, [("x-a", "v" * 2000)]])
 def test_headers_are_limited_before_anything_else(
     keyed: Callable[..., Cluster], headers: list[tuple[str, str]]

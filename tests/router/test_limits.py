@@ -55,6 +55,36 @@ def test_a_body_of_countless_lists_is_refused_and_one_of_many_token_ids_is_not()
     check_body({"prompt": [1] * (2 * MAX_CONTAINERS)}, LIMITS)
 
 
+def schema(properties: int) -> dict[str, Any]:
+    return {"type": "object", "properties": {f"p{number}": {"type": "string"} for number in range(properties)}}
+
+
+@pytest.mark.parametrize(
+    ("field", "wrapped"),
+    [
+        ("response_format", lambda found: {"type": "json_schema", "json_schema": {"name": "x", "schema": found}}),
+        ("structured_outputs", lambda found: {"json": {"anyOf": [found]}}),
+        ("tools", lambda found: [{"type": "function", "function": {"name": "f", "parameters": found}}]),
+    ],
+)
+def test_an_object_has_no_more_properties_than_a_worker_compiles_at_once(field: str, wrapped: Any) -> None:
+    limits = LimitsConfig(max_properties=20)
+    check_body({field: wrapped(schema(20))}, limits)
+    with pytest.raises(RouterError, match="object of 21 properties; at most 20") as caught:
+        check_body({field: wrapped(schema(21))}, limits)
+    assert (caught.value.status, caught.value.param) == (400, field)
+
+
+def test_a_grammar_is_limited_in_size_and_tools_that_are_only_shown_are_not() -> None:
+    limits = LimitsConfig(max_schema_bytes=256)
+    many = [{"type": "function", "function": {"name": "f", "parameters": schema(3)}}] * 50
+    check_body({"structured_outputs": {"regex": "a" * 200}, "tools": many, "response_format": None}, limits)
+    for field, value in (("structured_outputs", {"regex": "a" * 300}), ("response_format", schema(30))):
+        with pytest.raises(RouterError, match=r"has \d+ bytes; at most 256") as caught:
+            check_body({field: value}, limits)
+        assert (caught.value.status, caught.value.param) == (400, field)
+
+
 def test_a_field_of_a_long_name_is_not_repeated_in_full() -> None:
     assert len(refusal({"x" * 10_000: nested(20)}).message) < 200
 

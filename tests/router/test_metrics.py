@@ -64,6 +64,19 @@ def test_prompts_and_first_tokens_are_counted() -> None:
     }
 
 
+def test_a_prompt_is_counted_once_and_only_what_was_computed_again_is_added() -> None:
+    metrics = Metrics([])
+    metrics.prefilled("sql", Attribution(100, 36, 64, reused_from_others=32, payers={"json": 32, "sql": 16}))
+    metrics.prefilled_again("sql", 4)
+    assert lines(metrics) >= {
+        'prefillshare_prompt_tokens_total{model="sql"} 104.0',
+        'prefillshare_computed_tokens_total{model="sql"} 40.0',
+        'prefillshare_reused_tokens_total{model="sql"} 64.0',
+        'prefillshare_reused_from_others_tokens_total{model="sql"} 32.0',
+        'prefillshare_paid_tokens_total{model="sql",payer="json"} 32.0',
+    }
+
+
 def test_workers_are_watched() -> None:
     pool = Pool("prefill", [prefill_worker("a"), prefill_worker("b")])
     decode = Pool("decode/sql", [decode_worker("sql-0")])

@@ -118,6 +118,20 @@ def test_a_worker_that_drains_gets_no_calls_and_is_up(pool: Pool) -> None:
     assert pool.why_down() == ""
 
 
+def test_a_worker_that_is_to_leave_drains_whoever_else_drains_or_resumes_it(pool: Pool) -> None:
+    with pool.leaving(A):
+        with pool.leaving(A):
+            pool.resume(A)
+            assert (pool.is_draining(A), pool.ready()) == (True, [B])
+            assert pool.report()[0] == {"name": "a", "up": True, "in_flight": 0, "draining": True}
+            assert pool.why_down() == "a: draining"
+        assert pool.is_draining(A)
+        pool.drain(A)
+    assert pool.is_draining(A)
+    pool.resume(A)
+    assert pool.ready() == [A, B]
+
+
 def test_workers_join_and_leave(pool: Pool) -> None:
     joined = prefill_worker("c")
     pool.add(joined)

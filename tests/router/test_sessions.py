@@ -1,6 +1,6 @@
 import pytest
 
-from prefillshare.router.sessions import Affinity, session_key
+from prefillshare.router.sessions import Affinity, session_digest, session_key
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,10 @@ def test_a_session_takes_no_more_room_for_a_long_key() -> None:
     affinity.set(("user", "x" * 10**6), "p")
     assert affinity.get(("user", "x" * 10**6)) == "p"
     assert [len(key) for key in affinity._workers] == [16]
+
+
+@pytest.mark.parametrize("field", ["x-session-id", "prompt_cache_key", "user"])
+def test_sessions_of_tenants_stay_apart_whatever_field_names_them(field: str) -> None:
+    tenants = ("acme-sales", "acme-support", "zulu")
+    assert len({session_digest((f"{field}@{tenant}", "1")) for tenant in tenants}) == len(tenants)
+    assert session_digest((f"{field}@a", "b1")) != session_digest((f"{field}@ab", "1"))

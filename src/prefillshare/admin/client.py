@@ -16,6 +16,7 @@ from prefillshare.errors import Refused, UserError
 
 KEY_VARIABLES = ("PREFILLSHARE_API_KEY", "OPENAI_API_KEY")
 TIMEOUT_S = 30.0  # beyond what the router is asked to wait
+JOIN_TIMEOUT_S = 180.0  # the router asks what joins, and then its peers, a minute each
 
 _PATH = "/admin/v1"
 _KEY = re.compile(r"[!-~]+")
@@ -64,7 +65,7 @@ class RouterClient:
         wait_s: float = 0.0,
         force: bool = False,
     ) -> dict[str, Any]:
-        """The router's answer. `path` comes after `/admin/v1`.
+        """The router's answer. `path` comes after `/admin/v1`; `body` is something that joins.
 
         Raises:
             UserError: what was sent is not what the router takes; it names the field.
@@ -76,7 +77,8 @@ class RouterClient:
         headers = {"content-type": "application/json", "accept": "application/json"}
         if self._key is not None:
             headers["authorization"] = f"Bearer {self._key}"
-        connection = self._connection(self._host, self._port, timeout=wait_s + TIMEOUT_S)
+        timeout_s = wait_s + (TIMEOUT_S if body is None else JOIN_TIMEOUT_S)
+        connection = self._connection(self._host, self._port, timeout=timeout_s)
         try:
             target = f"{self._prefix}{quote(path)}" + (f"?{query}" if query else "")
             connection.request(method, target, None if body is None else json.dumps(body), headers)

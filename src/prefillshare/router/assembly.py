@@ -91,6 +91,7 @@ class Assembly:
             observer = Observer(self.metrics, self.board, tracing)
             ledger = Ledger(block_size)
             fleet.listeners.append(partial(_forget_who_left, self._placement, ledger, breaker))
+            fleet.removal_listeners.append(flow.removed)
             extension = Extension(http, settings.extension, fleet.routes, ledger, self._extension_metrics, block_size)
             services = Services(
                 settings,

@@ -224,6 +224,7 @@ def _note(record: CallRecord, choices: Sequence[_Choice]) -> None:
     first = choices[0].record
     record.prefill_worker, record.decode_worker = first.prefill_worker, first.decode_worker
     record.prefill_seconds = first.prefill_seconds
+    record.answers = len(choices)
     record.retries = sum(choice.record.retries for choice in choices)
     record.prefilled_again = any(choice.record.prefilled_again for choice in choices)
     tokens = [choice.record.tokens for choice in choices if choice.owns_prompt]

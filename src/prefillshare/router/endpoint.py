@@ -195,11 +195,17 @@ class CompletionEndpoint:
         services.extension.prefilled(call, prefilled)
         services.divergence.prefilled(call, prefilled)
         exchange.visit.charge(tokens.prompt)
+        first = exchange.record.tokens
         if exchange.owns_prompt:
-            services.metrics.prefilled(call.model, tokens)
+            if first is None:
+                services.metrics.prefilled(call.model, tokens)
+            else:
+                services.metrics.prefilled_again(call.model, tokens.computed)
         services.metrics.placed("prefill", prefilled.placed_by)
-        exchange.record.tokens, exchange.record.prefill_seconds = tokens, prefilled.seconds
-        exchange.headers |= _headers(prefilled, tokens)
+        # A later prefill finds what the first one left: taken for reuse, workers that fail would raise the hit ratio.
+        exchange.record.tokens = first or tokens
+        exchange.record.prefill_seconds = prefilled.seconds
+        exchange.headers |= _headers(prefilled, exchange.record.tokens)
         exchange.prefilled()
 
     async def _stream(

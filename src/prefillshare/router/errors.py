@@ -49,6 +49,11 @@ def model_not_found(model: str, known: list[str]) -> RouterError:
     return RouterError(404, message, param="model", code="model_not_found")
 
 
+def model_removed(model: str) -> RouterError:
+    """Of a call that had been let in, or waited for that."""
+    return RouterError(404, f"The model {model!r} is no longer served.", param="model", code="model_not_found")
+
+
 def worker_failed(worker: str, reason: str) -> RouterError:
     return _bad_gateway(worker, reason, WORKER_FAILED, retry=WORKER_FAILED)
 

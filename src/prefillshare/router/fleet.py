@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-from prefillshare.router.errors import RouterError
+from prefillshare.router.errors import model_removed
 from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.route import ModelRoute, pools_of
 
@@ -31,7 +31,7 @@ class Routes(dict[str, ModelRoute]):
     """By module. Asking for one that is gone ends the call that asks, as it would a call that comes later."""
 
     def __missing__(self, model: str) -> ModelRoute:
-        raise RouterError(404, f"The model {model!r} is no longer served.", param="model", code="model_not_found")
+        raise model_removed(model)
 
 
 class Fleet:
@@ -49,14 +49,16 @@ class Fleet:
             pool: self.bases[route.base] for route in routes.values() for pool in (route.prefill, route.decode)
         }
         self.listeners: list[Listener] = []
+        self.removal_listeners: list[Callable[[str], None]] = []  # are told of each module that has gone
         self._withdrawn: set[str] = set()
+        self._leaving: Counter[str] = Counter()  # by model, removals that wait for its calls to end
         self._calls: Counter[str] = Counter()  # by model, from admission to the end of the answer
         self._handoffs: dict[str, Worker] = {}  # by call: the prefill worker that still holds its KV
 
     @property
     def models(self) -> tuple[str, ...]:
         """The names that new calls may ask for."""
-        return tuple(model for model in self.routes if model not in self._withdrawn)
+        return tuple(model for model in self.routes if model not in self._withdrawn and model not in self._leaving)
 
     def modules_of(self, pool: Pool) -> dict[str, ModelRoute]:
         """Those that a worker of the pool serves: of a prefill pool, those of its base."""
@@ -134,6 +136,8 @@ class Fleet:
         self._withdrawn.discard(name)
         if not self.modules_of(pool):
             self.remove_pool(pool)
+        for listener in self.removal_listeners:
+            listener(name)
 
     def withdraw(self, name: str) -> None:
         """New calls of the module find no such model; those that were admitted go on."""
@@ -142,6 +146,17 @@ class Fleet:
     def offer(self, name: str) -> None:
         """Takes `withdraw` back."""
         self._withdrawn.discard(name)
+
+    @contextmanager
+    def leaving(self, name: str) -> Iterator[None]:
+        """Withdraws the module for as long as the block runs, whoever else offers it or has it leave too."""
+        self._leaving[name] += 1
+        try:
+            yield
+        finally:
+            self._leaving[name] -= 1
+            if not self._leaving[name]:
+                del self._leaving[name]
 
     def _tell(self, change: Change, worker: Worker) -> None:
         for listener in self.listeners:

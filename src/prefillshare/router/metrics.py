@@ -50,8 +50,8 @@ class Metrics:
         self._tokens = {
             kind: counter(f"prefillshare_{kind}_tokens", text, ["model"])
             for kind, text in (
-                ("prompt", "Prompt tokens of calls whose prefill succeeded."),
-                ("computed", "Prompt tokens that the base had to compute."),
+                ("prompt", "Prompt tokens of calls whose prefill succeeded, and those that were computed once more."),
+                ("computed", "Prompt tokens that the base had to compute, at each try."),
                 ("reused", "Prompt tokens found in a prefill worker's cache."),
                 ("reused_from_others", "Reused tokens that another model's call had paid for (lower bound)."),
                 ("output", "Output tokens of complete answers."),
@@ -100,7 +100,7 @@ class Metrics:
         )
         self._output_token_seconds = histogram(
             "prefillshare_time_per_output_token_seconds",
-            "Of complete streams: the mean time from one output token to the next, one observation a call.",
+            "Of complete streams of one answer: mean time from one output token to the next, one observation a call.",
             ["model"],
             buckets=TOKEN_SECONDS,
         )
@@ -137,6 +137,14 @@ class Metrics:
         self._tokens["reused_from_others"].labels(model).inc(tokens.reused_from_others)
         for payer, paid in tokens.payers.items():
             self._paid.labels(model, payer).inc(paid)
+
+    def prefilled_again(self, model: str, computed: int) -> None:
+        """A later prefill of one call, whose prompt and reuse have been counted.
+
+        What it computed is in `prompt` too, so that prompt = computed + reused.
+        """
+        self._tokens["prompt"].labels(model).inc(computed)
+        self._tokens["computed"].labels(model).inc(computed)
 
     def leg(self, worker: Worker, seconds: float, code: str | None) -> None:
         """`code` is that of the error on which the leg failed, or None."""

@@ -45,9 +45,14 @@ class _State:
     load: int = 0  # their tokens
     turn: int = 0  # when it was last chosen, as a count
     draining: bool = False
+    removals: int = 0  # that wait for its calls to end
     reserved: int = 0  # calls whose tokens are counted before their leg begins
     limit: int | None = None  # tokens
     most_calls: int | None = None
+
+    @property
+    def drains(self) -> bool:
+        return self.draining or self.removals > 0
 
 
 class _States(dict[str, _State]):
@@ -96,7 +101,17 @@ class Pool:
         self._states[worker.name].draining = False
 
     def is_draining(self, worker: Worker) -> bool:
-        return self._states[worker.name].draining
+        return self._states[worker.name].drains
+
+    @contextmanager
+    def leaving(self, worker: Worker) -> Iterator[None]:
+        """Drains the worker for as long as the block runs, whoever else drains or resumes it, or has it leave too."""
+        state = self._states[worker.name]
+        state.removals += 1
+        try:
+            yield
+        finally:
+            state.removals -= 1
 
     def is_up(self, worker: Worker) -> bool:
         return not self._states[worker.name].faults
@@ -226,7 +241,7 @@ class Pool:
         return [
             {"name": name, "up": not state.faults, "in_flight": state.in_flight}
             | ({"reason": _reason(state), "faults": sorted(state.faults)} if state.faults else {})
-            | ({"draining": True} if state.draining else {})
+            | ({"draining": True} if state.drains else {})
             for name, state in self._states.items()
         ]
 
@@ -247,7 +262,7 @@ class Pool:
         return "; ".join(
             f"{name}: {_reason(state) or 'draining'}"
             for name, state in self._states.items()
-            if state.faults or state.draining
+            if state.faults or state.drains
         )
 
 

@@ -20,8 +20,9 @@ class CallRecord:
     session: SessionKey | None = field(default=None, repr=False)
     prefill_worker: str = "-"
     decode_worker: str = "-"
-    tokens: Attribution | None = None  # of the prompt; None when no prefill succeeded
-    output_tokens: int | None = None  # None when the answer is not complete
+    tokens: Attribution | None = None  # of the prompt, as the first prefill found it; None when none succeeded
+    answers: int = 1  # to one request
+    output_tokens: int | None = None  # of all answers; None when they are not complete
     prefill_seconds: float | None = None
     first_token_seconds: float | None = None  # from its arrival to the first event of its stream
     sent_bytes: int = 0  # of the answer's body
@@ -33,7 +34,12 @@ class CallRecord:
         return self.status == 200
 
     def seconds_per_output_token(self) -> float | None:
-        """Of a complete stream of two tokens and more: the mean time from one token to the next."""
+        """Of a complete stream of two tokens and more: the mean time from one token to the next.
+
+        Of several answers in one stream it is not known: they share the time, and each has tokens of its own.
+        """
         if not self.ok or self.first_token_seconds is None or not self.output_tokens or self.output_tokens < 2:
+            return None
+        if self.answers > 1:
             return None
         return (self.seconds - self.first_token_seconds) / (self.output_tokens - 1)

@@ -57,11 +57,12 @@ class Gate:
         if now - waiting.since >= self._settings.cached_first_s:
             return True
         run = waiting.run
-        return self._placement.knows_most(run.call.model, run.key, self._prompts.chain(run, CHUNK_TOKENS))
+        return self._placement.knows_most(self._pool_of(run), run.key, self._prompts.chain(run, CHUNK_TOKENS))
 
     def _has_room(self, run: Run) -> bool:
-        compute = self._placement.to_compute(run.call.model, self._prompts.chain(run, CHUNK_TOKENS))
-        return any(self._pool_of(run).has_room(worker, tokens) for worker, tokens in compute.items())
+        pool = self._pool_of(run)
+        compute = self._placement.to_compute(pool, self._prompts.chain(run, CHUNK_TOKENS))
+        return any(pool.has_room(worker, tokens) for worker, tokens in compute.items())
 
     def _pool_of(self, run: Run) -> Pool:
         return self._placement.routes[run.call.model].prefill

@@ -1,8 +1,11 @@
 """A router with an operator's key, and workers that join it."""
 
+import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -33,6 +36,15 @@ class Site:
     def admin(self, method: str, path: str, **options: Any) -> httpx.Response:
         headers = {"authorization": f"Bearer {OPS}"} | options.pop("headers", {})
         return self.cluster.http.request(method, f"/admin/v1{path}", headers=headers, **options)
+
+    @contextmanager
+    def asking(self, method: str, path: str) -> Iterator[None]:
+        """An operator's request under way; when the block ends the operator leaves, as by Ctrl-C."""
+        at = urlsplit(self.cluster.url)
+        with socket.create_connection((at.hostname, at.port)) as client:
+            head = f"{method} /admin/v1{path} HTTP/1.1\r\nhost: router\r\nauthorization: Bearer {OPS}\r\n\r\n"
+            client.sendall(head.encode())
+            yield
 
     def get(self, path: str, key: str = OPS) -> httpx.Response:
         return self.cluster.http.get(path, headers={"authorization": f"Bearer {key}"})

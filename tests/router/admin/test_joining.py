@@ -1,10 +1,11 @@
+import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import aiohttp
 import pytest
 from starlette.applications import Starlette
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
@@ -143,3 +144,21 @@ async def test_a_peer_that_does_not_answer_is_no_witness(http: aiohttp.ClientSes
     fake = FakeWorker("base", announces=announcement("prefill", "base"))
     peers = [prefill_worker("prefill-0", serve(fake.app()).url), prefill_worker("prefill-1")]
     assert list(await ask_those_up(http, peers)) == ["prefill-0"]
+
+
+@pytest.mark.parametrize("why", ["slow", "broken off"])
+async def test_a_peer_that_owes_the_answer_keeps_others_out(
+    http: aiohttp.ClientSession, serve: Serve, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    monkeypatch.setattr("prefillshare.router.admin.joining.ANSWER_S", 0.2)
+
+    async def parts() -> AsyncIterator[bytes]:
+        yield b"{"
+        if why == "broken off":
+            raise ConnectionError
+        await asyncio.sleep(1)
+
+    peer = decode_worker("sql-0", serve(answering(StreamingResponse(parts()))).url)
+    with pytest.raises(RouterError, match="sql-0") as raised:
+        await ask_those_up(http, [prefill_worker(), peer])
+    assert (raised.value.status, raised.value.code, raised.value.param) == (502, "worker_unreachable", None)

@@ -1,8 +1,9 @@
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from tests.router.admin.conftest import JOE, Site
+from tests.router.admin.conftest import JOE, KEYS, Site
 from tests.router.fakes import announcement, wait_for
 
 
@@ -149,6 +150,56 @@ def test_a_module_with_calls_goes_when_they_have_ended_and_takes_no_new_ones(sit
     assert leaving.result().status_code == 200
 
 
+def hold(site: Site) -> None:
+    """Has all prefill workers keep the calls that they get."""
+    for name in ("prefill-0", "prefill-1"):
+        site.cluster.workers[name].behaviour = "held"
+
+
+def let_go(site: Site) -> None:
+    for name in ("prefill-0", "prefill-1"):
+        site.cluster.workers[name].behaviour = "ok"
+
+
+def test_a_module_stays_when_who_waits_to_remove_it_leaves(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "prefillshare.router")
+    hold(site)
+    call = site.ask_meanwhile("json")
+    wait_for(lambda: any(site.cluster.workers[name].bodies for name in ("prefill-0", "prefill-1")))
+    with site.asking("DELETE", "/modules/json?wait_s=30"):
+        wait_for(lambda: "json" not in site.models())
+    wait_for(lambda: "json" in site.models())
+    let_go(site)
+    assert call.result().status_code == 200
+    assert site.ask("json").status_code == 200
+    assert "refused status=499 reason=client_left" in caplog.text
+
+
+def test_a_removal_that_is_refused_does_not_undo_one_that_waits(site: Site) -> None:
+    hold(site)
+    call = site.ask_meanwhile("json")
+    wait_for(lambda: any(site.cluster.workers[name].bodies for name in ("prefill-0", "prefill-1")))
+    leaving = site.threads.submit(site.admin, "DELETE", "/modules/json?wait_s=10")
+    wait_for(lambda: "json" not in site.models())
+    assert error(site.admin("DELETE", "/modules/json")) == (409, "busy", None)
+    assert "json" not in site.models()
+    let_go(site)
+    assert call.result().status_code == 200
+    assert leaving.result().status_code == 200
+
+
+def test_who_waits_to_remove_a_module_that_another_removes_is_told_so(site: Site) -> None:
+    hold(site)
+    call = site.ask_meanwhile("json")
+    wait_for(lambda: any(site.cluster.workers[name].bodies for name in ("prefill-0", "prefill-1")))
+    leaving = site.threads.submit(site.admin, "DELETE", "/modules/json?wait_s=10")
+    wait_for(lambda: "json" not in site.models())
+    assert site.admin("DELETE", "/modules/json?force=true").status_code == 200
+    assert leaving.result().status_code == 404
+    let_go(site)
+    assert call.result().status_code == 404
+
+
 def test_by_force_a_module_goes_at_once_and_its_calls_end_with_a_404(site: Site) -> None:
     for name in ("prefill-0", "prefill-1"):
         site.cluster.workers[name].behaviour = "held"
@@ -158,3 +209,23 @@ def test_by_force_a_module_goes_at_once_and_its_calls_end_with_a_404(site: Site)
     for name in ("prefill-0", "prefill-1"):
         site.cluster.workers[name].behaviour = "ok"
     assert (call.result().status_code, call.result().json()["error"]["code"]) == (404, "model_not_found")
+
+
+def test_by_force_calls_that_wait_end_at_once_and_other_modules_go_on(start_site: Callable[..., Site]) -> None:
+    site = start_site(router={"keys": KEYS, "flow": {"decode_calls": 1, "queue_share": 100.0}})
+    prefill = [site.cluster.workers[name] for name in ("prefill-0", "prefill-1")]
+    for worker in prefill:
+        worker.behaviour = "held"
+    calls = [site.ask_meanwhile(model) for model in ("sql", "sql", "json")]  # as many as their workers take
+    wait_for(lambda: sum(len(worker.bodies) for worker in prefill) == 3)
+    waiting = site.ask_meanwhile("sql")
+    wait_for(lambda: 'prefillshare_queue_calls{pool="decode/sql"} 1.0' in site.get("/metrics").text)
+    assert site.admin("DELETE", "/modules/sql?force=true").status_code == 200
+    assert (waiting.result(5).status_code, waiting.result().json()["error"]["code"]) == (404, "model_not_found")
+    for worker in prefill:
+        worker.behaviour = "ok"
+    assert [call.result().status_code for call in calls] == [404, 404, 200]
+    assert site.ask("json").status_code == 200
+    assert 'refusals_total{pool="decode/sql",reason="removed",tenant="ann"} 1.0' in site.get("/metrics").text
+    rows = site.admin("GET", "/workers").json()["workers"]
+    assert all(row["load"] == row["kv"] == 0 for row in rows)

@@ -49,6 +49,26 @@ def test_a_worker_that_cannot_be_what_its_pool_needs_is_not_added(site: Site) ->
     assert not site.cluster.workers["sql-2"].bodies
 
 
+def test_other_weights_are_kept_out_while_the_peers_still_read_theirs(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def version(digest: str) -> dict[str, Any]:
+        return announcement("decode", models=[{"name": "sql", "digest": digest}])
+
+    for name in ("sql-0", "sql-1"):
+        site.cluster.workers[name].announces = version("v1")
+        site.cluster.workers[name].digests_s = 0.6
+    new = site.start("sql-2", version("v2")) | {"pool": "decode/sql"}
+    monkeypatch.setattr("prefillshare.router.admin.joining.ANSWER_S", 0.3)
+    status, code, param, message = refused(site, "POST", "/workers", json=new)
+    assert (status, code, param) == (502, "worker_unreachable", None)
+    assert "sql-0" in message
+    assert "try again" in message
+    status, code, _, message = refused(site, "POST", "/workers", json=new)
+    assert (status, code) == (409, "worker_mismatch")
+    assert "other weights" in message
+
+
 def test_names_and_addresses_are_distinct_over_all_pools(site: Site) -> None:
     new = site.start("prefill-1", SQL)
     assert refused(site, "POST", "/workers", json=new | {"pool": "decode/sql"})[:3] == (409, "worker_exists", "name")
@@ -142,6 +162,50 @@ def test_a_worker_with_a_call_is_removed_when_it_has_ended(site: Site) -> None:
     assert {call.result().status_code for call in calls} == {200}
     assert site.admin("GET", "/workers/sql-0").status_code == 404
     assert "sql-0" not in served_by(site)
+
+
+def keep_busy(site: Site) -> list[Any]:
+    """Calls under way on `sql-0` and `sql-1`."""
+    for name in ("sql-0", "sql-1"):
+        site.cluster.workers[name].behaviour = "held"
+    calls = [site.ask_meanwhile() for _ in range(2)]
+    wait_for(lambda: all(site.cluster.workers[name].bodies for name in ("sql-0", "sql-1")))
+    return calls
+
+
+def let_go(site: Site, calls: list[Any]) -> None:
+    for name in ("sql-0", "sql-1"):
+        site.cluster.workers[name].behaviour = "ok"
+    assert {call.result().status_code for call in calls} == {200}
+
+
+def test_a_worker_gets_calls_again_when_who_waits_to_remove_it_leaves(site: Site) -> None:
+    calls = keep_busy(site)
+    with site.asking("DELETE", "/workers/sql-0?wait_s=30"):
+        wait_for(lambda: site.worker("sql-0")["state"] == "draining")
+    wait_for(lambda: site.worker("sql-0")["state"] == "up")
+    let_go(site, calls)
+    assert "sql-0" in served_by(site)
+
+
+def test_a_worker_that_was_drained_meanwhile_drains_on_when_its_removal_is_over(site: Site) -> None:
+    calls = keep_busy(site)
+    leaving = site.threads.submit(refused, site, "DELETE", "/workers/sql-0?wait_s=1")
+    wait_for(lambda: site.worker("sql-0")["state"] == "draining")
+    assert site.admin("POST", "/workers/sql-0/drain").status_code == 202
+    assert leaving.result()[:2] == (409, "busy")
+    assert site.worker("sql-0")["state"] == "draining"
+    let_go(site, calls)
+
+
+def test_a_removal_that_is_refused_does_not_undo_one_that_waits(site: Site) -> None:
+    calls = keep_busy(site)
+    leaving = site.threads.submit(site.admin, "DELETE", "/workers/sql-0?wait_s=10")
+    wait_for(lambda: site.worker("sql-0")["state"] == "draining")
+    assert refused(site, "DELETE", "/workers/sql-0")[:2] == (409, "busy")
+    assert site.worker("sql-0")["state"] == "draining"
+    let_go(site, calls)
+    assert leaving.result().status_code == 200
 
 
 def test_force_removes_at_once_and_leaves_the_calls_under_way_alone(site: Site) -> None:

@@ -1,3 +1,4 @@
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from prefillshare.router.flow.capacity import Capacities, Capacity, context_in, kv_tokens_in
+from prefillshare.router.flow import capacity
+from prefillshare.router.flow.capacity import Capacities, Capacity, context_in, keep_asking, kv_tokens_in
 from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.relay import open_http
 from prefillshare.router_config import FlowConfig, RouterConfig
@@ -136,3 +138,23 @@ async def test_a_worker_that_was_taken_out_and_put_back_has_its_limit_again(serv
         await capacities.ask()
         assert pool.limit(worker) == 4096
         assert capacities.kv_limit(worker) == 9000
+
+
+async def test_asking_goes_on_after_a_failure(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(capacity, "_INTERVAL_S", 0.001)
+    failed, again = asyncio.Event(), asyncio.Event()
+
+    def then() -> None:
+        if failed.is_set():
+            again.set()
+        failed.set()
+        raise KeyError("a prompt")
+
+    async with open_http(RouterConfig()) as http:
+        asking = asyncio.create_task(keep_asking(Capacities(http, [], FlowConfig(), None), then))
+        await asyncio.wait_for(again.wait(), 5)
+        asking.cancel()
+    assert "KeyError" in caplog.text
+    assert "a prompt" not in caplog.text

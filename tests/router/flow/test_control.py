@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from prefillshare.router.admission import Call
 from prefillshare.router.errors import RouterError
+from prefillshare.router.fleet import Routes
 from prefillshare.router.flow import ticket as tickets
 from prefillshare.router.flow.capacity import Capacity
 from prefillshare.router.flow.control import FlowControl
@@ -56,10 +57,9 @@ class Bench:
                     pool.set_limit(worker, prefill)
                 else:
                     self.capacities.kv[worker.name] = decode
-        self.routes = {
-            "sql": ModelRoute("base", self.prefill, self.sql),
-            "json": ModelRoute("base", self.prefill, self.json),
-        }
+        self.routes = Routes(
+            sql=ModelRoute("base", self.prefill, self.sql), json=ModelRoute("base", self.prefill, self.json)
+        )
         self.registry = CollectorRegistry()
         self.placement = Placement(self.routes)
         metrics = FlowMetrics(self.registry, self.pools)
@@ -433,6 +433,36 @@ async def test_in_a_full_queue_a_new_key_displaces_who_has_most() -> None:
     assert bench.flow.waiting(bench.sql)[0] == 2
 
 
+@pytest.mark.parametrize("tokens", [100, 700, 800, 2000])
+async def test_no_flood_of_small_calls_starves_a_keys_larger_call(tokens: int) -> None:
+    """In flight are 1,600 tokens, so 800 may wait. Before each call that ends, three more of the flood arrive."""
+    bench = Bench(decode=10**6, queue_share=0.5)
+    bench.sql.set_limit(bench.sql.workers[0], None, calls=16)
+    floods: list[asyncio.Task[None]] = []
+
+    async def flood(calls: int) -> None:
+        for _ in range(calls):
+            floods.append(bench.call(f"flood {len(floods)}", tenant="flood"))
+            await settle()
+
+    await flood(30)
+    for turn in range(10):
+        quiet = bench.call(f"quiet {turn}", tenant="quiet", tokens=tokens)
+        for _ in range(40):
+            await flood(3)
+            await bench.end(next(iter(bench.running)))
+            if quiet.done():
+                break
+        assert quiet.done()
+        assert quiet.exception() is None
+    assert bench.refused("queue_full", "quiet") == 0
+    assert sum(name.startswith("flood") for name in bench.log) > 100
+    for task in floods:
+        task.cancel()
+    await asyncio.gather(*floods, return_exceptions=True)
+    assert bench.held() == 0
+
+
 @pytest.mark.parametrize("limit", [{"key_calls": 1}, {"key_tokens": 150}])
 async def test_a_key_may_have_a_limit_of_its_own(limit: dict[str, int]) -> None:
     bench = Bench(**limit)
@@ -489,6 +519,38 @@ async def test_a_call_that_cannot_be_served_in_time_is_refused_before_it_waits()
     assert bench.flow.waiting(bench.sql)[0] == 1
 
 
+async def test_a_large_call_on_a_nearly_idle_system_waits_only_for_the_little_in_flight() -> None:
+    bench = Bench(decode=50_000, prefill=4096)
+    known = bench.call("known")
+    await settle()
+    bench.now = 3.0
+    await bench.end("known")
+    await known
+    bench.call("small", tokens=600)
+    await settle()
+    large = bench.call("large", tokens=8000)
+    await settle()
+    assert not large.done()
+    assert bench.flow.waiting(bench.sql) == (1, 8000)
+    await bench.end("small")
+    assert bench.log[-1] == "large"
+
+
+async def test_a_call_is_told_to_come_back_after_what_is_ahead_of_it_and_in_flight() -> None:
+    bench = Bench(max_wait_s=0.05)
+    known = bench.call("known")
+    await settle()
+    bench.now = 0.04
+    await bench.end("known")
+    await known
+    bench.flow._service.took(bench.sql, 30.0)  # in the mean 3.04 s
+    bench.call("running")
+    await settle()
+    error = await refusal(bench.call("large", tokens=8000))
+    assert "within 0.05 s" in error.message
+    assert error.headers["retry-after"] == "4"
+
+
 async def test_without_a_worker_nobody_waits() -> None:
     bench = Bench()
     bench.sql.mark_down(bench.sql.workers[0], "gone")
@@ -507,6 +569,78 @@ async def test_who_waits_learns_that_no_worker_is_left() -> None:
     bench.flow.freed()
     assert (await refusal(second)).status == 503
     assert bench.refused("no_worker") == 1
+
+
+async def test_the_waiting_calls_of_a_module_that_goes_end_at_once_and_others_go_on() -> None:
+    bench = Bench()
+    bench.routes["yaml"] = ModelRoute("base", bench.prefill, bench.sql)
+    running, other = bench.call("running"), bench.call("other", "json")
+    behind = bench.call("behind", "yaml")
+    gone = [bench.call(f"gone {number}") for number in range(2)]
+    await settle()
+    assert bench.flow.waiting(bench.sql)[0] == 3
+    del bench.routes["sql"]
+    bench.flow.removed("sql")
+    for task in gone:
+        error = await refusal(task)
+        assert (error.status, error.code) == (404, "model_not_found")
+    assert bench.refused("removed") == 2
+    assert bench.flow.waiting(bench.sql)[0] == 1  # another module of that pool
+    for name, task in (("other", other), ("running", running), ("behind", behind)):
+        await bench.end(name)
+        await task
+    assert bench.held() == 0
+
+
+async def test_who_waits_for_a_module_that_is_gone_is_nobody_elses_error() -> None:
+    bench = Bench()
+    running, other = bench.call("running"), bench.call("other", "json")
+    waiting = bench.call("waiting")
+    await settle()
+    del bench.routes["sql"]
+    bench.flow.freed()
+    await bench.end("other")
+    await other
+    new = bench.call("new", "json")
+    await settle()
+    await bench.end("new")
+    await new
+    await bench.end("running")
+    await bench.end("waiting")
+    await asyncio.gather(running, waiting)
+    assert bench.held() == 0
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_a_failure_while_a_call_arrives_leaves_nothing_of_it(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench()
+    freed = bench.flow.freed
+
+    def fails() -> None:
+        monkeypatch.setattr(bench.flow, "freed", freed)
+        if when == "after":  # it has its ticket by then
+            freed()
+        raise KeyError("freed")
+
+    monkeypatch.setattr(bench.flow, "freed", fails)
+    with pytest.raises(KeyError):
+        await bench.call("first")
+    assert bench.held() == 0
+    second = bench.call("second")
+    await settle()
+    await bench.end("second")
+    await second
+    assert bench.held() == 0
+
+
+async def test_a_completion_is_held_to_what_its_worker_will_make_of_it() -> None:
+    bench = Bench(decode=5000)
+    body = {"prompt": [1] * 90, "max_tokens": 4000, "max_completion_tokens": 1}
+    calls = await letting_in(bench, *(Call(name, "completions", "sql", body, False, None) for name in "ab"))
+    assert bench.log == ["a"]
+    assert bench.kv(bench.sql.workers[0]) == 4090
+    for task in calls:
+        task.cancel()
 
 
 async def test_a_prompt_that_no_worker_can_hold_is_refused_at_once() -> None:
@@ -778,7 +912,7 @@ async def test_what_waiting_calls_have_cached_is_not_asked_while_there_is_no_roo
 ) -> None:
     bench = Bench(decode=10**6, prefill=TOKENS - 10)
     asked: list[str] = []
-    monkeypatch.setattr(bench.placement, "knows_most", lambda model, session, chain: asked.append(model))
+    monkeypatch.setattr(bench.placement, "knows_most", lambda pool, session, chain: asked.append(pool.name))
     for number in range(9):
         bench.call(str(number))
     await settle()

@@ -80,19 +80,30 @@ def test_the_newest_call_of_the_longest_line_goes_first_when_there_are_too_many(
     queue.push("a", 10, "a")
     queue.push("flood", 10, "first")
     queue.push("flood", 10, "last")
-    assert queue.last_of_the_longest().item == "last"
+    assert [entry.item for entry in queue.surplus()] == ["last"]
     queue.push("a", 30, "big")
-    assert queue.last_of_the_longest().item == "big"
+    assert [entry.item for entry in queue.surplus()] == ["big", "last"]
+
+
+def test_the_only_call_of_a_key_is_given_up_for_nobody_however_large() -> None:
+    queue: FairQueue[str] = FairQueue({"paying": 4.0})
+    queue.push("quiet", 1000, "quiet")
+    for number in range(3):
+        queue.push("flood", 10, f"flood {number}")
+        queue.push("paying", 10, f"paying {number}")
+    assert [entry.item for entry in queue.surplus()] == ["flood 2", "flood 1", "paying 2", "paying 1"]
+    assert [entry.item for entry in queue.heads()] == ["quiet", "flood 0", "paying 0"]
+    assert len(queue) == 7  # nobody has been taken out
 
 
 def test_tokens_ahead_are_the_keys_own_and_the_shares_of_others() -> None:
     queue: FairQueue[str] = FairQueue()
     for _ in range(10):
-        queue.push("flood", 10, "x")
-    assert queue.ahead_of("flood") == 100
-    assert queue.ahead_of("new") == 10
-    queue.push("new", 20, "y")
-    assert queue.ahead_of("new") == 20 + 30
+        last = queue.push("flood", 10, "x")
+    assert queue.ahead_of(last) == 90
+    assert queue.ahead_of(queue.push("new", 20, "y")) == 10
+    assert queue.ahead_of(queue.push("new", 5000, "z")) == 20 + 30  # its own size plays no part
+    assert queue.ahead_of(last) == 90 + 90 + 20
 
 
 @given(

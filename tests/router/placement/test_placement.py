@@ -39,6 +39,11 @@ def placement() -> Placement:
     return make()
 
 
+def base_of(placement: Placement) -> Pool:
+    """Where prompts of `sql` are prefilled."""
+    return placement.routes["sql"].prefill
+
+
 def conversation(name: str, turns: int = 1) -> dict[str, Any]:
     """Each turn adds more than a chunk."""
     return {"messages": [{"role": "user", "content": f"{name} {turn} " * 100} for turn in range(turns)]}
@@ -257,7 +262,7 @@ def test_room_is_asked_for_what_the_call_puts_on_the_worker(placement: Placement
         asked[knowing.name]
         == 64
         < asked[unknowing]
-        == placement.to_compute("sql", chain_of_request(body))[B if knowing == A else A]
+        == placement.to_compute(base_of(placement), chain_of_request(body))[B if knowing == A else A]
     )
     placement.decode("sql", SESSION, TOKENS, has_room=has_room)
     assert asked["sql-0"] == len(TOKENS)
@@ -265,12 +270,12 @@ def test_room_is_asked_for_what_the_call_puts_on_the_worker(placement: Placement
 
 def test_a_prompt_is_mostly_known_where_half_of_it_was_sent(placement: Placement) -> None:
     start, longer, other = (conversation(text, turns=turns) for text, turns in (("one", 4), ("one", 7), ("two", 4)))
-    assert not placement.knows_most("sql", SESSION, chain_of_request(start))
+    assert not placement.knows_most(base_of(placement), SESSION, chain_of_request(start))
     prefill(placement, body=start)
-    assert placement.knows_most("sql", SESSION, chain_of_request(start))
-    assert placement.knows_most("sql", SESSION, chain_of_request(longer))
-    assert not placement.knows_most("sql", SESSION, chain_of_request(conversation("one", turns=20)))
-    assert not placement.knows_most("sql", SESSION, chain_of_request(other))
+    assert placement.knows_most(base_of(placement), SESSION, chain_of_request(start))
+    assert placement.knows_most(base_of(placement), SESSION, chain_of_request(longer))
+    assert not placement.knows_most(base_of(placement), SESSION, chain_of_request(conversation("one", turns=20)))
+    assert not placement.knows_most(base_of(placement), SESSION, chain_of_request(other))
 
 
 def test_the_home_alone_is_asked_while_it_is_up(placement: Placement) -> None:
@@ -278,17 +283,17 @@ def test_the_home_alone_is_asked_while_it_is_up(placement: Placement) -> None:
     home, _ = prefill(placement, body=conversation("one", turns=4))
     stranger = ("user", "stranger")
     placement.stay(placement.routes["sql"].prefill, stranger, B if home == A else A)
-    assert not placement.knows_most("sql", stranger, chain)
-    assert placement.knows_most("sql", None, chain)  # any will do
+    assert not placement.knows_most(base_of(placement), stranger, chain)
+    assert placement.knows_most(base_of(placement), None, chain)  # any will do
     placement.routes["sql"].prefill.mark_down(home, "gone")
-    assert not placement.knows_most("sql", SESSION, chain)
+    assert not placement.knows_most(base_of(placement), SESSION, chain)
 
 
 def test_what_a_worker_has_no_room_for_is_not_known(placement: Placement) -> None:
     body = conversation("one", turns=8)
     worker, _ = prefill(placement, body=body)
     placement.holds(worker, 128)
-    assert not placement.knows_most("sql", SESSION, chain_of_request(body))
+    assert not placement.knows_most(base_of(placement), SESSION, chain_of_request(body))
     other = B if worker == A else A
     placement.routes["sql"].prefill.mark_down(worker, "gone")
     placement.holds(other, 10**9)  # more than is remembered
@@ -296,7 +301,7 @@ def test_what_a_worker_has_no_room_for_is_not_known(placement: Placement) -> Non
     placement.routes["sql"].prefill.mark_up(worker)
     placement.routes["sql"].prefill.mark_down(other, "gone")
     assert prefill(placement, body=body)[0] == worker
-    assert not placement.knows_most("sql", SESSION, chain_of_request(body))  # its room is what it was
+    assert not placement.knows_most(base_of(placement), SESSION, chain_of_request(body))  # its room is what it was
 
 
 def test_the_room_of_a_worker_that_has_left_is_not_that_of_its_successor(placement: Placement) -> None:
@@ -306,7 +311,7 @@ def test_the_room_of_a_worker_that_has_left_is_not_that_of_its_successor(placeme
     placement.forget(worker)
     placement.routes["sql"].prefill.mark_down(B if worker == A else A, "gone")
     prefill(placement, body=body)
-    assert placement.knows_most("sql", SESSION, chain_of_request(body))
+    assert placement.knows_most(base_of(placement), SESSION, chain_of_request(body))
 
 
 def test_a_decode_workers_room_is_counted_in_its_blocks(placement: Placement) -> None:

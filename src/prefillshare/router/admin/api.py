@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 import aiohttp
 from starlette.requests import Request
@@ -15,7 +15,9 @@ from prefillshare.router.admin.bodies import NewModule, NewWorker, read_json, re
 from prefillshare.router.admin.joining import Joining
 from prefillshare.router.admin.modules import ModuleChanges
 from prefillshare.router.admin.workers import WorkerChanges
+from prefillshare.router.disconnect import unless_disconnected
 from prefillshare.router.errors import RouterError
+from prefillshare.router.exchange import CLIENT_LEFT
 from prefillshare.router.fleet import Fleet
 from prefillshare.router.flow.metrics import KV
 from prefillshare.router.metrics import Metrics
@@ -27,6 +29,7 @@ LOG = logging.getLogger("prefillshare.router")
 PATH = "/admin/v1"
 
 Row = dict[str, Any]
+Result = TypeVar("Result")
 
 
 class Admin:
@@ -123,6 +126,22 @@ def _log(request: Request, change: str, outcome: str) -> None:
         LOG.info("admin tenant=%s change=%r name=%r %s", tenant, change, name[:128], outcome)
 
 
+async def _unless_left(request: Request, change: Coroutine[None, None, Result]) -> Result:
+    """What the change gives. A client that leaves, by Ctrl-C of `--wait` say, ends it as a wait that is over does.
+
+    Raises:
+        RouterError: 499, it left; nobody is there to be told, but the log.
+    """
+    made: list[Result] = []
+
+    async def make() -> None:
+        made.append(await change)
+
+    if not await unless_disconnected(request.receive, make()):
+        raise RouterError(CLIENT_LEFT, "The client left before the wait was over.", code="client_left")
+    return made[0]
+
+
 async def _list_workers(admin: Admin, request: Request) -> tuple[int, Row]:
     return 200, {"workers": [admin.worker_row(*found) for found in admin.fleet.workers()]}
 
@@ -139,7 +158,8 @@ async def _add_worker(admin: Admin, request: Request) -> tuple[int, Row]:
 
 async def _drain_worker(admin: Admin, request: Request) -> tuple[int, Row]:
     """202 while calls are still under way on the worker, 200 when it can be stopped."""
-    row = admin.worker_row(*await admin.workers.drain(request.path_params["name"], read_query(request)))
+    change = admin.workers.drain(request.path_params["name"], read_query(request))
+    row = admin.worker_row(*await _unless_left(request, change))
     return 200 if row["idle"] else 202, row
 
 
@@ -149,7 +169,7 @@ async def _resume_worker(admin: Admin, request: Request) -> tuple[int, Row]:
 
 async def _remove_worker(admin: Admin, request: Request) -> tuple[int, Row]:
     name = request.path_params["name"]
-    await admin.workers.remove(name, read_query(request))
+    await _unless_left(request, admin.workers.remove(name, read_query(request)))
     return 200, {"removed": name}
 
 
@@ -170,5 +190,5 @@ async def _add_module(admin: Admin, request: Request) -> tuple[int, Row]:
 
 async def _remove_module(admin: Admin, request: Request) -> tuple[int, Row]:
     name = request.path_params["name"]
-    workers = await admin.modules.remove(name, read_query(request))
+    workers = await _unless_left(request, admin.modules.remove(name, read_query(request)))
     return 200, {"removed": name, "workers": [worker.name for worker in workers]}

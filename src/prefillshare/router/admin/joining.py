@@ -18,7 +18,8 @@ from prefillshare.router.errors import RouterError
 from prefillshare.router.fleet import Base, Fleet
 from prefillshare.router.pool import Pool, Worker
 
-TIMEOUT_S = 5.0
+CONNECT_S = 5.0
+ANSWER_S = 60.0  # the first time that a worker is asked it reads its modules whole
 MAX_BYTES = 64 * 1024
 
 # What two workers that exchange KV, or stand in for each other, must have in common beside their secret.
@@ -80,16 +81,42 @@ async def ask(http: aiohttp.ClientSession, worker: Worker) -> Announcement:
     Raises:
         RouterError: 502 `worker_unreachable`, it does not answer (yet); 409 `worker_mismatch`, it does not say.
     """
-    timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
     try:
-        async with http.get(worker.url + PATH, timeout=timeout, allow_redirects=False) as answer:
-            status, raw = answer.status, bytearray()
-            async for chunk in answer.content.iter_any():
-                raw += chunk
-                if len(raw) > MAX_BYTES:
-                    break
+        return await _announcement(http, worker)
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         raise _unreachable(worker, type(error).__name__) from None
+
+
+async def ask_those_up(http: aiohttp.ClientSession, workers: Iterable[Worker]) -> dict[str, Announcement]:
+    """The announcements by the workers' names; of those that take no connection, or cannot say, there is none.
+
+    Raises:
+        RouterError: 502 `worker_unreachable`, one takes the question and owes the answer. Without it, a worker with
+            other weights of its modules could join.
+    """
+    workers = list(workers)
+    answers = await asyncio.gather(*(_announcement(http, worker) for worker in workers), return_exceptions=True)
+    found: dict[str, Announcement] = {}
+    for worker, answer in zip(workers, answers, strict=True):
+        if isinstance(answer, Announcement):
+            found[worker.name] = answer
+        elif isinstance(answer, aiohttp.ClientConnectorError | RouterError):
+            continue
+        elif isinstance(answer, aiohttp.ClientError | TimeoutError | OSError):
+            raise _silent_peer(worker, type(answer).__name__)
+        else:
+            raise answer
+    return found
+
+
+async def _announcement(http: aiohttp.ClientSession, worker: Worker) -> Announcement:
+    timeout = aiohttp.ClientTimeout(total=ANSWER_S, sock_connect=CONNECT_S)
+    async with http.get(worker.url + PATH, timeout=timeout, allow_redirects=False) as answer:
+        status, raw = answer.status, bytearray()
+        async for chunk in answer.content.iter_any():
+            raw += chunk
+            if len(raw) > MAX_BYTES:
+                break
     if status in (401, 403):
         raise mismatch(worker, "it does not take the key of this router's workers; start it with the same VLLM_API_KEY")
     if status != 200:
@@ -99,19 +126,6 @@ async def ask(http: aiohttp.ClientSession, worker: Worker) -> Announcement:
         return Announcement.model_validate_json(bytes(raw))
     except ValidationError:
         raise mismatch(worker, f"{worker.url}{PATH} answers something else than what a worker says of itself") from None
-
-
-async def ask_those_up(http: aiohttp.ClientSession, workers: Iterable[Worker]) -> dict[str, Announcement]:
-    """The announcements by the workers' names; of those that do not answer there is none."""
-    workers = list(workers)
-    answers = await asyncio.gather(*(ask(http, worker) for worker in workers), return_exceptions=True)
-    found: dict[str, Announcement] = {}
-    for worker, answer in zip(workers, answers, strict=True):
-        if isinstance(answer, Announcement):
-            found[worker.name] = answer
-        elif not isinstance(answer, RouterError):
-            raise answer
-    return found
 
 
 def judge(worker: Worker, said: Announcement, expected: Expected, peers: Mapping[str, Announcement]) -> None:
@@ -198,3 +212,11 @@ def _does_not_serve(said: Announcement, model: str) -> str:
 def _unreachable(worker: Worker, why: str) -> RouterError:
     message = f"worker {worker.name}: {worker.url} does not answer ({why}); is it started, and healthy?"
     return RouterError(502, message, type="server_error", param="url", code="worker_unreachable")
+
+
+def _silent_peer(peer: Worker, why: str) -> RouterError:
+    message = (
+        f"worker {peer.name}, beside which the new one would work, is up and does not say what it is ({why}). It may "
+        "still be reading its modules to answer, as it does once: try again."
+    )
+    return RouterError(502, message, type="server_error", code="worker_unreachable")

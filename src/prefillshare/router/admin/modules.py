@@ -50,19 +50,14 @@ class ModuleChanges:
         """
         if name not in self._fleet.routes:
             raise RouterError(404, f"No module is called {name[:128]!r}.", param="name", code="module_not_found")
-        self._fleet.withdraw(name)
-        leaves = False
-        try:
-            done = await until(lambda: self._fleet.calls(name) == 0, options.wait_s)
-            leaves = done or options.force
-        finally:
-            if not leaves:
-                self._fleet.offer(name)
-        if not leaves:
-            raise busy(f"Module {name}", self._fleet.calls(name))
-        pool = self._fleet.routes[name].decode
-        workers = list(pool.workers)
-        self._fleet.remove_module(name)
+        with self._fleet.leaving(name):
+            # Somebody else may remove it meanwhile; then there is no route, which is a 404.
+            done = await until(lambda: name not in self._fleet.routes or self._fleet.calls(name) == 0, options.wait_s)
+            if not (done or options.force):
+                raise busy(f"Module {name}", self._fleet.calls(name))
+            pool = self._fleet.routes[name].decode
+            workers = list(pool.workers)
+            self._fleet.remove_module(name)
         return [] if pool in self._fleet.pools else workers
 
     def _base_for(self, new: NewModule) -> Base:

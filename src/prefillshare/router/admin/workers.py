@@ -72,19 +72,12 @@ class WorkerChanges:
         """
         pool, worker = self.find(name)
         self._check_not_the_last(pool, worker, options)
-        was_draining = pool.is_draining(worker)
-        pool.drain(worker)
-        leaves = False
-        try:
+        with pool.leaving(worker):
             idle = await until(lambda: self._fleet.is_idle(pool, worker), options.wait_s)
-            leaves = idle or options.force
-        finally:
-            if not (leaves or was_draining):
-                pool.resume(worker)
-        if not leaves:
-            raise busy(f"Worker {name}", pool.in_flight(worker) + self._fleet.handoffs(worker))
-        self.find(name)  # somebody else may have removed it
-        self._fleet.remove_worker(pool, worker)
+            if not (idle or options.force):
+                raise busy(f"Worker {name}", pool.in_flight(worker) + self._fleet.handoffs(worker))
+            self.find(name)  # somebody else may have removed it
+            self._fleet.remove_worker(pool, worker)
 
     def _check_not_the_last(self, pool: Pool, worker: Worker, options: Options) -> None:
         if not options.force and pool.ready() == [worker]:

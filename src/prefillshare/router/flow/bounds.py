@@ -1,4 +1,4 @@
-"""How many calls may wait, and which one has to go when there are more."""
+"""How many calls may wait, and which have to go when there are more."""
 
 from typing import Any, NamedTuple
 
@@ -8,7 +8,7 @@ from prefillshare.router_config import FlowConfig
 
 
 class Excess(NamedTuple):
-    entry: Entry[Any]  # the call to refuse
+    entries: tuple[Entry[Any], ...]  # the calls to refuse
     reason: Reason
     why: str
 
@@ -16,7 +16,10 @@ class Excess(NamedTuple):
 def excess_of(
     queue: FairQueue[Any], newcomer: Entry[Any], waiting_tokens: int, in_flight_tokens: int, settings: FlowConfig
 ) -> Excess | None:
-    """The first limit that the queue exceeds with the newcomer in it. One call may always wait.
+    """The first limit that the queue exceeds with the newcomer in it, and who has to go.
+
+    One call may always wait. So may, when no key has more than one, the largest of them: a call as large as the limit
+    would never find the queue empty while small ones keep coming.
 
     The limit in tokens is a share of those in flight: both are counted over the pools whose calls wait for the same
     room as the newcomer (`FlowControl`). A call leaves the queue as fast as those in flight end, so by Little's law it
@@ -25,10 +28,29 @@ def excess_of(
     """
     key = newcomer.key
     if settings.key_calls is not None and queue.calls_of(key) > settings.key_calls:
-        return Excess(newcomer, "key_limit", f"{settings.key_calls} calls of this key are waiting")
+        return Excess((newcomer,), "key_limit", f"{settings.key_calls} calls of this key are waiting")
     if settings.key_tokens is not None and queue.calls_of(key) > 1 and queue.tokens_of(key) > settings.key_tokens:
-        return Excess(newcomer, "key_limit", f"calls of this key with up to {settings.key_tokens} tokens are waiting")
-    most = settings.queue_share * in_flight_tokens
-    if len(queue) > 1 and (len(queue) > settings.queue_calls or waiting_tokens > most):
-        return Excess(queue.last_of_the_longest(), "queue_full", f"{len(queue) - 1} calls are waiting")
-    return None
+        why = f"calls of this key with up to {settings.key_tokens} tokens are waiting"
+        return Excess((newcomer,), "key_limit", why)
+    gone = _surplus(queue, newcomer, waiting_tokens, settings.queue_share * in_flight_tokens, settings.queue_calls)
+    return Excess(gone, "queue_full", f"{len(queue) - len(gone)} calls are waiting") if gone else None
+
+
+def _surplus(
+    queue: FairQueue[Any], newcomer: Entry[Any], tokens: int, most_tokens: float, most_calls: int
+) -> tuple[Entry[Any], ...]:
+    """Who has to go. The newcomer alone if it has to: nobody gives way to a call that is refused all the same."""
+    calls = len(queue)
+    gone: list[Entry[Any]] = []
+    for entry in queue.surplus():
+        if calls <= most_calls and tokens <= most_tokens:
+            return tuple(gone)
+        if entry is newcomer:
+            return (newcomer,)
+        gone.append(entry)
+        calls -= 1
+        tokens -= entry.tokens
+    largest = max(head.tokens for head in queue.heads())
+    if calls > 1 and (calls > most_calls or tokens - largest > most_tokens):
+        return (newcomer,)
+    return tuple(gone)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import aiohttp
 
 from prefillshare.router.pool import Pool, Worker
+from prefillshare.router.privacy import failure_text
 from prefillshare.router_config import FlowConfig
 
 LOG = logging.getLogger("prefillshare.router")
@@ -141,5 +142,8 @@ async def keep_asking(capacities: Capacities, then: Callable[[], None]) -> None:
     """Ends only by being cancelled. `then` is called each time: limits, and which workers are up, may have changed."""
     while True:
         await asyncio.sleep(_INTERVAL_S)
-        await capacities.ask()
-        then()
+        try:
+            await capacities.ask()
+            then()
+        except Exception as error:  # without this task no limit is set again, and nobody learns of workers that are up
+            LOG.error("looking after the queue failed in the router: %s", failure_text(error, with_messages=False))

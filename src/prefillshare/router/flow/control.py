@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 
 from prefillshare.router.admission import Call
-from prefillshare.router.errors import RouterError, unavailable
+from prefillshare.router.errors import RouterError, model_removed, unavailable
 from prefillshare.router.flow.bounds import excess_of
 from prefillshare.router.flow.capacity import Capacities
 from prefillshare.router.flow.errors import Reason, overloaded, too_long
@@ -53,10 +53,11 @@ class FlowControl:
 
         Raises:
             RouterError: 429 with `retry-after` when the queue is full or the wait would be too long, 503 when no worker
-                is ready, 400 when no worker could ever take the call or its prompt cannot be made.
+                is ready, 400 when no worker could ever take the call or its prompt cannot be made, 404 when its module
+                is removed meanwhile.
         """
         route = self._routes[call.model]
-        need = self._bounded(need_of(call.body, self._settings.output_tokens), route, tenant)
+        need = self._bounded(need_of(call.endpoint, call.body, self._settings.output_tokens), route, tenant)
         # Here, where an error is this call's alone, and once: whatever counts or places the call goes by this chain.
         prompt = chain_of_request(prefill_body(call, route.base, route.instructions))
         waiting = Waiting(call, tenant, route, need, prompt, self._clock(), asyncio.get_running_loop().create_future())
@@ -92,6 +93,14 @@ class FlowControl:
             elif full := self._let_in(entry):
                 blocked |= {full, waiting.route.decode}
 
+    def removed(self, model: str) -> None:
+        """The model is served no longer. Its calls that wait learn it now: no room that gets free would help them."""
+        for pool in self._queues:
+            for entry in list(self._queues.of(pool)):
+                if entry.item.call.model == model:
+                    self._refuse(entry, "removed", model_removed(model))
+        self.freed()
+
     # What tickets ask (`Rooms`).
 
     def has_room(self, pool: Pool, worker: Worker, tokens: int, prompt: Chain, more: int = 0) -> bool:
@@ -120,21 +129,21 @@ class FlowControl:
 
     async def _wait(self, waiting: Waiting) -> ReservedTicket:
         entry = self._queues.push(waiting)
-        self.freed()
-        if not waiting.ticket.done():
-            self._refuse_some(entry)
-        if waiting.ticket.done():
-            return waiting.ticket.result()
-        try:
+        try:  # from here on: whatever fails, no entry and no ticket may stay behind with nobody waiting for it
+            self.freed()
+            if not waiting.ticket.done():
+                self._refuse_some(entry)
+            if waiting.ticket.done():
+                return waiting.ticket.result()
             async with asyncio.timeout(self._limit_s(waiting)):
                 return await waiting.ticket
         except TimeoutError:
             if ticket := _given(waiting):
                 return ticket
             self._metrics.refused(waiting.route.decode, "deadline", waiting.tenant)
-            raise self._too_late(waiting) from None
-        except asyncio.CancelledError:
-            if ticket := _given(waiting):  # at the moment of its cancellation
+            raise self._too_late(entry) from None
+        except BaseException:
+            if ticket := _given(waiting):  # at the moment of its cancellation, or before another call's failure
                 ticket.close()
             raise
         finally:
@@ -172,7 +181,7 @@ class FlowControl:
         """
         if self._clock() - waiting.since >= self._settings.cached_first_s:
             return True
-        return self._placement.knows_most(waiting.call.model, waiting.call.session, waiting.prompt)
+        return self._placement.knows_most(waiting.route.prefill, waiting.call.session, waiting.prompt)
 
     def _let_in(self, entry: Entry[Waiting]) -> Pool | None:
         """Gives the call its ticket, or returns the pool that has no room for it."""
@@ -214,7 +223,7 @@ class FlowControl:
         for worker in sorted(pool.ready(), key=pool.load):
             if self.has_room(pool, worker, whole, prompt):
                 return worker, whole
-        compute = self._placement.to_compute(waiting.call.model, prompt)
+        compute = self._placement.to_compute(pool, prompt)
         fitting = [worker for worker, tokens in compute.items() if self.has_room(pool, worker, tokens, prompt)]
         best = min(fitting, key=compute.__getitem__, default=None)
         return None if best is None else (best, compute[best])
@@ -227,17 +236,18 @@ class FlowControl:
         pool = waiting.route.decode
         queue, rivals = self._queues.of(pool), self._rivals(waiting.route)
         in_flight = _in_flight(rivals)
-        while excess := excess_of(queue, newcomer, self._waiting_tokens(rivals), in_flight, settings):
+        if excess := excess_of(queue, newcomer, self._waiting_tokens(rivals), in_flight, settings):
             text = f"The workers for this model are busy, and {excess.why}. Try again later."
-            retry_s = self._service.expect(pool, self._waiting_tokens(rivals) - excess.entry.tokens, in_flight)
-            self._refuse(excess.entry, excess.reason, overloaded(text, retry_s))
-            if excess.entry is newcomer:
+            for entry in excess.entries:
+                retry_s = self._service.expect(pool, self._waiting_tokens(rivals) - entry.tokens, in_flight)
+                self._refuse(entry, excess.reason, overloaded(text, retry_s))
+            if newcomer in excess.entries:
                 return
-        own = queue.ahead_of(newcomer.key)
+        ahead = queue.ahead_of(newcomer) + _own_part(newcomer, in_flight)
         # Pools take turns.
-        others = sum(min(self._queues.of(rival).tokens, own) for rival in rivals if rival is not pool)
-        if self._service.expect(pool, own + others, in_flight) > self._limit_s(waiting):
-            self._refuse(newcomer, "deadline", self._too_late(waiting))
+        others = sum(min(self._queues.of(rival).tokens, ahead) for rival in rivals if rival is not pool)
+        if self._service.expect(pool, ahead + others, in_flight) > self._limit_s(waiting):
+            self._refuse(newcomer, "deadline", self._too_late(newcomer))
 
     def _rivals(self, route: ModelRoute) -> list[Pool]:
         """The decode pools whose calls wait for the same room as this route's.
@@ -271,12 +281,14 @@ class FlowControl:
         service = 0.0 if waiting.call.stream else self._service.typical_s(waiting.route.decode) or 0.0
         return min(self._settings.max_wait_s, max(0.0, patience - service))
 
-    def _too_late(self, waiting: Waiting) -> RouterError:
-        rivals = self._rivals(waiting.route)
+    def _too_late(self, entry: Entry[Waiting]) -> RouterError:
+        waiting = entry.item
+        pool, rivals = waiting.route.decode, self._rivals(waiting.route)
         within = f"{self._limit_s(waiting):.3g} s"
         text = f"The workers for this model are busy; there is no room for this call within {within}."
-        retry_s = self._service.expect(waiting.route.decode, self._waiting_tokens(rivals), _in_flight(rivals))
-        return overloaded(text, retry_s)
+        others = self._waiting_tokens(rivals) - (entry.tokens if entry in self._queues.of(pool) else 0)
+        in_flight = _in_flight(rivals)
+        return overloaded(text, self._service.expect(pool, others + _own_part(entry, in_flight), in_flight))
 
 
 def _is_full(route: ModelRoute) -> bool:
@@ -290,6 +302,11 @@ def _is_full(route: ModelRoute) -> bool:
 def _in_flight(pools: Iterable[Pool]) -> int:
     """Tokens."""
     return sum(pool.load(worker) for pool in pools for worker in pool.workers)
+
+
+def _own_part(entry: Entry[Waiting], in_flight: int) -> int:
+    """How many tokens have to leave for the call itself: however large it is, no more than there are."""
+    return min(entry.tokens, in_flight)
 
 
 def _given(waiting: Waiting) -> ReservedTicket | None:

@@ -100,9 +100,10 @@ class FairQueue(Generic[Item]):
             self._finished[entry.key] = line.start
         self._finished = {key: tag for key, tag in self._finished.items() if tag > self._clock}
 
-    def ahead_of(self, key: str) -> int:
-        """About how many tokens would be served before a call of `key` that comes now."""
-        own = self.tokens_of(key)
+    def ahead_of(self, entry: Entry[Item]) -> int:
+        """About how many tokens will be served before this call, the last of its key. Its own size plays no part."""
+        key = entry.key
+        own = self.tokens_of(key) - entry.tokens
         share = self._weights.get(key, 1.0)
         return own + sum(
             min(line.tokens, line.entries[0].tokens + int(own * self._weights.get(other, 1.0) / share))
@@ -110,14 +111,26 @@ class FairQueue(Generic[Item]):
             if other != key
         )
 
-    def last_of_the_longest(self) -> Entry[Item]:
-        """The call to give up when there are too many: the newest of the key with the most tokens for its weight.
+    def surplus(self) -> Iterator[Entry[Item]]:
+        """The calls to give up when there are too many, one after the other, until every key has but one.
 
-        Where keys have as many, it is the one that came last. Whoever floods the queue displaces nobody else (longest
-        queue drop: Suter et al., INFOCOM 1998).
+        Each is the newest of the key that has the most tokens left for its weight, of those with several calls; where
+        keys have as many, of the one that came last. Whoever floods the queue displaces nobody else (longest queue
+        drop: Suter et al., INFOCOM 1998), and the only call of a key is displaced by nobody, however large it is.
         """
+        calls = {key: len(line.entries) for key, line in self._lines.items()}
+        tokens = {key: line.tokens for key, line in self._lines.items()}
 
-        def excess(line: _Line[Item]) -> float:
-            return line.tokens / self._weights.get(line.entries[0].key, 1.0)
+        def rank(key: str) -> tuple[float, int]:
+            return tokens[key] / self._weights.get(key, 1.0), self._lines[key].turn
 
-        return max(self._lines.values(), key=lambda line: (excess(line), line.turn)).entries[-1]
+        while several := [key for key in calls if calls[key] > 1]:
+            key = max(several, key=rank)
+            calls[key] -= 1
+            entry = self._lines[key].entries[calls[key]]
+            tokens[key] -= entry.tokens
+            yield entry
+
+    def heads(self) -> Iterator[Entry[Item]]:
+        """The first call of every key."""
+        return (line.entries[0] for line in self._lines.values())

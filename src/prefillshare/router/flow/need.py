@@ -2,12 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefillshare.router.placement.chunks import BYTES_PER_TOKEN
 
+if TYPE_CHECKING:
+    from prefillshare.router.admission import Endpoint  # whose calls have tickets, and these a need
+
 # No ordinary text has longer tokens on average: one that would need them to fit is too long.
 MAX_CHARACTERS_PER_TOKEN = 16
+
+MOST_TOKENS = 10**9  # that an answer is counted for: no worker makes as many, and sums stay within floats
+COMPLETION_TOKENS = 16  # of a completion that says nothing else, as at OpenAI
 
 _RENDERED = ("messages", "tools", "documents", "prompt")
 
@@ -25,9 +31,12 @@ class Need:
         return self.prompt + self.output
 
 
-def need_of(body: Mapping[str, Any], guess: int) -> Need:
-    """`guess` is taken for an answer whose length the client does not bound."""
-    output = _count(body.get("max_completion_tokens")) or _count(body.get("max_tokens")) or guess
+def need_of(endpoint: "Endpoint", body: Mapping[str, Any], guess: int) -> Need:
+    """`guess` is taken for a chat's answer whose length the client does not bound."""
+    if endpoint == "completions":  # where vLLM reads no `max_completion_tokens`
+        output = _count(body.get("max_tokens")) or COMPLETION_TOKENS
+    else:
+        output = _count(body.get("max_completion_tokens")) or _count(body.get("max_tokens")) or guess
     prompt = body.get("prompt")
     if isinstance(prompt, list) and not any(isinstance(part, str | list) for part in prompt):
         return Need(len(prompt), len(prompt), output)
@@ -36,7 +45,14 @@ def need_of(body: Mapping[str, Any], guess: int) -> Need:
 
 
 def _count(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+    """What a worker would read as a number above 0: it takes 7.0, "7" and "7.0" for 7, too."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        count = int(value.partition(".")[0] if isinstance(value, str) else value)
+    except ValueError:
+        return None
+    return min(count, MOST_TOKENS) if count > 0 else None
 
 
 def _characters(value: Any) -> int:

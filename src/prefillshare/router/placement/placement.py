@@ -76,14 +76,20 @@ class Placement:
         candidates = self._candidates(pool, self._prefill_memory, session, chain, without, partial(_missing, chain))
         return self._place(self._prefill, candidates, pool, self._prefill_memory, session, chain, has_room)
 
-    def knows_most(self, model: str, session: SessionKey | None, chain: Chain) -> bool:
+    # These two go by the prefill pool: they are asked for calls that wait, whose models may be gone.
+
+    def knows_most(self, pool: Pool, session: SessionKey | None, chain: Chain) -> bool:
         """Whether a ready worker has probably cached at least half of the prompt: the session's home, if it has one."""
-        pool = self.routes[model].prefill
         home = self._homes_in(pool).get(session) if session else None
         ready = pool.ready()
         asked = [worker for worker in ready if worker.name == home] or ready
         known = (self._prefill_memory.of(pool, worker).longest(chain.hashes).chunks for worker in asked)
         return any(2 * chain.length(chunks) >= chain.tokens for chunks in known)
+
+    def to_compute(self, pool: Pool, chain: Chain) -> dict[Worker, int]:
+        """What a prefill of that prompt would put on each worker that is ready, in tokens."""
+        candidates = self._candidates(pool, self._prefill_memory, None, chain, (), partial(_missing, chain))
+        return {candidate.worker: candidate.added for candidate in candidates}
 
     def holds(self, worker: Worker, kv_tokens: int) -> None:
         """The worker's cache has room for so many tokens: what was not used for longer than these is not there."""
@@ -91,12 +97,6 @@ class Placement:
             self._prefill_memory.limit(worker, kv_tokens // CHUNK_TOKENS)
         else:
             self._decode_memory.limit(worker, kv_tokens // self._block_size)
-
-    def to_compute(self, model: str, chain: Chain) -> dict[Worker, int]:
-        """What a prefill of that prompt would put on each worker that is ready, in tokens."""
-        pool = self.routes[model].prefill
-        candidates = self._candidates(pool, self._prefill_memory, None, chain, (), partial(_missing, chain))
-        return {candidate.worker: candidate.added for candidate in candidates}
 
     def decode(
         self,
