@@ -91,6 +91,16 @@ def test_messages_are_a_chat_request(server: Server) -> None:
     assert body["tools"][0]["function"]["name"] == "f"
 
 
+def test_arguments_of_the_chat_template_are_sent(server: Server) -> None:
+    ask(
+        server,
+        [Item(MESSAGES, "42", template_kwargs={"enable_thinking": False}), Item(MESSAGES, "42", line=1)],
+        concurrency=1,
+    )
+    sent = {json.dumps(body.get("chat_template_kwargs")) for _, body, _ in server.requests}
+    assert sent == {'{"enable_thinking": false}', "null"}
+
+
 def test_a_text_is_a_completion_request(server: Server) -> None:
     choice = {"index": 0, "finish_reason": "length", "text": "4", "logprobs": None}
     completion = {"id": "1", "object": "text_completion", "created": 0, "model": "m", "choices": [choice]}

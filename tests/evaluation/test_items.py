@@ -27,8 +27,10 @@ def test_all_forms_of_rows_are_read(tmp_path: Path) -> None:
         {"prompt": [USER], "completion": [ANSWER]},
         {"messages": [USER, ANSWER, USER, ANSWER]},
         {"prompt": [USER], "completion": [call]},
+        {"messages": [USER, ANSWER], "chat_template_kwargs": {"enable_thinking": False}, "tools": "[]"},
+        {"messages": [USER, ANSWER], "chat_template_kwargs": None, "tools": '[{"name": "f"}]'},
     )
-    first, null, text, chat, conversation, tool_call = read_items(file)
+    first, null, text, chat, conversation, tool_call, settings, described = read_items(file)
     assert (first.prompt, first.expected, first.fields) == ("How many?", 42, {"tests": "x"})
     assert (first.tools, first.line) == ([{"name": "f"}], 1)
     assert (null.prompt, null.expected, null.tools) == ([USER], None, None)
@@ -36,6 +38,8 @@ def test_all_forms_of_rows_are_read(tmp_path: Path) -> None:
     assert (chat.prompt, chat.expected) == ([USER], "42")
     assert (conversation.prompt, conversation.expected) == ([USER, ANSWER, USER], "42")
     assert json.loads(tool_call.expected) == call["tool_calls"]
+    assert (settings.template_kwargs, settings.tools, settings.fields) == ({"enable_thinking": False}, None, {})
+    assert (described.template_kwargs, described.tools, described.fields) == ({}, [{"name": "f"}], {})
 
 
 def test_empty_lines_are_passed_over_but_counted(tmp_path: Path) -> None:
@@ -56,7 +60,13 @@ def test_empty_lines_are_passed_over_but_counted(tmp_path: Path) -> None:
         ({"prompt": [USER], "completion": [USER]}, "field 'completion'.*'user'"),
         ({"prompt": [USER], "completion": [ANSWER, ANSWER]}, "field 'completion'.*2 messages"),
         ({"messages": [ANSWER]}, "field 'messages': only one"),
-        ({"prompt": "x", "expected": 1, "tools": "f"}, "field 'tools'"),
+        ({"prompt": "x", "expected": 1, "tools": "f"}, "field 'tools': not JSON"),
+        ({"prompt": "x", "expected": 1, "tools": '{"name": "f"}'}, "field 'tools': expected a list"),
+        ({"prompt": "x", "expected": 1, "tools": ["f"]}, "field 'tools': expected a list"),
+        (
+            {"prompt": "x", "expected": 1, "chat_template_kwargs": "x"},
+            "field 'chat_template_kwargs': expected an object",
+        ),
         ([1], "expected an object"),
     ],
 )

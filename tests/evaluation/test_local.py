@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,17 +9,26 @@ from transformers import PreTrainedModel
 
 from prefillshare.errors import UserError
 from prefillshare.evaluation.config import EvaluateConfig
-from prefillshare.evaluation.items import Item
+from prefillshare.evaluation.items import Item, read_items
 from prefillshare.evaluation.local import LocalAnswers
 from prefillshare.evaluation.mixed import generate_mixed
+from prefillshare.evaluation.run import evaluate
 from prefillshare.evaluation.systems import Measurement, plan
 from prefillshare.identity import BaseMismatch, compute_identity
+from prefillshare.instructions import Placement
 from prefillshare.module import BaseReference, Manifest, save_manifest
-from prefillshare.training.conversation import render_prompt
+from prefillshare.training.conversation import read_row, render_prompt
 from prefillshare.training.reference import generate, load_base
-from tests.training.tiny import byte_tokenizer, save_base, tiny_model
+from tests.training.tiny import CHATML, byte_tokenizer, save_base, tiny_model
 
 NEW = 8
+# Like Qwen3's: an answer without reasoning starts behind an empty thought.
+THINKING = CHATML.replace(
+    "<|im_start|>assistant\n' }}",
+    "<|im_start|>assistant\n' }}{% if enable_thinking is false %}{{ '<think></think>' }}{% endif %}",
+).replace(
+    "message['content'] +", "('<think></think>' if message['role'] == 'assistant' else '') + message['content'] +"
+)
 ITEMS = [
     Item([{"role": "user", "content": "How many orders?"}], "", line=1),
     Item([{"role": "user", "content": "How many cities are there?"}], "", line=2),
@@ -26,10 +36,12 @@ ITEMS = [
 ]
 
 
-def save_module(folder: Path, base: Path, model: torch.nn.Module, kind: str = "full") -> Path:
+def save_module(
+    folder: Path, base: Path, model: torch.nn.Module, kind: str = "full", instructions: Placement = "in_place"
+) -> Path:
     model.save_pretrained(folder)
     reference = BaseReference(name="base", identity=compute_identity(base))
-    save_manifest(folder, Manifest(name="m", kind=kind, base=reference))
+    save_manifest(folder, Manifest(name="m", kind=kind, base=reference, instructions=instructions))
     return folder
 
 
@@ -121,6 +133,48 @@ def test_what_answers_depend_on_follows_the_weights(folder: Path) -> None:
     assert before == inputs()
     save_base(folder / "full", tiny_model(3))
     assert inputs() != before
+
+
+def test_what_every_systems_answers_depend_on_follows_the_modules_placement(folder: Path) -> None:
+    system = {"role": "system", "content": "You count."}
+    items = [
+        Item([system, *item.prompt] if isinstance(item.prompt, list) else item.prompt, "x", line=item.line)
+        for item in ITEMS
+    ]
+    (folder / "items.jsonl").write_text(
+        "".join(json.dumps({"prompt": i.prompt, "expected": "x"}) + "\n" for i in items)
+    )
+    settings = config(folder, full_fine_tuning=folder / "full")
+    evaluate(settings, show_progress=False)
+    save_module(folder / "module", folder / "base", tiny_model(2), instructions="behind_context")
+    with_module = settings.model_copy(update={"module": folder / "module"})
+    fresh = with_module.model_copy(update={"output_dir": folder / "fresh"})
+
+    def found(config: EvaluateConfig) -> dict[str, list[str]]:
+        systems = evaluate(config, show_progress=False).systems
+        return {name: [answer.text for answer in outcome.answers] for name, outcome in systems.items()}
+
+    assert found(with_module) == found(fresh)
+
+
+def test_a_prompt_is_rendered_with_the_rows_arguments_of_the_template(folder: Path) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = THINKING
+    tokenizer.save_pretrained(folder / "base")
+    row = {"messages": [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "Three."}]}
+    rows = [row, row | {"chat_template_kwargs": {"enable_thinking": False}}]
+    (folder / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prompts = LocalAnswers(config(folder), read_items(folder / "items.jsonl"))._prompts
+    for line, row in enumerate(rows, start=1):
+        (example,) = read_row(row, tokenizer)
+        assert prompts[line] == example.ids[: example.spans[0][0]]
+    assert prompts[1] != prompts[2]
+
+
+def test_a_row_that_the_chat_template_refuses_is_named_by_its_line(folder: Path) -> None:
+    item = Item([{"role": "user", "content": "How many?"}], "", template_kwargs={"tokenize": True}, line=4)
+    with pytest.raises(UserError, match=r"items\.jsonl, line 4: .*chat template"):
+        LocalAnswers(config(folder), [item])
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,8 @@ class EndpointAnswers:
             return completion.text, completion.finish_reason
         if item.tools:
             settings["tools"] = item.tools
+        if item.template_kwargs:  # not of OpenAI's protocol; vLLM, and so `prefillshare serve`, knows it
+            settings["extra_body"] = {"chat_template_kwargs": item.template_kwargs}
         messages: Any = item.prompt
         choice = (await client.chat.completions.create(messages=messages, **settings)).choices[0]
         text = choice.message.content or ""

@@ -4,8 +4,9 @@
     {"prompt": ..., "completion": "text" or [one assistant message], ...}
     {"messages": [messages, the last of them the assistant's], ...}
 
-The last two are TRL's: the completion is the expected answer. `tools` are the functions that a chat request offers;
-any other field is for the scorer (`setup` for sql, `tests` for python).
+The last two are TRL's: the completion is the expected answer. `tools` are the functions that a chat request offers (a
+list, or its JSON text) and `chat_template_kwargs` what it tells the chat template, both as in the rows of training; any
+other field is for the scorer (`setup` for sql, `tests` for python).
 """
 
 import json
@@ -28,13 +29,18 @@ class BadField(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One held-out call. `line` is its line in the file and identifies it; `fields` is what the scorer may ask for."""
+    """One held-out call. `line` is its line in the file and identifies it; `fields` is what the scorer may ask for.
+
+    `template_kwargs` are the arguments that the chat template gets beside messages and tools. A prompt of text has no
+    use for them.
+    """
 
     prompt: str | list[Message]
     expected: Any
     tools: list[dict[str, Any]] | None = None
     fields: dict[str, Any] = field(default_factory=dict)
     line: int = 0
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def texts(self, name: str) -> list[str]:
         """A field that holds one text or several. Raises BadField when it is missing or something else."""
@@ -91,11 +97,9 @@ def _item(row: dict[str, Any], line: int) -> Item:
     else:
         prompt = _prompt(row)
         expected = row["expected"] if "expected" in row else _completion(row)
-    tools = row.get("tools")
-    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
-        raise BadField("tools", f"expected a list of function descriptions, found {tools!r:.80}")
-    known = {"messages", "prompt", "expected", "completion", "tools"}
-    return Item(prompt, expected, tools or None, {key: row[key] for key in row.keys() - known}, line)
+    known = {"messages", "prompt", "expected", "completion", "tools", "chat_template_kwargs"}
+    fields = {key: row[key] for key in row.keys() - known}
+    return Item(prompt, expected, _tools(row), fields, line, _template_kwargs(row))
 
 
 def _prompt(row: dict[str, Any]) -> str | list[Message]:
@@ -127,6 +131,25 @@ def _answer(message: Message, name: str) -> str:
         raise BadField(name, f"the last message must be the assistant's, found role {message['role']!r}")
     content = message.get("content")
     return content if content else json.dumps(message["tool_calls"])
+
+
+def _tools(row: dict[str, Any]) -> list[dict[str, Any]] | None:
+    tools = row.get("tools")
+    if isinstance(tools, str):  # TRL's way to keep schemas of many forms in one column of a table
+        try:
+            tools = json.loads(tools)
+        except (ValueError, RecursionError) as error:
+            raise BadField("tools", f"not JSON: {error}") from None
+    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+        raise BadField("tools", f"expected a list of function descriptions, found {tools!r:.80}")
+    return tools or None
+
+
+def _template_kwargs(row: dict[str, Any]) -> dict[str, Any]:
+    kwargs = row.get("chat_template_kwargs") or {}
+    if not isinstance(kwargs, dict):
+        raise BadField("chat_template_kwargs", f"expected an object, found {kwargs!r:.80}")
+    return kwargs
 
 
 def _messages(value: Any, name: str) -> list[Message]:

@@ -39,8 +39,8 @@ class LocalAnswers:
     `weights` are digests by role. At most the base and one decode model are loaded at a time.
 
     Raises:
-        UserError: a folder that is not what its field says, a module or checkpoint of another base, or a prompt that
-            leaves no room for an answer.
+        UserError: a folder that is not what its field says, a module or checkpoint of another base, a prompt that the
+            base's chat template refuses, or one that leaves no room for an answer.
     """
 
     def __init__(self, config: EvaluateConfig, items: list[Item]) -> None:
@@ -48,15 +48,15 @@ class LocalAnswers:
         transformers_logging.disable_progress_bar()  # of the loading of weights: the evaluation has its own
         self._config, self._base_path = config, config.model_name_or_path
         identity = compute_identity(self._base_path)
-        placement: Placement = "in_place"
+        self._placement: Placement = "in_place"
         if config.module is not None:
             module = load_module(config.module)
             verify_module(module, self._base_path)
-            placement = module.manifest.instructions  # all systems get the prompts that the module was trained on
+            self._placement = module.manifest.instructions  # all systems get the prompts that the module was trained on
         if config.full_fine_tuning is not None:
             _require_checkpoint_of(self._base_path, config.full_fine_tuning)
         self._tokenizer = AutoTokenizer.from_pretrained(self._base_path)
-        self._prompts = {item.line: _tokenise(item, self._tokenizer, placement) for item in items}
+        self._prompts = {item.line: self._tokenise(item) for item in items}
         self._require_room()
         paths: dict[Role, Path | None] = {"module": config.module, "full": config.full_fine_tuning}
         self.weights = {role: _digest(path) for role, path in paths.items() if path is not None}
@@ -69,8 +69,11 @@ class LocalAnswers:
 
     def depends_on(self, measurement: Measurement) -> dict[str, Any]:
         """What decides the answers, beside data and max_new_tokens. Kept answers to anything else are not used."""
+        # Prompts follow from the data, the base (tokenizer and chat template are part of its identity) and the
+        # placement. Not a digest of them: it would change with `items`, so that no kept answer could be used again.
         return {
             "base": self.weights["base"],
+            "instructions": self._placement,
             "decode": self.weights[measurement.decode],
             "share": measurement.share,
             "dtype": self.dtype,
@@ -114,6 +117,16 @@ class LocalAnswers:
                 self._loaded[role] = load_base(self._config.full_fine_tuning, dtype=dtype)
         return self._loaded[role]
 
+    def _tokenise(self, item: Item) -> list[int]:
+        if isinstance(item.prompt, str):
+            ids: list[int] = self._tokenizer(item.prompt)["input_ids"]
+            return ids
+        try:
+            messages = place_instructions(item.prompt, self._placement)
+            return render_prompt(messages, self._tokenizer, item.tools, item.template_kwargs)
+        except ValueError as error:
+            raise UserError(f"{self._config.dataset_name}, line {item.line}: {error}") from None
+
     def _require_room(self) -> None:
         limit = getattr(AutoConfig.from_pretrained(self._base_path), "max_position_embeddings", None)
         for line, prompt in self._prompts.items():
@@ -124,13 +137,6 @@ class LocalAnswers:
                     f"{self._config.max_new_tokens} are more than the base's {limit} positions; lower max_new_tokens "
                     "or remove the row"
                 )
-
-
-def _tokenise(item: Item, tokenizer: PreTrainedTokenizerBase, placement: Placement) -> list[int]:
-    if isinstance(item.prompt, str):
-        ids: list[int] = tokenizer(item.prompt)["input_ids"]
-        return ids
-    return render_prompt(place_instructions(item.prompt, placement), tokenizer, item.tools or None)
 
 
 def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:

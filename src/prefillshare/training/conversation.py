@@ -95,14 +95,23 @@ def read_row(row: Row, tokenizer: PreTrainedTokenizerBase, instructions: Placeme
 
 
 def render_prompt(
-    messages: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, tools: list[Tool] | None = None
+    messages: Sequence[Mapping[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    tools: list[Tool] | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
 ) -> list[int]:
-    """Token ids of a chat request, as the server sees them.
+    """Token ids of a chat request, as the server sees them. `template_kwargs` are its `chat_template_kwargs`.
 
     Raises:
-        ValueError: the base's chat template refuses the messages.
+        ValueError: the base's chat template refuses the messages, or the tools are not those of a chat request.
     """
-    text = render(tokenizer, served_messages(messages), tools=served_tools(tools), add_generation_prompt=True)
+    text = render(
+        tokenizer,
+        served_messages(messages),
+        tools=served_tools(tools),
+        template_kwargs=template_kwargs,
+        add_generation_prompt=True,
+    )
     return _encode(tokenizer, [text])[0]
 
 

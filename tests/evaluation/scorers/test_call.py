@@ -130,6 +130,75 @@ def test_openais_form_of_tools_and_answers() -> None:
     assert score(json.dumps(answer), item)
 
 
+# JSON schema beyond what the leaderboard's data has, as OpenAI's strict mode and generators of schemas write it.
+FORMS = [
+    ({"type": ["string", "null"]}, ["Oxford"], "'oxford'", True),
+    ({"type": ["string", "null"]}, ["Oxford"], "3", False),
+    ({"type": ["string", "null"]}, ["Oxford"], "None", False),
+    ({"type": ["null", "string"]}, [None, "Oxford"], "None", True),
+    ({"type": ["null", "string"]}, [None, "Oxford"], "'oxford'", True),
+    ({"type": ["null", "string"]}, [None, "Oxford"], "'Rome'", False),
+    ({"type": ["string", "null"]}, ["Oxford", ""], "None", True),  # strict mode has no other way to leave it out
+    ({"type": "string", "nullable": True}, ["Oxford", None], "None", True),
+    ({"type": "string"}, ["Oxford", ""], "None", False),
+    ({"type": ["number", "null"]}, [3], "3", True),
+    ({"type": ["string", "integer"]}, [3, "three"], "'Three'", True),
+    ({"type": ["string", "integer"]}, [3, "three"], "4", False),
+    ({"type": None}, ["Oxford"], "'oxford'", True),
+    ({"type": "array", "items": {"type": ["string", "null"]}}, [["a", "b"]], "['A', 'b']", True),
+    ({"type": "array", "items": {"type": ["string", "null"]}}, [["a", "b"]], "['a', 3]", False),
+    ({"type": "array", "items": {"type": ["string", "null"]}}, [["a", None]], "['A', None]", True),
+    ({"type": "array", "items": {"type": ["string", "null"]}}, [["a", None]], "['a', 'b']", False),
+    ({"type": "array", "items": {"type": ["object", "null"]}}, [[{"n": [1]}, None]], "[{'n': 1}, None]", True),
+    ({"type": "array", "items": None}, [["a"]], "['A']", True),
+    ({"type": "array", "items": [{"type": "string"}]}, [["a"]], "['A']", True),
+]
+
+
+@pytest.mark.usefixtures("checker")
+@pytest.mark.parametrize(("declared", "acceptable", "value", "right"), FORMS)
+def test_forms_of_json_schema_that_bfcl_does_not_have(
+    declared: dict[str, Any], acceptable: list[Any], value: str, right: bool
+) -> None:
+    parameters = {"type": "object", "properties": {"x": declared, "items": {"type": "string"}}, "required": ["x"]}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": parameters, "strict": True}}]
+    item = Item("question", [{"f": {"x": acceptable}}], tools=tools)
+    score.check(item)
+    assert score(f"f(x={value})", item) is right
+
+
+@pytest.mark.usefixtures("checker")
+@pytest.mark.parametrize(
+    "parameters", [None, {}, {"type": "object", "properties": None}, {"properties": {"x": {}}, "required": None}]
+)
+def test_parameters_may_be_undeclared(parameters: Any) -> None:
+    item = Item("question", [{"f": {"x": ["C"]}}], tools=[{"function": {"name": "f", "parameters": parameters}}])
+    score.check(item)
+    assert score("f(x='c')", item)
+    assert not score("f(x='d')", item)
+
+
+def test_bfcls_checker_judges_where_null_is_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    judged = []
+
+    def judge(functions: list[dict[str, Any]], calls: Any, truth: Any) -> bool:
+        judged.append(functions[0]["parameters"]["properties"]["x"]["type"])
+        return True
+
+    monkeypatch.setattr("prefillshare.evaluation.scorers.call.bfcl_checker", lambda: judge)
+    parameters = {"type": "object", "properties": {"x": {"type": ["number", "null"]}}}
+    item = Item("question", [{"f": {"x": [3, ""]}}], tools=[{"function": {"name": "f", "parameters": parameters}}])
+    assert score("f(x=3)", item)
+    assert judged == ["float"]
+    assert score("f(x=None)", item)
+    assert judged == ["float"]
+
+
+@pytest.mark.usefixtures("checker")
+def test_an_integer_beyond_every_float_is_a_wrong_float() -> None:
+    assert not score(f"order(product='pine table', price={'9' * 400})", Item("question", TRUTH, tools=TOOLS))
+
+
 def test_without_tools_values_are_compared_alone() -> None:
     item = Item("question", [{"f": {"x": [1], "y": ["a", ""]}}])
     assert score("f(x=1)", item)
@@ -159,6 +228,38 @@ def test_an_expected_text_is_read_as_an_answer_is() -> None:
 def test_mistakes_in_the_data_are_found_beforehand(expected: Any, tools: Any, field: str) -> None:
     with pytest.raises(BadField, match=f"field '{field}'"):
         score.check(Item("question", expected, tools=tools))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ([], "parameters.*found \\[\\]"),
+        ({"properties": []}, "properties.*found \\[\\]"),
+        ({"properties": {"x": "string"}}, "'x'.*found 'string'"),
+        ({"properties": {"x": {"type": {"a": 1}}}}, "'x'.*type.*found {'a': 1}"),
+        ({"properties": {"x": {"type": ["string", 1]}}}, "'x'.*type.*found \\['string', 1\\]"),
+        ({"properties": {"x": {"items": {"type": 3}}}}, "'x'.*type.*found 3"),
+        ({"properties": {"x": {}}, "required": "x"}, "required.*found 'x'"),
+    ],
+)
+def test_a_schema_that_cannot_be_read_is_found_beforehand(parameters: Any, message: str) -> None:
+    item = Item("question", [{"f": {}}], tools=[{"function": {"name": "f", "parameters": parameters}}])
+    with pytest.raises(BadField, match=f"field 'tools': function 'f': .*{message}"):
+        score.check(item)
+
+
+def test_the_expected_call_is_scored_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:
+    scored = []
+
+    def fails(functions: Any, calls: Any, truth: Any) -> bool:
+        scored.append(calls)
+        raise TypeError("unhashable type: 'list'")
+
+    monkeypatch.setattr("prefillshare.evaluation.scorers.call.own_checker", fails)
+    expected = [{"f": {"x": ["", 1], "y": [""], "z": [{"a": [2, 3], "b": [""]}], "v": [[{"a": [4]}]]}}, {"g": {}}]
+    with pytest.raises(BadField, match=r"field 'expected'.*TypeError: unhashable type: 'list'"):
+        score.check(Item("question", expected))
+    assert scored == [[("f", {"x": 1, "z": {"a": 2}, "v": [{"a": 4}]}), ("g", {})]]
 
 
 # Ways to spoil a right call, so that verdicts of both kinds are compared on the leaderboard's data.

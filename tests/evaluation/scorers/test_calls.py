@@ -31,6 +31,8 @@ from prefillshare.evaluation.scorers.calls import parse_calls
             '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>\n<tool_call>{"name": "g", "arguments": {}}',
             [("f", {}), ("g", {})],
         ),
+        ("<tool_call>" * 2000 + "f(x=1)", [("f", {"x": 1})]),
+        ("<tool_call>f()<tool_call>g()</tool_call>", [("g", {})]),
     ],
 )
 def test_calls_are_read_in_every_syntax(answer: str, calls: Any) -> None:
@@ -53,6 +55,7 @@ def test_calls_are_read_in_every_syntax(answer: str, calls: Any) -> None:
         '{"name": "f", "arguments": "{"}',
         "3",
         "f(" * 5000,
+        "<tool_call>" * 2000,
         "(" * 100_000,
         "\x00",
         "",

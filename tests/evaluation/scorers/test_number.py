@@ -63,6 +63,13 @@ def test_numbers_are_compared_by_value(answer: str, expected: Any, right: bool) 
     assert SCORERS["number"](answer, Item("q", expected)) is right
 
 
+@pytest.mark.parametrize("answer", ["1" * 5000, "1/" + "3" * 5000, "0." + "3" * 5000, r"\frac{1}{" + "3" * 5000 + "}"])
+def test_more_digits_than_python_converts_are_no_number(answer: str) -> None:
+    assert not SCORERS["number"](answer, Item("q", "3"))
+    with pytest.raises(BadField, match="expected"):
+        SCORERS["number"].check(Item("q", answer))
+
+
 @pytest.mark.parametrize("expected", ["many", True, None, [1]])
 def test_an_item_without_a_number_is_refused(expected: Any) -> None:
     with pytest.raises(BadField, match="expected"):

@@ -8,8 +8,13 @@ Each argument lists its acceptable values; `""` among them says that it may be l
 is, and is the one acceptable call. The functions on offer add type checks: the row's `functions`, or its `tools` (of
 which the model is told too), in BFCL's or OpenAI's form.
 
-Where the package `bfcl_eval` is installed and there are functions, its own checker gives the verdict; else the same
-rules do as they are written here (a test holds the two together). Calls may come in any order.
+A parameter that may be null (`"type": ["string", "null"]` or `nullable`) is met by null where null is acceptable, or
+where it may be left out: OpenAI's strict mode has no other way to leave a parameter out. One of several types, or of
+none, is compared by its value alone.
+
+Where the package `bfcl_eval` is installed and there are functions, its own checker gives the verdict; else, and where a
+null is given, which it does not know, the same rules do as they are written here (a test holds the two together). Calls
+may come in any order.
 """
 
 import re
@@ -21,15 +26,14 @@ from typing import Any
 
 from prefillshare.evaluation.items import BadField, Item
 from prefillshare.evaluation.scorers.calls import Call, parse_calls
+from prefillshare.evaluation.scorers.schema import Functions, readable
 
 GroundTruth = list[dict[str, dict[str, list[Any]]]]
-Functions = dict[str, dict[str, Any]]  # by name: BFCL's description of a function
 
 _TYPES: dict[str, type] = {
     "string": str, "integer": int, "float": float, "boolean": bool, "array": list, "tuple": list, "dict": dict,
     "any": str,
 }  # fmt: skip
-_TYPE_NAMES = {"number": "float", "object": "dict"}  # of JSON schema, which OpenAI's tools use
 _IGNORED = re.compile(r"[ ,./\-_*^]")
 
 
@@ -38,13 +42,7 @@ def is_right(answer: str, item: Item) -> bool:
         calls = parse_calls(answer)
     except ValueError:
         return False
-    truth, functions = _ground_truth(item.expected), _functions(item)
-    if functions and (checker := bfcl_checker()) is not None:
-        try:
-            return checker(list(functions.values()), calls, truth)
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
-            pass  # it assumes that values have the shapes of the leaderboard's own data
-    return own_checker(functions, calls, truth)
+    return _agree(calls, _ground_truth(item.expected), _functions(item))
 
 
 def check(item: Item) -> None:
@@ -56,10 +54,26 @@ def check(item: Item) -> None:
     offered = _offered(item)
     if not isinstance(offered, list) or not all(isinstance(_name(each), str) for each in offered):
         raise BadField(field, f"expected a list of functions, each with a name, found {offered!r:.80}")
-    known = _functions(item)
+    try:
+        known = _functions(item)
+    except ValueError as error:
+        raise BadField(field, f"{error}") from None
     missing = [name for call in truth for name in call if known and name not in known]
     if missing:
         raise BadField(field, f"there is no function {missing[0]!r}, which 'expected' calls")
+    try:
+        _agree(_first_acceptable(truth), truth, known)  # not for the verdict: some of the leaderboard's own are wrong
+    except Exception as error:  # whatever it is, no answer to this item could be scored
+        raise BadField("expected", f"it cannot be scored: {type(error).__name__}: {error}") from None
+
+
+def _agree(calls: list[Call], truth: GroundTruth, functions: Functions) -> bool:
+    if functions and not _has_null(calls, truth, functions) and (checker := bfcl_checker()) is not None:
+        try:
+            return checker(list(functions.values()), calls, truth)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+            pass  # it assumes that values have the shapes of the leaderboard's own data
+    return own_checker(functions, calls, truth)
 
 
 def own_checker(functions: Functions, calls: list[Call], truth: GroundTruth) -> bool:
@@ -125,12 +139,19 @@ def _meets(call: Call, name: str, acceptable: dict[str, list[Any]], function: di
 
 
 def _value_meets(value: Any, acceptable: list[Any], declared: dict[str, Any]) -> bool:
+    if declared.get("nullable"):
+        if value is None:
+            return None in acceptable or "" in acceptable
+        acceptable = [each for each in acceptable if each is not None]
     name = declared.get("type", "")
     kind = _TYPES.get(name)
     if name == "tuple" and isinstance(value, tuple):
         value = list(value)
     if name == "float" and type(value) is int:
-        value = float(value)
+        try:
+            value = float(value)
+        except OverflowError:
+            return False
     # A variable's name may stand for a value of another type: then the acceptable values are texts.
     instead = next((type(each) for each in acceptable if each != ""), None)
     is_variable = instead is not None and kind is not None and instead is not kind
@@ -138,14 +159,12 @@ def _value_meets(value: Any, acceptable: list[Any], declared: dict[str, Any]) ->
         if type(value) is not instead:
             return False
         is_variable = True
-    element = declared.get("items", {}).get("type", "") if name in ("array", "tuple") else ""
-    if (
-        isinstance(value, list)
-        and kind is list
-        and element in _TYPES
-        and not _elements_meet(value, acceptable, _TYPES[element])
-    ):
-        return False
+    items = declared.get("items", {}) if name in ("array", "tuple") else {}
+    element = items.get("type", "")
+    if isinstance(value, list) and kind is list and element in _TYPES:
+        typed = [each for each in value if each is not None] if items.get("nullable") else value
+        if not _elements_meet(typed, acceptable, _TYPES[element]):
+            return False
     if is_variable:
         return value in acceptable
     if isinstance(value, dict):
@@ -170,7 +189,10 @@ def _elements_meet(value: list[Any], acceptable: list[Any], kind: type) -> bool:
 
 
 def _dicts_meet(value: list[Any], acceptable: list[Any]) -> bool:
-    return len(value) == len(acceptable) and all(map(_dict_meets, value, acceptable))
+    return len(value) == len(acceptable) and all(
+        _dict_meets(each, other) or (each is None and other is None)
+        for each, other in zip(value, acceptable, strict=True)
+    )
 
 
 def _dict_meets(value: Any, acceptable: Any) -> bool:
@@ -188,8 +210,45 @@ def _plain(value: Any) -> Any:
     return _IGNORED.sub("", value).lower().replace("'", '"') if isinstance(value, str) else value
 
 
+def _has_null(calls: list[Call], truth: GroundTruth, functions: Functions) -> bool:
+    """Whether a null is given, or acceptable, where the functions permit one."""
+    values = [(name, key, value) for name, arguments in calls for key, value in arguments.items()]
+    for call in truth:
+        values += [(name, key, each) for name, lists in call.items() for key in lists for each in lists[key]]
+    return any(_is_null(value, _parameter(functions, name, key)) for name, key, value in values)
+
+
+def _is_null(value: Any, declared: dict[str, Any]) -> bool:
+    if isinstance(value, list | tuple):
+        return bool(declared.get("items", {}).get("nullable")) and any(each is None for each in value)
+    return value is None and bool(declared.get("nullable"))
+
+
+def _parameter(functions: Functions, name: str, key: str) -> dict[str, Any]:
+    declared: dict[str, Any] = functions.get(name, {}).get("parameters", {}).get("properties", {}).get(key, {})
+    return declared
+
+
+def _first_acceptable(truth: GroundTruth) -> list[Call]:
+    """The calls that are expected, with the first acceptable value of what may not be left out."""
+    return [(name, _first_values(arguments)) for call in truth for name, arguments in call.items()]
+
+
+def _first_values(lists: dict[str, Any]) -> dict[str, Any]:
+    lists = {key: values if isinstance(values, list) else [values] for key, values in lists.items()}
+    firsts = {key: next((each for each in values if each != ""), "") for key, values in lists.items()}
+    return {key: _first_value(value) for key, value in firsts.items() if value != ""}
+
+
+def _first_value(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_first_value(each) for each in value]
+    return _first_values(value) if isinstance(value, dict) else value
+
+
 def _functions(item: Item) -> Functions:
-    return {_name(each): _normalised(_description(each)) for each in _offered(item)}
+    """Raises ValueError when a schema cannot be read."""
+    return {_name(each): readable(_description(each)) for each in _offered(item)}
 
 
 def _offered(item: Item) -> Any:
@@ -203,20 +262,6 @@ def _name(function: Any) -> Any:
 def _description(function: dict[str, Any]) -> dict[str, Any]:
     inner = function.get("function")  # OpenAI's form wraps it
     return inner if isinstance(inner, dict) else function
-
-
-def _normalised(schema: Any) -> Any:
-    """With BFCL's names of types, and `required` where a function's parameters lack it."""
-    if isinstance(schema, list):
-        return [_normalised(each) for each in schema]
-    if not isinstance(schema, dict):
-        return schema
-    made = {key: _normalised(value) for key, value in schema.items()}
-    if isinstance(made.get("type"), str):
-        made["type"] = _TYPE_NAMES.get(made["type"], made["type"])
-    if isinstance(made.get("properties"), dict):
-        made.setdefault("required", [])
-    return made
 
 
 def _ground_truth(expected: Any) -> GroundTruth:

@@ -17,15 +17,20 @@ from prefillshare.evaluation.scorers.text import parse_json, unfenced
 
 Call = tuple[str, dict[str, Any]]
 
-_TAG = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
+_OPEN = "<tool_call>"
+_TAG = re.compile(rf"{_OPEN}(.*?)(?:</tool_call>|\Z)", re.DOTALL)
 
 
 def parse_calls(answer: str) -> list[Call]:
     """The calls in the order of the answer. Raises ValueError when it is anything but calls."""
     tagged = _TAG.findall(answer)
-    if tagged:
-        return [call for text in tagged for call in parse_calls(text)]
-    text = unfenced(answer)
+    if tagged:  # what is read is what follows the last of several opening tags, however often a model repeats them
+        return [call for text in tagged for call in _calls(text.rpartition(_OPEN)[2])]
+    return _calls(answer)
+
+
+def _calls(text: str) -> list[Call]:
+    text = unfenced(text)
     try:
         value = parse_json(text)
     except ValueError:

@@ -34,16 +34,19 @@ def check(item: Item) -> None:
 
 
 def final_number(text: str) -> Fraction | None:
-    """None when there is no number, or when it divides by zero."""
+    """None when there is no number, when it divides by zero, or has more digits than Python converts (4,300)."""
     _, marker, behind = text.rpartition("####")
     found = list(_NUMBER.finditer(_LATEX_FRACTION.sub(r"\1/\2", behind)))
     if not found:
         return None
     number = found[0] if marker else found[-1]
-    divisor = int(number["divisor"] or 1)
+    try:
+        divisor, value = int(number["divisor"] or 1), Fraction(number["value"].replace(",", ""))
+    except ValueError:  # as a model repeats itself: no number that an item expects is as long
+        return None
     if divisor == 0:
         return None
-    value = Fraction(number["value"].replace(",", "")) * Fraction(10) ** int(number["exponent"] or 0) / divisor
+    value *= Fraction(10) ** int(number["exponent"] or 0) / divisor
     return -value if number["sign"] in ("-", "\u2212") else value
 
 
