@@ -67,6 +67,9 @@ def test_what_cannot_be_used_is_named(tmp_path: Path, content: str, overrides: l
         ("chat_template_path=x.jinja", "base's identity"),
         ("use_dora=true", "does not serve"),
         ("dataset_streaming=true", "checked before training"),
+        ("dataset_config=default", "a part of a data set of the Hub"),
+        ("dataset_text_field=story", "plain text have no prompt"),
+        ("eval_packing=true", "one to a row"),
     ],
 )
 def test_options_that_cannot_work_on_base_kv_are_refused_with_the_reason(
@@ -74,6 +77,12 @@ def test_options_that_cannot_work_on_base_kv_are_refused_with_the_reason(
 ) -> None:
     with pytest.raises(UserError, match=f"{option.split('=')[0]}: .* cannot be used here: .*{reason}"):
         load_train_config(write(tmp_path, MINIMAL), [option])
+
+
+def test_a_refused_option_may_have_the_value_that_takes_effect(tmp_path: Path) -> None:
+    load_train_config(
+        write(tmp_path, MINIMAL), ["dataset_text_field=text", "dataset_config=null", "eval_packing=false"]
+    )
 
 
 def test_a_trl_config_is_taken_over(tmp_path: Path) -> None:

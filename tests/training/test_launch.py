@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from prefillshare.errors import UserError
 from prefillshare.module import load_module
+from prefillshare.training import run
 from prefillshare.training.config import load_train_config
 from prefillshare.training.run import train
 from tests.training.tiny import save_base
@@ -38,36 +40,63 @@ def losses(module: Path) -> list[float]:
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
-    """Rows and responses of different lengths, so that a mean of the processes' means would differ."""
+    """Rows and responses of different lengths, so that a mean of the processes' means would differ.
+
+    In order, so that the prompts of the first process's batches share nothing and those of the second's do: the base
+    pass then takes one forward in one process and two in the other.
+    """
     save_base(tmp_path / "base")
     words = ("one", "two", "three", "four", "fifteen", "six", "seven", "eighty-one")
-    rows = [{"prompt": f"say {word}: ", "completion": word} for word in words]
+    prompts = ("{}: ", "{}: ", "say {}: ", "say {}: ") * 2
+    rows = [{"prompt": prompt.format(word), "completion": word} for word, prompt in zip(words, prompts, strict=True)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = {
         "model_name_or_path": "base", "dataset_name": "rows.jsonl", "output_dir": "one", "max_steps": 4,
         "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "learning_rate": 0.01,
         "dtype": "float32", "logging_steps": 1, "save_steps": 4, "use_cpu": True, "lora_dropout": 0.0,
+        "train_sampling_strategy": "sequential",
     }  # fmt: skip
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings))
     return tmp_path / "recipe.yaml"
 
 
-@pytest.mark.parametrize(("launcher", "use_peft"), [("ddp", False), ("fsdp", True)], ids=["ddp-full", "fsdp-lora"])
+@pytest.mark.parametrize(
+    ("launcher", "use_peft"),
+    [("ddp", False), ("ddp", True), ("fsdp", False)],
+    ids=["ddp-full", "ddp-lora", "fsdp-full"],
+)
 def test_two_processes_have_the_losses_of_one(recipe: Path, launcher: str, use_peft: bool) -> None:
     folder = recipe.parent
     if launcher == "fsdp":
         (folder / "fsdp.yaml").write_text(yaml.safe_dump(FSDP))
         launch = ["accelerate.commands.accelerate_cli", "launch", "--config_file", str(folder / "fsdp.yaml")]
+        launch += [str(Path(__file__).with_name("fsdp_on_cpu.py"))]
     else:
-        launch = ["torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    command = [sys.executable, "-m", *launch, "-m", "prefillshare", "train", str(recipe)]
-    command += [f"use_peft={use_peft}", f"output_dir={folder / 'two'}"]
+        launch = ["torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "prefillshare", "train"]
+    command = [sys.executable, "-m", *launch, str(recipe), f"use_peft={use_peft}", f"output_dir={folder / 'two'}"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
     assert ran.returncode == 0, ran.stderr[-3000:]
+    if launcher == "fsdp":
+        assert ran.stdout.count("DistributedType.FSDP sharded") == 2, ran.stdout
 
     alone = train(
         load_train_config(recipe, [f"use_peft={use_peft}", "per_device_train_batch_size=4"]), show_progress=False
     )
     assert losses(folder / "two") == pytest.approx(losses(alone.path), abs=1e-4)
     assert load_module(folder / "two").kind == alone.kind
+
+
+@pytest.mark.parametrize("asked", ["field", "launcher"])
+def test_lora_under_fsdp_is_refused(recipe: Path, monkeypatch: pytest.MonkeyPatch, asked: str) -> None:
+    def read(*_: object, **__: object) -> None:
+        raise AssertionError("the data was read before it was refused")
+
+    monkeypatch.setattr(run, "read", read)
+    overrides = ["use_peft=true"]
+    if asked == "launcher":
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    else:
+        overrides.append("fsdp=full_shard")
+    with pytest.raises(UserError, match=r"use_peft: .* under FSDP.*use_peft=false, or .* torchrun \(DDP\)"):
+        train(load_train_config(recipe, overrides))

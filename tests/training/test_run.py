@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -12,7 +13,9 @@ from prefillshare.training import run
 from prefillshare.training.base_cache import base_pass
 from prefillshare.training.config import TrainConfig
 from prefillshare.training.dataset import read_examples
+from prefillshare.training.output import RECORD_NAME
 from prefillshare.training.reference import generate, load_base, load_decode
+from prefillshare.training.sources import digest
 from tests.training.tiny import byte_tokenizer, save_base, tiny_model
 
 
@@ -134,6 +137,18 @@ def test_bad_inputs_are_found_before_the_model_is_loaded(
             run.train(config.changed(**change), show_progress=False)
 
 
+@pytest.mark.parametrize("saved", [False, True], ids=["file", "saved-folder"])
+def test_rows_that_are_trained_are_not_evaluated_as_held_out(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved: bool
+) -> None:
+    monkeypatch.setattr(run, "make_trainer", no_model)
+    if saved:
+        datasets.Dataset.from_list([{"prompt": "a", "completion": "b"}]).save_to_disk(str(tmp_path / "saved"))
+        config = config.changed(dataset_name=tmp_path / "saved")
+    with pytest.raises(UserError, match="has no splits, so evaluation during training would be on the rows that are"):
+        run.train(config.changed(eval_strategy="steps", eval_steps=30), show_progress=False)
+
+
 def losses(folder: Path) -> dict[int, float]:
     state = json.loads((folder / "trainer_state.json").read_text())
     return {entry["step"]: entry["loss"] for entry in state["log_history"] if "loss" in entry}
@@ -182,6 +197,102 @@ def test_a_run_that_was_killed_goes_on_with_the_same_losses(
         torch.testing.assert_close(weights[1][name], tensor)
 
 
+def one_step(config: TrainConfig) -> TrainConfig:
+    return config.changed(max_steps=1, save_strategy="steps", save_steps=1)
+
+
+def test_a_checkpoint_of_something_else_is_refused_by_name(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.train(one_step(config), show_progress=False)
+    other_base = save_base(tmp_path / "other", tiny_model(5))
+    other_data = tmp_path / "other.jsonl"
+    other_data.write_text(config.dataset_name.read_text().replace("say", "tell"))
+    digests = [compute_identity(folder).digest for folder in (config.model_name_or_path, other_base)]
+
+    again = one_step(config).changed(resume_from_checkpoint=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "make_trainer", no_model)
+        for change, line in (
+            ({"model_name_or_path": other_base}, f"model_name_or_path: was {digests[0]}, is {digests[1]}"),
+            ({"dataset_name": other_data}, f"dataset_name: was {digest(config.dataset_name)}, is {digest(other_data)}"),
+            ({"use_peft": True}, "use_peft: was full, is lora"),
+            ({"instructions": "behind_context"}, "instructions: was in_place, is behind_context"),
+        ):
+            with pytest.raises(UserError, match=r"checkpoint-1 was made with .*overwrite_output_dir=true") as caught:
+                run.train(again.changed(**change), show_progress=False)
+            assert str(caught.value).splitlines()[1:] == [f"  {line}"]
+
+    moved = config.dataset_name.rename(tmp_path / "moved.jsonl")  # the same rows under another name
+    longer = again.changed(dataset_name=moved, max_steps=2)
+    assert run.train(longer, show_progress=False).manifest.training["steps"] == 2
+
+    record = config.output_dir / RECORD_NAME
+    for content, problem in (("{}", f"cannot use {record}"), (None, f"has no {RECORD_NAME}, so nothing says")):
+        record.write_text(content) if content else record.unlink()
+        with pytest.raises(UserError, match=rf"resume_from_checkpoint: .*{problem}(.|\n)*overwrite_output_dir=true"):
+            run.train(longer, show_progress=False)
+
+
+def test_a_checkpoint_may_lie_elsewhere(config: TrainConfig, tmp_path: Path) -> None:
+    """Then the output folder is that of a new run, and its record is as well."""
+    first = run.train(one_step(config), show_progress=False)
+    new = config.changed(
+        output_dir=tmp_path / "new", resume_from_checkpoint=str(first.path / "checkpoint-1"), max_steps=2
+    )
+    with pytest.raises(UserError, match=r"was made with .*\n  instructions: was in_place, is behind_context"):
+        run.train(new.changed(instructions="behind_context"), show_progress=False)
+    assert not new.output_dir.exists()
+
+    (new.output_dir / "checkpoint-9").mkdir(parents=True)
+    with pytest.raises(UserError, match="holds checkpoints of an unfinished run"):
+        run.train(new, show_progress=False)
+    second = run.train(new.changed(overwrite_output_dir=True), show_progress=False)
+    assert second.manifest.training["steps"] == 2
+    assert not (new.output_dir / "checkpoint-9").exists()
+    assert (second.path / RECORD_NAME).read_text() == (first.path / RECORD_NAME).read_text()
+
+
+def test_a_fresh_run_has_a_record_of_its_own(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(*_: object, **__: object) -> None:
+        raise Killed
+
+    config = one_step(config)
+    with monkeypatch.context() as patched:
+        patched.setattr(run.CacheConditionedTrainer, "training_step", die)
+        with pytest.raises(Killed):
+            run.train(config, show_progress=False)
+    run.train(config, show_progress=False)  # nothing there is worth keeping
+    behind = config.changed(instructions="behind_context", overwrite_output_dir=True)
+    run.train(behind, show_progress=False)
+    again = behind.changed(resume_from_checkpoint=True, max_steps=2)
+    assert run.train(again, show_progress=False).manifest.instructions == "behind_context"
+
+
+def test_the_manifest_is_about_the_weights_that_were_saved(config: TrainConfig, tmp_path: Path) -> None:
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    config.dataset_name.rename(folder / "train.jsonl")
+    # What training moves away from: the first checkpoint is the best.
+    (folder / "test.jsonl").write_text('{"prompt": "say one: ", "completion": "four"}\n')
+    config = config.changed(
+        dataset_name=folder, load_best_model_at_end=True, eval_strategy="steps", eval_steps=10, save_strategy="steps",
+        save_steps=10, logging_steps=5, learning_rate=3e-2, max_steps=30,
+    )  # fmt: skip
+    record = run.train(config, show_progress=False).manifest.training
+    state = json.loads((config.output_dir / "checkpoint-30" / "trainer_state.json").read_text())
+    best = state["best_global_step"]
+    assert best < 30
+    assert (record["steps"], record["final_loss"]) == (best, losses(config.output_dir / "checkpoint-30")[best])
+    saved = load_file(config.output_dir / "model.safetensors")
+    for name, tensor in load_file(config.output_dir / f"checkpoint-{best}" / "model.safetensors").items():
+        assert torch.equal(saved[name], tensor.to(torch.bfloat16))
+
+    late = config.changed(logging_steps=20, overwrite_output_dir=True)
+    record = run.train(late, show_progress=False).manifest.training
+    assert (record["steps"], record["final_loss"]) == (best, None)  # nothing was logged by then
+
+
 def test_held_out_rows_are_evaluated_on_the_way(config: TrainConfig, tmp_path: Path) -> None:
     folder = tmp_path / "rows"
     folder.mkdir()
@@ -222,6 +333,20 @@ def test_packed_rows_train_the_same_conversations(config: TrainConfig) -> None:
     assert sum(len(row["conversations"]) for row in packed) == len(examples)
     run.train(config, show_progress=False)
     assert answer(config, "say two: ") == "two"
+
+
+def test_rows_are_shuffled_by_the_seed_where_it_is_asked_for(config: TrainConfig) -> None:
+    """As TRL does it: with sequential sampling, shuffling the dataset is what decides the order."""
+    tokenizer = byte_tokenizer()
+    examples = read_examples(config.dataset_name, tokenizer).examples
+    rows = datasets.Dataset.from_list([{"number": number} for number in range(len(examples))])
+    for seed in (1, 2):
+        shuffled = config.changed(shuffle_dataset=True, seed=seed)
+        order = [
+            row["conversations"][0]["ids"] for row in run.make_trainer(shuffled, examples, tokenizer).train_dataset
+        ]
+        assert order == [examples[number].ids for number in rows.shuffle(seed=seed)["number"]]
+    assert order != [example.ids for example in examples]
 
 
 def test_an_unproven_architecture_is_refused_by_name(config: TrainConfig, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from pyarrow import parquet
 
 from prefillshare.errors import UserError
-from prefillshare.training.sources import Row, digest, open_source
+from prefillshare.training.sources import Row, digest, open_source, require_splits
 
 MESSAGES = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "Three."}]
 CALL = {"function": {"name": "f", "arguments": {"a": 1}}}
@@ -146,6 +146,45 @@ def test_the_digest_is_of_the_content(tmp_path: Path) -> None:
     assert digest(file.parent) != digest(same.parent)
     datasets.Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "saved"))
     assert digest(tmp_path / "saved").startswith("sha256:")
+
+
+@pytest.mark.parametrize("kind", ["saved", "splits", "files"])
+def test_a_folder_is_the_same_by_whatever_way_it_is_reached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    folder = tmp_path / "data" / "rows"
+    saved = datasets.Dataset.from_list([{"messages": MESSAGES}])
+    match kind:
+        case "saved":
+            saved.save_to_disk(str(folder))
+        case "splits":
+            datasets.DatasetDict({"train": saved}).save_to_disk(str(folder))
+        case "files":
+            write_jsonl(folder / "data" / "train.jsonl", [{"messages": MESSAGES}])
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "to_data").symlink_to(tmp_path / "data")
+    (tmp_path / "to_b").symlink_to(tmp_path / "a" / "b")
+    monkeypatch.chdir(tmp_path / "a")
+    expected = digest(folder)
+    for way in (
+        tmp_path / "a" / ".." / "data" / "rows",
+        tmp_path / "to_data" / "rows",
+        tmp_path / "to_b" / ".." / ".." / "data" / "rows",  # not what is left when ".." is taken out as text
+        Path("..") / "data" / "rows",
+    ):
+        assert contents(way) == [{"messages": MESSAGES}]
+        assert digest(way) == expected, way
+
+
+def test_a_source_without_splits_is_known(tmp_path: Path) -> None:
+    saved = datasets.Dataset.from_list(ROWS)
+    saved.save_to_disk(str(tmp_path / "saved"))
+    for source in (write_jsonl(tmp_path / "rows.jsonl", ROWS), tmp_path / "saved"):
+        with pytest.raises(UserError, match=rf"dataset_name: {source} has no splits.* a train and a test file"):
+            require_splits(source)
+    datasets.DatasetDict({"train": saved}).save_to_disk(str(tmp_path / "splits"))
+    require_splits(tmp_path / "splits")
+    require_splits(write_jsonl(tmp_path / "files" / "train.jsonl", ROWS).parent)
 
 
 @pytest.mark.parametrize(

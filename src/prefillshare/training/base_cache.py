@@ -51,7 +51,8 @@ def base_pass(model: Any, rows: Sequence[Sequence[TokenIds]], known: SharedKV | 
     """Runs `model` over every prefix; what all of them share is computed once.
 
     Args:
-        model: a causal language model, or a wrapper that passes its arguments on (PEFT, DDP, FSDP).
+        model: a causal language model, or a wrapper that passes its arguments on (PEFT, DDP). Not FSDP: how many
+            forward passes it takes depends on the rows, and every process would have to take the same.
         rows: token ids of each row's prefixes. A row has one conversation's prefix, or several when it is packed; a
             prefix may be empty.
         known: the `shared` of an earlier pass of the same weights. Its common part with this batch is not computed.

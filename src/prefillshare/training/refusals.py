@@ -45,6 +45,12 @@ _REFUSED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "model_init_kwargs": (_is_set, "it would apply to the decode module and not to the base; use the named options"),
     "trust_remote_code": (_is_set, "only architectures of Transformers itself are proven on base KV"),
     "dataset_kwargs": (_is_set, "rows are prepared as prompts and responses of a server; leave it out"),
+    "dataset_config": (_is_set, "it names a part of a data set of the Hub; save that part to a folder"),
+    "dataset_text_field": (
+        lambda value: value != "text",
+        "rows of plain text have no prompt; rename their columns to prompt and completion",
+    ),
+    "eval_packing": (_is_set, "held-out conversations are evaluated one to a row, with the same loss; leave it out"),
     "dataset_streaming": (_is_set, "all rows are checked before training starts; save the dataset to a folder"),
     "use_liger_kernel": (_is_set, _LIGER),
     "lora_modules_to_save": (_is_set, _ADAPTER),

@@ -19,25 +19,34 @@ from transformers import (
     Trainer,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 from trl import get_peft_config
 
 from prefillshare.errors import UserError
 from prefillshare.identity import compute_identity
-from prefillshare.module import MANIFEST_NAME, BaseReference, DecodeModule, Manifest, load_module, save_manifest
+from prefillshare.module import BaseReference, DecodeModule, Manifest, ModuleKind, load_module, save_manifest
 from prefillshare.training.config import TrainConfig
 from prefillshare.training.conversation import Example
 from prefillshare.training.dataset import LoadedData, read_examples
 from prefillshare.training.models import load_model, require_proven
+from prefillshare.training.output import (
+    UNFINISHED,
+    RunRecord,
+    check_output,
+    checkpoint_to_resume,
+    is_of_run,
+    publish,
+    require_same_run,
+    start_run,
+)
 from prefillshare.training.packing import pack, to_dataset
 from prefillshare.training.progress import with_progress
+from prefillshare.training.sources import require_splits
 from prefillshare.training.trainer import CacheConditionedTrainer
 
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "merges.txt", "tokenizer.model", "chat_template.jinja", "generation_config.json",
 )  # fmt: skip
-_UNFINISHED = ".unfinished-module"
 
 
 def train(config: TrainConfig, *, show_progress: bool = True) -> DecodeModule:
@@ -48,34 +57,47 @@ def train(config: TrainConfig, *, show_progress: bool = True) -> DecodeModule:
     process calls this, and the main process writes.
 
     Raises:
-        UserError: no such base or data, a base of an architecture that is not proven, a row that cannot be used, or
-            an output folder that is in use.
+        UserError: no such base or data, a base of an architecture that is not proven, a row that cannot be used, no
+            rows of their own to evaluate on, an output folder that is in use, a checkpoint of another run, or LoRA
+            under FSDP.
     """
-    _check_output(config)
+    _check_processes(config)
+    resume_from = checkpoint_to_resume(config)
+    goes_on = is_of_run(resume_from, config.output_dir)
+    check_output(config, goes_on=goes_on)
     identity = compute_identity(config.model_name_or_path)
     tokenizer = _check_base(config)
     main = int(os.environ.get("RANK", "0")) == 0
+    evaluated = config.arguments().do_eval
+    if evaluated:
+        require_splits(config.dataset_name)
     data = read(config, tokenizer, config.get("dataset_train_split"), show_progress=show_progress and main)
     held_out = None
-    if config.arguments().do_eval:
+    if evaluated:
         held_out = read(config, tokenizer, config.get("dataset_test_split"), show_progress=show_progress and main)
-    resume_from = _checkpoint_to_resume(config)
+    kind: ModuleKind = "lora" if config.use_peft else "full"
+    record = RunRecord(base=identity.digest, data=data.digest, kind=kind, instructions=config.instructions)
+    if resume_from is not None:
+        require_same_run(resume_from, record)
     started = time.monotonic()
     trainer = make_trainer(config, data.examples, tokenizer, held_out=held_out.examples if held_out else None)
-    if main and resume_from is None:
-        _remove_checkpoints(config.output_dir)
+    if main and not goes_on:
+        start_run(config.output_dir, record)
     trainer.accelerator.wait_for_everyone()
     with_progress(
-        trainer, f"training {config.module_name}", shown=show_progress and main, resume_from_checkpoint=resume_from
+        trainer,
+        f"training {config.module_name}",
+        shown=show_progress and main,
+        resume_from_checkpoint=None if resume_from is None else str(resume_from),
     )
-    folder = config.output_dir / _UNFINISHED
+    folder = config.output_dir / UNFINISHED
     if main:  # a process that lags behind must not remove what the main one is writing
         shutil.rmtree(folder, ignore_errors=True)
     save_weights(trainer, config, folder)
     if main:
         manifest = Manifest(
             name=config.module_name,
-            kind="lora" if config.use_peft else "full",
+            kind=kind,
             base=BaseReference(name=config.model_name_or_path.resolve().name, identity=identity),
             instructions=config.instructions,
             training={
@@ -88,13 +110,13 @@ def train(config: TrainConfig, *, show_progress: bool = True) -> DecodeModule:
                 },
                 "hyper_parameters": config.hyper_parameters(),
                 "compute_dtype": config.compute_dtype,
-                "steps": trainer.state.global_step,
+                "steps": saved_step(trainer),
                 "final_loss": final_loss(trainer),
                 "seconds": round(time.monotonic() - started, 1),
             },
         )
         save_manifest(folder, manifest)
-        _publish(folder, config.output_dir, alone=config.overwrite_output_dir)
+        publish(folder, config.output_dir, alone=config.overwrite_output_dir)
     trainer.accelerator.wait_for_everyone()
     return load_module(config.output_dir)
 
@@ -185,17 +207,35 @@ def save_weights(trainer: CacheConditionedTrainer, config: TrainConfig, folder: 
             shutil.copyfile(config.model_name_or_path / name, folder / name)
 
 
-def final_loss(trainer: Trainer) -> float:
-    """The last loss that was logged; of a run too short for that, the mean over all steps."""
+def saved_step(trainer: Trainer) -> int:
+    """The optimiser steps behind the weights that training ended with: with `load_best_model_at_end` not the last."""
+    best = trainer.state.best_model_checkpoint
+    if not trainer.args.load_best_model_at_end or best is None:
+        return trainer.state.global_step
+    # Not state.best_global_step, which may be an evaluation's of which there is no checkpoint.
+    return int(Path(best).name.removeprefix("checkpoint-"))
+
+
+def final_loss(trainer: Trainer) -> float | None:
+    """The last loss that was logged up to the saved step; of a run too short for that, the mean over all steps.
+
+    None when none was logged that early and the mean is over steps that the saved weights did not take.
+    """
+    step = saved_step(trainer)
     history = trainer.state.log_history
-    losses = [entry["loss"] for entry in history if "loss" in entry]
-    return float(losses[-1] if losses else history[-1]["train_loss"])
+    losses = [entry["loss"] for entry in history if "loss" in entry and entry["step"] <= step]
+    if losses:
+        return float(losses[-1])
+    return float(history[-1]["train_loss"]) if step == trainer.state.global_step else None
 
 
 def _dataset(config: TrainConfig, examples: Sequence[Example]) -> Dataset:
-    if not config.get("packing"):
-        return to_dataset([[example] for example in examples])
-    return to_dataset(pack(examples, row_length=_max_length(config)))
+    rows = [[example] for example in examples]
+    if config.get("packing"):
+        rows = pack(examples, row_length=_max_length(config))
+    dataset = to_dataset(rows)
+    # Here, as TRL does it where it prepares datasets, which it does not do with ours.
+    return dataset.shuffle(seed=config.get("seed")) if config.get("shuffle_dataset") else dataset
 
 
 def _peft_config(config: TrainConfig) -> PeftConfig | None:
@@ -205,57 +245,15 @@ def _peft_config(config: TrainConfig) -> PeftConfig | None:
     return found
 
 
-def _check_output(config: TrainConfig) -> None:
-    folder = config.output_dir
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"output_dir: {folder} is a file; name a folder")
-    if not folder.is_dir() or config.overwrite_output_dir or config.get("resume_from_checkpoint"):
-        return
-    if (folder / MANIFEST_NAME).exists():
-        raise UserError(f"output_dir: {folder} holds a module; name another folder or set overwrite_output_dir=true")
-    if get_last_checkpoint(str(folder)) is not None:
+def _check_processes(config: TrainConfig) -> None:
+    # Asked for by a field, or by `accelerate launch` through the environment.
+    fsdp = config.get("fsdp") or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    if fsdp and config.use_peft:
         raise UserError(
-            f"output_dir: {folder} holds checkpoints of an unfinished run; go on with resume_from_checkpoint=true, or "
-            "start again with overwrite_output_dir=true"
+            "use_peft: LoRA cannot be trained under FSDP: the base pass runs through the sharded model, whose every "
+            "forward gathers weights from all processes, and how many it takes differs with what a process's prompts "
+            "have in common; train all weights with use_peft=false, or start the processes with torchrun (DDP)"
         )
-    if any(entry.name != _UNFINISHED for entry in folder.iterdir()):
-        raise UserError(f"output_dir: {folder} is not empty; name another folder or set overwrite_output_dir=true")
-
-
-def _checkpoint_to_resume(config: TrainConfig) -> str | None:
-    wanted = config.get("resume_from_checkpoint")
-    if not wanted:
-        return None
-    if wanted == "true":
-        found: str | None = get_last_checkpoint(str(config.output_dir)) if config.output_dir.is_dir() else None
-        if found is None:
-            raise UserError(
-                f"resume_from_checkpoint: {config.output_dir} holds no checkpoint; leave the option out to start, and "
-                "set save_steps lower than the run is long"
-            )
-        return found
-    if not Path(wanted).is_dir():
-        raise UserError(f"resume_from_checkpoint: {wanted} is not a folder; name a checkpoint-N folder, or true")
-    return str(wanted)
-
-
-def _remove_checkpoints(folder: Path) -> None:
-    for checkpoint in folder.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
-
-
-def _publish(finished: Path, folder: Path, *, alone: bool) -> None:
-    """Moves the module's files up. The manifest goes first and comes last: without it nothing is a module.
-
-    With `alone`, what else lies in the folder is removed, the run's checkpoints and logs apart.
-    """
-    (folder / MANIFEST_NAME).unlink(missing_ok=True)
-    for entry in folder.iterdir() if alone else ():
-        if entry != finished and not entry.name.startswith(("checkpoint-", "runs")):
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-    for entry in sorted(finished.iterdir(), key=lambda entry: entry.name == MANIFEST_NAME):
-        os.replace(entry, folder / entry.name)
-    finished.rmdir()
 
 
 def _check_base(config: TrainConfig) -> PreTrainedTokenizerBase:

@@ -58,6 +58,15 @@ def open_source(source: Path, split: str) -> list[Part]:
     return [_open_file(file) for file in _files_of_split(source, split)]
 
 
+def require_splits(source: Path) -> None:
+    """Raises UserError for a source without splits, of which every split would be the same rows."""
+    if source.is_file() or (source / "state.json").is_file():
+        raise UserError(
+            f"dataset_name: {source} has no splits, so evaluation during training would be on the rows that are "
+            "trained; give a folder with a train and a test file (train.jsonl, test.jsonl), or leave eval_strategy out"
+        )
+
+
 def digest(source: Path, split: str = "train") -> str:
     """What a data source holds now, for the manifest: sha256 of the file, or of the list of its files' digests.
 
@@ -102,8 +111,9 @@ def _open_file(file: Path) -> Part:
 def _open_saved(folder: Path, split: str) -> Part:
     import datasets  # slow to import, and only needed for folders
 
+    place = folder.resolve()  # `datasets` tells the files of an absolute place, whose ".." it takes out as text
     try:
-        saved = datasets.load_from_disk(str(folder))
+        saved = datasets.load_from_disk(str(place))
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise UserError(f"{folder}: cannot read it: {error}") from None
     name = str(folder)
@@ -112,15 +122,16 @@ def _open_saved(folder: Path, split: str) -> Part:
             raise _no_split(folder, split, saved)
         name, saved = f"{folder}, split {split!r}", saved[split]
     tables = saved.select_columns(_known_columns(folder, saved.column_names)).with_format("arrow")
-    files = [Path(file["filename"]) for file in saved.cache_files]
+    files = [folder / Path(file["filename"]).relative_to(place) for file in saved.cache_files]
     return Part(files, lambda: _table_rows(name, tables.iter(_BATCH)), len(saved))
 
 
 def _files_of_split(folder: Path, split: str) -> list[Path]:
     from datasets import data_files
 
+    place = folder.resolve()  # as above
     try:
-        patterns = data_files.get_data_patterns(str(folder))
+        patterns = data_files.get_data_patterns(str(place))
     except FileNotFoundError:
         raise UserError(f"{folder}: no data files; expected {', '.join(JSON_LINES)} or {PARQUET} files") from None
     if split not in patterns:
@@ -128,7 +139,8 @@ def _files_of_split(folder: Path, split: str) -> list[Path]:
     found: set[Path] = set()
     for pattern in patterns[split]:
         try:
-            found.update(Path(name) for name in data_files.resolve_pattern(pattern, str(folder)))
+            names = data_files.resolve_pattern(pattern, str(place))
+            found.update(folder / Path(name).relative_to(place) for name in names)
         except FileNotFoundError:
             continue
     # A .json file may be about the data rather than data, so it counts only where there is nothing else.

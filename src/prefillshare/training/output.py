@@ -1,0 +1,148 @@
+"""A run's output folder: its checkpoints, the record of what they were made of, and in the end the module.
+
+A checkpoint holds weights, optimiser and position in the data, but not which base and which rows they belong to. Going
+on with others would train on another base's KV, or skip rows that were never seen, and the manifest would not say so.
+"""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from transformers.trainer_utils import get_last_checkpoint
+
+from prefillshare.errors import UserError
+from prefillshare.instructions import Placement
+from prefillshare.module import MANIFEST_NAME, ModuleKind
+from prefillshare.training.config import TrainConfig
+
+RECORD_NAME = "prefillshare-run.json"
+UNFINISHED = ".unfinished-module"  # where a module is put together
+
+_AGAIN = "start again without resume_from_checkpoint, with overwrite_output_dir=true or another output_dir"
+# By what a user sets, for a refusal.
+_FIELDS = {
+    "base": "model_name_or_path",
+    "data": "dataset_name",
+    "kind": "use_peft",
+    "instructions": "instructions",
+}
+
+
+class RunRecord(BaseModel):
+    """What a run's checkpoints were made of: digests of base and training data, and what else is not in the weights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: Literal[1] = 1
+    base: str
+    data: str
+    kind: ModuleKind
+    instructions: Placement
+
+
+def check_output(config: TrainConfig, *, goes_on: bool) -> None:
+    """Makes sure that a run may write to its output folder. `goes_on`: from one of the checkpoints that lie there.
+
+    Raises:
+        UserError: it is in use, or not a folder.
+    """
+    folder = config.output_dir
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"output_dir: {folder} is a file; name a folder")
+    if not folder.is_dir() or config.overwrite_output_dir or goes_on:
+        return
+    if (folder / MANIFEST_NAME).exists():
+        raise UserError(f"output_dir: {folder} holds a module; name another folder or set overwrite_output_dir=true")
+    if get_last_checkpoint(str(folder)) is not None:
+        raise UserError(
+            f"output_dir: {folder} holds checkpoints of an unfinished run; go on with resume_from_checkpoint=true, or "
+            "start again with overwrite_output_dir=true"
+        )
+    # A run that was stopped before its first checkpoint leaves nothing but these.
+    if any(not entry.name.startswith((UNFINISHED, RECORD_NAME)) for entry in folder.iterdir()):
+        raise UserError(f"output_dir: {folder} is not empty; name another folder or set overwrite_output_dir=true")
+
+
+def checkpoint_to_resume(config: TrainConfig) -> Path | None:
+    """The checkpoint that the run goes on from, as `resume_from_checkpoint` says. None: it starts.
+
+    Raises:
+        UserError: there is no such checkpoint.
+    """
+    wanted = config.get("resume_from_checkpoint")
+    if not wanted:
+        return None
+    if wanted == "true":
+        found: str | None = get_last_checkpoint(str(config.output_dir)) if config.output_dir.is_dir() else None
+        if found is None:
+            raise UserError(
+                f"resume_from_checkpoint: {config.output_dir} holds no checkpoint; leave the option out to start, and "
+                "set save_steps lower than the run is long"
+            )
+        return Path(found)
+    if not Path(wanted).is_dir():
+        raise UserError(f"resume_from_checkpoint: {wanted} is not a folder; name a checkpoint-N folder, or true")
+    return Path(os.path.abspath(wanted))
+
+
+def is_of_run(checkpoint: Path | None, output: Path) -> bool:
+    """Whether a checkpoint is one of those in `output`, so that what lies there belongs to the run that goes on."""
+    return checkpoint is not None and checkpoint.parent.resolve() == output.resolve()
+
+
+def require_same_run(checkpoint: Path, record: RunRecord) -> None:
+    """Makes sure that the checkpoint was made of what the run has now.
+
+    Raises:
+        UserError: it was not, or the record that would say so is missing or cannot be read.
+    """
+    file = checkpoint.parent / RECORD_NAME
+    try:
+        before = RunRecord.model_validate_json(file.read_text())
+    except FileNotFoundError:
+        raise UserError(
+            f"resume_from_checkpoint: {checkpoint.parent} has no {RECORD_NAME}, so nothing says which base and data "
+            f"{checkpoint.name} was made with; {_AGAIN}"
+        ) from None
+    except (OSError, UnicodeDecodeError, ValidationError) as error:
+        raise UserError(f"resume_from_checkpoint: cannot use {file}: {error}; {_AGAIN}") from None
+    differing = [
+        f"\n  {field}: was {getattr(before, part)}, is {getattr(record, part)}"
+        for part, field in _FIELDS.items()
+        if getattr(before, part) != getattr(record, part)
+    ]
+    if differing:
+        raise UserError(
+            f"resume_from_checkpoint: {checkpoint} was made with other settings; put them back, or {_AGAIN}"
+            f"{''.join(differing)}"
+        )
+
+
+def start_run(output: Path, record: RunRecord) -> None:
+    """Makes `output` ready for the checkpoints of a run that is not one of those there: theirs are removed.
+
+    They go before the record changes, and the record is written whole or not at all: no checkpoint ever lies beside a
+    record that is not its own.
+    """
+    for checkpoint in output.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    output.mkdir(parents=True, exist_ok=True)
+    temporary = output / (RECORD_NAME + ".tmp")
+    temporary.write_text(record.model_dump_json(indent=2) + "\n")
+    temporary.replace(output / RECORD_NAME)
+
+
+def publish(finished: Path, folder: Path, *, alone: bool) -> None:
+    """Moves the module's files up. The manifest goes first and comes last: without it nothing is a module.
+
+    With `alone`, what else lies in the folder is removed, the run's checkpoints, their record and logs apart.
+    """
+    (folder / MANIFEST_NAME).unlink(missing_ok=True)
+    for entry in folder.iterdir() if alone else ():
+        if entry != finished and not entry.name.startswith(("checkpoint-", "runs", RECORD_NAME)):
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    for entry in sorted(finished.iterdir(), key=lambda entry: entry.name == MANIFEST_NAME):
+        os.replace(entry, folder / entry.name)
+    finished.rmdir()
