@@ -1,6 +1,7 @@
 import hashlib
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,19 @@ def test_one_more_worker_like_a_planned_one_has_ports_of_its_own(checkpoint: Pat
     for arguments in (["prefill-0", "--port", "8200"], ["--port", "8200", "--side-channel-port", "5700"]):
         refused = run("worker", str(file), *arguments, "--print", **secrets)
         assert (refused.returncode, "--side-channel-port" in refused.stderr) == (2, True)
+
+
+def test_a_worker_whose_port_is_taken_says_so_at_once(checkpoint: Path, tmp_path: Path) -> None:
+    """vLLM would find it out after it has loaded the model."""
+    write_module(tmp_path / "sql", checkpoint, "full")
+    file = tmp_path / "deployment.yaml"
+    file.write_text(f"base: {{path: {checkpoint}}}\nmodules: [{{name: sql, path: ./sql}}]\n")
+    secrets = {"PREFILLSHARE_HANDOFF_KEY": "of handoffs", "VLLM_API_KEY": "of workers"}
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        refused = run("worker", str(file), "prefill-0", "--port", "28217", "--side-channel-port", port, **secrets)
+    assert (refused.returncode, "Traceback" in refused.stderr) == (2, False)
+    assert f"port {port} of its side channel is in use" in refused.stderr
 
 
 def test_the_command_line_starts_without_the_heavy_libraries() -> None:

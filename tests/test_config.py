@@ -188,6 +188,22 @@ def test_what_is_wrong_with_access_is_told_without_showing_a_key(tmp_path: Path,
     assert "plain" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("keys: [{name: a, key: ps-plain}]", "keys: Extra inputs"),
+        ("router: {api_keys: [{name: a, key: ps-plain}]}", r"router\.api_keys: Extra inputs"),
+        ("router: {key: ps-plain}", r"router\.key: Extra inputs"),
+        ("router: {limits: {key: ps-plain}}", r"router\.limits\.key: Extra inputs"),
+        ("router: {keys_file: [{name: a, key: ps-plain}]}", r"router\.keys_file: "),
+    ],
+)
+def test_a_key_in_a_field_of_another_name_is_not_shown(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(UserError, match=says) as caught:
+        load(tmp_path, MINIMAL + text)
+    assert "plain" not in str(caught.value)
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nothing\.yaml: cannot read"):
         load_deployment(tmp_path / "nothing.yaml")

@@ -100,9 +100,10 @@ def evaluate(
         shares: [0, 0.25, 0.5, 0.75, 1]
         output_dir: ./results/sql
 
-    A row of the data is `{"prompt": ..., "expected": ...}` or a TRL row, whose completion is what is expected. Scorers
-    are exact, json, number, sql, call and python. `module`, `full_fine_tuning` (whose weights on the base's KV are
-    naive sharing) and `shares` (accuracy by the share of the prompt's KV that is the base's) may be left out.
+    A row of the data is `{"prompt": ..., "expected": ...}` or a TRL row, whose completion is what is expected; `tools`
+    and `chat_template_kwargs` count as in training. Scorers are exact, json, number, sql, call and python. `module`,
+    `full_fine_tuning` (whose weights on the base's KV are naive sharing) and `shares` (accuracy by the share of the
+    prompt's KV that is the base's) may be left out.
 
     With `endpoint: {url: http://127.0.0.1:8000/v1, model: sql}` in place of the first three, a served module (or any
     OpenAI-compatible server) is scored in the same way.
@@ -188,6 +189,7 @@ def worker(
 
     With ports of its own it is one more worker like the one that is named, for `prefillshare workers add`.
     """
+    from prefillshare.deployment.ports import require_free_ports
     from prefillshare.engine.worker import (
         on_other_ports,
         plan_workers,
@@ -221,6 +223,7 @@ def worker(
         return
     if len(specs) != 1:
         raise UserError("worker: name the one worker to run, or add --print to see all")
+    require_free_ports(specs[0])  # a worker whose side channel has no port finds it out only after loading the model
     command = worker_command(specs[0])
     os.execvpe(command[0], command, os.environ | worker_environment(specs[0]))
 

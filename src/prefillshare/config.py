@@ -259,11 +259,12 @@ def describe_validation_error(path: Path, error: ValidationError, *, short: bool
         field = ".".join(str(part) for part in problem["loc"]) or "(file)"
         if short and problem["loc"][:2] == ("bases", 0):
             field = field.replace("bases.0", "base", 1)
-        silent = problem["type"] == "missing" or _may_hold_a_key(problem["loc"])
+        # What stands in a field that does not exist may be anything, an API key too; the field's name is enough.
+        silent = problem["type"] in ("missing", "extra_forbidden") or _may_hold_a_key(problem["loc"])
         found = "" if silent else f" (found {problem['input']!r})"
         lines.append(f"  {field}: {problem['msg']}{found}")
     return "\n".join(lines)
 
 
 def _may_hold_a_key(field: tuple[int | str, ...]) -> bool:
-    return field in ((), ("router",)) or field[:2] == ("router", "keys")
+    return field in ((), ("router",)) or field[:2] in (("router", "keys"), ("router", "keys_file"))

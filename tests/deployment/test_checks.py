@@ -115,6 +115,19 @@ def test_a_context_longer_than_the_base_was_made_for(settings: dict[str, Any], t
     assert not check(Deployment.model_validate(settings)).problems
 
 
+def test_a_context_longer_than_the_window_of_every_layer(settings: dict[str, Any], tmp_path: Path) -> None:
+    """Training takes such a base, and every prompt beyond the window would be refused."""
+    config = settings["base"]["path"] / "config.json"
+    config.write_text(json.dumps({"model_type": "mistral", "sliding_window": 1024, "max_position_embeddings": 8192}))
+    settings["modules"] = [{"name": "sql", "path": write_module(tmp_path / "again", settings["base"]["path"])}]
+    message = problems(settings)
+    assert message.startswith("1 problem(s)")
+    assert "workers.max_model_len: 4096 exceeds the attention window of 1024 tokens that every layer of" in message
+    assert message.endswith("set it to at most 1024")
+    settings["workers"]["max_model_len"] = 1024
+    assert not check(Deployment.model_validate(settings)).problems
+
+
 @pytest.fixture
 def two_bases(settings: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     """As `settings`, with a second base and a module of its own."""

@@ -139,6 +139,18 @@ def test_the_router_gets_the_workers_by_role_and_module(tmp_path: Path) -> None:
     assert [worker.name for worker in route.decode.workers] == ["decode-sql-0"]
 
 
+def test_workers_and_router_on_ipv6_have_urls_that_can_be_called(tmp_path: Path) -> None:
+    deployment = make_deployment(tmp_path, ports=[8000, 8100])
+    deployment = deployment.model_copy(update={"router": deployment.router.model_copy(update={"host": "::1"})})
+    specs = [replace(spec, host="::1") for spec in make_specs(deployment, [8100, 8101])]
+    local = LocalDeployment(deployment, plan=lambda _: specs)
+    assert local.url == "http://[::1]:8000"
+    urls = [worker.url for worker in local.workers]
+    assert urls == ["http://[::1]:8100", "http://[::1]:8101"]
+    route = routes(deployment, specs)["sql"]
+    assert [worker.url for pool in (route.prefill, route.decode) for worker in pool.workers] == urls
+
+
 def test_the_router_gets_a_prefill_pool_for_each_base_and_one_for_adapters_that_share_workers(tmp_path: Path) -> None:
     content = {
         "bases": [{"path": tmp_path / "small", "prefill_workers": 2}, {"path": tmp_path / "large"}],

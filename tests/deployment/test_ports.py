@@ -1,12 +1,14 @@
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from prefillshare.config import Deployment
-from prefillshare.deployment.ports import check_ports, ports_of
-from tests.deployment.fakes import free_ports
+from prefillshare.deployment.ports import check_ports, ports_of, require_free_ports
+from prefillshare.errors import UserError
+from tests.deployment.fakes import free_ports, make_specs
 
 
 def deployment(folder: Path, **settings: Any) -> Deployment:
@@ -81,6 +83,19 @@ def test_ports_beyond_the_last_one(tmp_path: Path) -> None:
     found = problems(deployment(tmp_path, workers={"first_port": 65533, "first_side_channel_port": 25600}))
     assert len(found) == 1
     assert "65536" in found[0][1]
+
+
+@pytest.mark.parametrize(("field", "purpose"), [("port", "the worker"), ("side_channel_port", "its side channel")])
+def test_a_single_worker_needs_both_of_its_ports(tmp_path: Path, field: str, purpose: str) -> None:
+    ports = free_ports(3)
+    spec = make_specs(deployment(tmp_path), ports[:2])[0]
+    spec = replace(spec, port=ports[0], side_channel_port=ports[2])
+    require_free_ports(spec)
+    with (
+        socket.create_server(("127.0.0.1", getattr(spec, field))),
+        pytest.raises(UserError, match=rf"prefill-0: port \d+ of {purpose} is in use by pid .*--side-channel-port"),
+    ):
+        require_free_ports(spec)
 
 
 def test_an_address_of_another_machine(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 import asyncio
 import os
+import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,8 @@ import pytest
 from prefillshare.deployment.events import Event
 from prefillshare.deployment.local import LocalDeployment
 from prefillshare.deployment.processes import members
-from prefillshare.deployment.supervision import StartupFailed, WorkerProcess
+from prefillshare.deployment.supervision import StartupFailed, Timing, WorkerProcess
+from prefillshare.errors import UserError
 from prefillshare.router.pool import Worker
 from tests.deployment.fakes import QUICK, fake_workers, free_ports, make_deployment, processes_of
 
@@ -17,19 +20,27 @@ from tests.deployment.fakes import QUICK, fake_workers, free_ports, make_deploym
 class Run:
     """A deployment of fakes, its events, and the files that make its workers misbehave."""
 
-    def __init__(self, folder: Path, startup_timeout_s: float = 30.0) -> None:
+    def __init__(self, folder: Path, startup_timeout_s: float = 30.0, timing: Timing = QUICK) -> None:
         ports = free_ports(3)
         self.deployment = make_deployment(folder, ports=ports, startup_timeout_s=startup_timeout_s)
         self.control = folder / "control"
         self.events: list[Event] = []
         with fake_workers(self.deployment, ports[1:]):
-            self.local = LocalDeployment(self.deployment, timing=QUICK)
+            self.local = LocalDeployment(self.deployment, timing=timing)
         self.local.listeners.append(self.events.append)
         self.patches = fake_workers(self.deployment, ports[1:])
 
     @property
     def decode(self) -> WorkerProcess:
         return next(worker for worker in self.local.workers if worker.spec.role == "decode")
+
+    @property
+    def pauses(self) -> list[float]:
+        return [event.facts["delay_s"] for event in self.events if event.kind == "restarting"]
+
+    @property
+    def reasons(self) -> list[str]:
+        return [event.facts["reason"] for event in self.events if event.kind == "died"]
 
     def kinds(self, worker: str) -> list[str]:
         return [event.kind for event in self.events if event.worker == worker]
@@ -94,8 +105,83 @@ async def test_deaths_back_off_exponentially_and_never_give_up(tmp_path: Path) -
             await run.until(lambda: run.decode.restarts == 5)
             (run.control / "decode-sql-0.crash").unlink()
             await run.until(lambda: run.decode.state == "ready")
-    delays = [event.facts["delay_s"] for event in run.events if event.kind == "restarting"]
-    assert delays[:5] == [0.05, 0.1, 0.2, 0.2, 0.2]
+    assert run.pauses[:5] == [0.05, 0.1, 0.2, 0.2, 0.2]
+
+
+async def test_starts_that_fail_after_a_long_healthy_life_back_off_as_well(tmp_path: Path) -> None:
+    """Only the life that has just ended counts, not when the worker was last healthy."""
+    run = Run(tmp_path, timing=replace(QUICK, forget_deaths_after=0.5))
+    with run.patches:
+        async with run.local:
+            await asyncio.sleep(0.7)
+            (run.control / "decode-sql-0.crash").touch()
+            assert run.decode.pid is not None
+            os.kill(run.decode.pid, signal.SIGKILL)
+            await run.until(lambda: run.decode.restarts == 5)
+            (run.control / "decode-sql-0.crash").unlink()
+            await run.until(lambda: run.decode.state == "ready")
+            await asyncio.sleep(0.7)
+            os.kill(run.decode.pid, signal.SIGKILL)
+            await run.until(lambda: run.reasons.count("SIGKILL") == 2 and run.decode.state == "ready")
+    assert run.pauses[:5] == [0.05, 0.1, 0.2, 0.2, 0.2]
+    assert run.pauses[-1] == 0.05
+
+
+async def test_the_pause_after_any_number_of_deaths_is_the_longest_one(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    await run.decode._back_off(100_000)
+    assert run.pauses == [0.2]
+
+
+async def test_a_worker_that_cannot_be_started_again_for_now_is_tried_again(tmp_path: Path) -> None:
+    """Its log cannot be opened. The other worker lives on."""
+    run = Run(tmp_path)
+    with run.patches:
+        async with run.local:
+            waiting = asyncio.create_task(run.local.wait())
+            shutil.rmtree(run.deployment.log_dir)
+            assert run.decode.pid is not None
+            os.kill(run.decode.pid, signal.SIGKILL)
+            await run.until(lambda: run.decode.restarts == 3)
+            assert not waiting.done()
+            assert run.decode.pid is None
+            run.deployment.log_dir.mkdir()
+            await run.until(lambda: run.decode.state == "ready")
+            waiting.cancel()
+    assert run.kinds("prefill-0") == ["started", "ready", "stopped"]
+    assert run.reasons[0] == "SIGKILL"
+    assert "could not be started" in run.reasons[1]
+    assert "decode-sql-0.log" in run.reasons[1]
+    assert processes_of(run.deployment) == []
+
+
+def no_command(spec: object) -> list[str]:
+    raise UserError("module: its files are gone")
+
+
+async def test_a_worker_whose_files_are_gone_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tmp_path)
+    with run.patches:
+        async with run.local:
+            monkeypatch.setattr("prefillshare.deployment.supervision.worker_command", no_command)
+            assert run.decode.pid is not None
+            os.kill(run.decode.pid, signal.SIGKILL)
+            await run.until(lambda: run.decode.restarts == 2)
+            monkeypatch.undo()
+            await run.until(lambda: run.decode.state == "ready")
+    assert run.reasons[1] == "could not be started: module: its files are gone"
+
+
+async def test_a_first_start_that_is_not_possible_ends_the_deployment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path)
+    with run.patches:
+        monkeypatch.setattr("prefillshare.deployment.supervision.worker_command", no_command)
+        with pytest.raises(StartupFailed, match="could not be started: module: its files are gone"):
+            await run.local.__aenter__()
+        monkeypatch.undo()
+    assert processes_of(run.deployment) == []
 
 
 async def test_a_death_at_the_first_start_ends_the_deployment_and_shows_the_log(tmp_path: Path) -> None:

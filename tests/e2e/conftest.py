@@ -73,19 +73,19 @@ def other_base(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def other_module(other_base: Path, tmp_path_factory: pytest.TempPathFactory) -> DecodeModule:
     """A module of the other base."""
-    return _train(other_base, tmp_path_factory.mktemp("of_other"), learning_rate=1e-3)
+    return train_module(other_base, tmp_path_factory.mktemp("of_other"), learning_rate=1e-3)
 
 
 @pytest.fixture(scope="session")
 def full_module(base: Path, tmp_path_factory: pytest.TempPathFactory) -> DecodeModule:
     """All weights trained for a few large steps: clearly not the base any more."""
-    return _train(base, tmp_path_factory.mktemp("full"), learning_rate=1e-3)
+    return train_module(base, tmp_path_factory.mktemp("full"), learning_rate=1e-3)
 
 
 @pytest.fixture(scope="session")
 def lora_module(base: Path, tmp_path_factory: pytest.TempPathFactory) -> DecodeModule:
     """A LoRA adapter of rank 4, which vLLM has to serve under a larger rank."""
-    return _train(base, tmp_path_factory.mktemp("lora"), learning_rate=5e-3, use_peft=True, lora_r=4)
+    return train_module(base, tmp_path_factory.mktemp("lora"), learning_rate=5e-3, use_peft=True, lora_r=4)
 
 
 @pytest.fixture(scope="session")
@@ -93,10 +93,11 @@ def wide_lora_module(base: Path, tmp_path_factory: pytest.TempPathFactory) -> De
     """A LoRA adapter of rank 8, trained to give each question the answer to another one."""
     rows = [(prompt, completion) for (prompt, _), (_, completion) in zip(ROWS, reversed(ROWS), strict=True)]
     folder = tmp_path_factory.mktemp("wide")
-    return _train(base, folder, rows, learning_rate=5e-3, use_peft=True, lora_r=8)
+    return train_module(base, folder, rows, learning_rate=5e-3, use_peft=True, lora_r=8)
 
 
-def _train(base: Path, folder: Path, rows: Sequence[tuple[str, str]] = ROWS, **settings: object) -> DecodeModule:
+def train_module(base: Path, folder: Path, rows: Sequence[tuple[str, str]] = ROWS, **settings: object) -> DecodeModule:
+    """A module of the base, trained in float32 for a few steps."""
     from prefillshare.training.config import TrainConfig
     from prefillshare.training.run import train
 

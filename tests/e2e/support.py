@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from prefillshare.engine.worker import WorkerSpec, worker_command, worker_environment
+from prefillshare.urls import http_url
 
 STARTUP_TIMEOUT_S = 600.0
 REQUEST_TIMEOUT_S = 120.0
@@ -117,7 +118,7 @@ def healthy(spec: WorkerSpec) -> bool:
 
 
 def url(spec: WorkerSpec) -> str:
-    return f"http://{spec.host}:{spec.port}"
+    return http_url(spec.host, spec.port)
 
 
 def prefill(spec: WorkerSpec, prompt_ids: list[int]) -> dict[str, Any]:

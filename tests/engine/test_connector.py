@@ -74,17 +74,20 @@ def vllm_config(role: str = "kv_consumer", **transfer: Any) -> Any:
             data_parallel_index=0,
         ),
         cache_config=SimpleNamespace(block_size=BLOCK_SIZE),
-        model_config=SimpleNamespace(model="/module"),
-        scheduler_config=SimpleNamespace(disable_hybrid_kv_cache_manager=False),
+        model_config=SimpleNamespace(model="/module", max_model_len=4096),
+        scheduler_config=SimpleNamespace(disable_hybrid_kv_cache_manager=True),
         num_prefill_lookahead_tokens=0,
     )
 
 
-def make_connector(role: str = "kv_consumer", **transfer: Any) -> SharedPrefillConnector:
+def kv_cache(groups: int = 1) -> KVCacheConfig:
     spec = FullAttentionSpec(block_size=BLOCK_SIZE, num_kv_heads=1, head_size=8, dtype=torch.float32)
-    cache = KVCacheConfig(num_blocks=8, kv_cache_tensors=[], kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)])
-    config = vllm_config(role, **transfer)
-    return SharedPrefillConnector(config, KVConnectorRole.SCHEDULER, cache)
+    kv_groups = [KVCacheGroupSpec([f"layer{number}"], spec) for number in range(groups)]
+    return KVCacheConfig(num_blocks=8, kv_cache_tensors=[], kv_cache_groups=kv_groups)
+
+
+def make_connector(role: str = "kv_consumer", groups: int = 1, **transfer: Any) -> SharedPrefillConnector:
+    return SharedPrefillConnector(vllm_config(role, **transfer), KVConnectorRole.SCHEDULER, kv_cache(groups))
 
 
 class Request(SimpleNamespace):
@@ -160,7 +163,7 @@ def test_lora_tokens_are_grouped_where_adapters_compute(
     monkeypatch.setattr(module.hooks, "group_lora_tokens", lambda: calls.append(role))
     config = vllm_config()
     config.lora_config = object() if adapters else None
-    SharedPrefillConnector(config, role, SimpleNamespace())
+    SharedPrefillConnector(config, role, kv_cache())
     assert calls == [role] * groups
 
 
@@ -408,17 +411,25 @@ def test_a_failed_pull_is_counted_as_a_refusal_with_its_reason() -> None:
 
 
 def reading(
-    connector: SharedPrefillConnector, request: Request, monkeypatch: pytest.MonkeyPatch
+    connector: SharedPrefillConnector, request: Request, monkeypatch: pytest.MonkeyPatch, forgets: bool = False
 ) -> Callable[[set[str]], KVConnectorTransferResults]:
-    """The worker side, with a pull begun. What it returns gives a step's results, of reads that NIXL calls finished."""
+    """The worker side, with a pull begun. What it returns gives a step's results, of reads that NIXL calls finished.
+
+    With `forgets`, vLLM drops the prefill worker at the end of a step, as it does with one that is lost.
+    """
     connector.on_new_request(request)
     connector.bind_connector_metadata(schedule(connector, request)[1])
     done: set[str] = set()
     monkeypatch.setattr(NixlPullConnector, "start_load_kv", lambda *args: None)
-    monkeypatch.setattr(
-        NixlPullConnector, "get_transfer_results", lambda *args: KVConnectorTransferResults(set(), set(done), set())
-    )
-    connector.connector_worker = SimpleNamespace(_engine_clock_offset={"some engine": 100.0})
+    clocks = {"some engine": 100.0}
+
+    def step(*args: Any) -> KVConnectorTransferResults:
+        if forgets:
+            clocks.clear()
+        return KVConnectorTransferResults(set(), set(done), set())
+
+    monkeypatch.setattr(NixlPullConnector, "get_transfer_results", step)
+    connector.connector_worker = SimpleNamespace(_engine_clock_offset=clocks)
     connector.start_load_kv(SimpleNamespace(attn_metadata=object()))
 
     def results(finished: set[str]) -> KVConnectorTransferResults:
@@ -462,6 +473,25 @@ def test_kv_that_comes_after_its_lease_is_not_used(
         assert REFUSALS.get("late").reason == "lease_expired"
 
 
+def test_a_prefill_worker_that_is_lost_as_its_kv_comes_does_not_end_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM forgets its clock in the same step. The read has ended within the lease all the same."""
+    connector = make_connector()
+    monkeypatch.setattr(time, "perf_counter", lambda: 1000.0)
+    results = reading(connector, Request(HANDOFF, request_id="in time"), monkeypatch, forgets=True)
+    done = results({"in time"})
+    assert (done.finished_recving, done.failed_recving) == ({"in time"}, set())
+
+
+def test_kv_whose_lease_cannot_be_told_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    connector = make_connector()
+    results = reading(connector, Request(HANDOFF, request_id="unknown"), monkeypatch, forgets=True)
+    results(set())
+    assert results({"unknown"}).failed_recving == {"unknown"}
+    refusal = REFUSALS.get("unknown")
+    assert refusal is not None
+    assert (refusal.reason, "was lost" in refusal.message) == ("lease_expired", True)
+
+
 @pytest.mark.parametrize("params", [None, {"do_remote_decode": True, "do_remote_prefill": False}])
 def test_a_prefill_worker_computes(params: Any) -> None:
     request = Request(params)
@@ -494,6 +524,12 @@ def test_settings_that_break_the_promise_do_not_start(monkeypatch: pytest.Monkey
     monkeypatch.delenv(KEY_VARIABLE)
     with pytest.raises(ValueError, match=KEY_VARIABLE):
         make_connector()
+
+
+def test_a_model_whose_kv_is_not_kept_in_one_list_does_not_start() -> None:
+    for role in ("kv_producer", "kv_consumer"):
+        with pytest.raises(ValueError, match="2 groups of layers"):
+            make_connector(role, groups=2)
 
 
 def test_other_weights_on_disk_do_not_start(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,7 +129,10 @@ def test_a_message_that_is_no_handshake_does_not_end_the_listener(kept: bool) ->
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    scheduler = SimpleNamespace(_nixl_handshake_listener=NixlBaseConnectorScheduler._nixl_handshake_listener)
+    scheduler = SimpleNamespace(
+        _nixl_handshake_listener=NixlBaseConnectorScheduler._nixl_handshake_listener,
+        set_xfer_handshake_metadata=lambda metadata: None,
+    )
     if kept:
         hooks.keep_listening(scheduler)
     ready, stop = threading.Event(), threading.Event()
@@ -153,6 +156,46 @@ def test_a_message_that_is_no_handshake_does_not_end_the_listener(kept: bool) ->
     assert not listener.is_alive()
 
 
+class Scheduler(NixlBaseConnectorScheduler):
+    """What vLLM's scheduler has for its side channel, and no more."""
+
+    def __init__(self, port: int) -> None:
+        self.side_channel_host, self.side_channel_port = "127.0.0.1", port
+        self._nixl_handshake_listener_t = None
+        self._stop_event = threading.Event()
+
+
+def test_a_side_channel_whose_port_is_taken_ends_the_start() -> None:
+    """vLLM's waits for ever for a listener that has ended, and ours must not take it for a bad message."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        scheduler = Scheduler(port)
+        hooks.keep_listening(scheduler)
+        outcome: Future[None] = Future()
+
+        def start() -> None:
+            try:
+                outcome.set_result(scheduler.set_xfer_handshake_metadata({}))
+            except Exception as error:
+                outcome.set_exception(error)
+
+        threading.Thread(target=start, daemon=True).start()
+        try:
+            with pytest.raises(RuntimeError, match=rf"side channel: .*port {port}: Address already in use"):
+                outcome.result(5.0)
+        finally:
+            scheduler._stop_event.set()
+
+
+def test_a_side_channel_with_a_free_port_starts() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    scheduler = Scheduler(port)
+    hooks.keep_listening(scheduler)
+    scheduler.set_xfer_handshake_metadata({})
+    scheduler.shutdown()
+
+
 def _quietly(listen: Any, *arguments: Any) -> None:
     with contextlib.suppress(Exception):
         listen(*arguments)
@@ -165,12 +208,14 @@ NAMED = {
         '"NIXL compatibility hash mismatch. "',
         "handshake_payload.compatibility_hash != self.compat_hash",
         "self._engine_clock_offset[eid] = clock_offset",
+        "self._cleanup_remote_engines()\n        return KVConnectorTransferResults(",
+        "self._engine_clock_offset.pop(engine_id, None)",
         "best_offset = remote_perf - (start_time + recv_time) / 2",
         "sock.setsockopt(zmq.RCVTIMEO, 5000)  # milliseconds",
         "prefill_block_ids[i] = prefill_group[-num_decode_blocks:]",
         "self.xfer_stats.record_kv_expired_req()",
     ],
-    base_scheduler: ["time.perf_counter()", "self._reqs_need_recv.clear()"],
+    base_scheduler: ["time.perf_counter()", "self._reqs_need_recv.clear()", "ready_event.wait()  # Wait for listener"],
     pull_scheduler: [
         "self._reqs_need_send[request.request_id] = (",
         "remote_num_tokens = request.num_computed_tokens",

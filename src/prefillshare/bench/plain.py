@@ -18,6 +18,7 @@ from prefillshare.deployment.processes import end, how_it_ended, kill_group, spa
 from prefillshare.deployment.supervision import StartupFailed
 from prefillshare.engine.worker import WorkerSpec, worker_command, worker_environment
 from prefillshare.errors import UserError
+from prefillshare.urls import http_url
 
 _GRACE_S = 10.0
 _POLL_S = 0.5
@@ -25,7 +26,7 @@ _POLL_S = 0.5
 
 def plain_command(worker: Sequence[str]) -> list[str]:
     """A worker's command without what is ours in it: vLLM that serves the checkpoint by itself."""
-    command = list(worker)
+    command = [part for part in worker if part != "--disable-hybrid-kv-cache-manager"]
     for option in ("--kv-transfer-config", "--middleware"):
         while option in command:
             place = command.index(option)
@@ -49,7 +50,7 @@ class PlainVllm:
 
     @property
     def url(self) -> str:
-        return f"http://{self.spec.host}:{self.spec.port}"
+        return http_url(self.spec.host, self.spec.port)
 
     @property
     def pid(self) -> int | None:

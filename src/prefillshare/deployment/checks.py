@@ -12,6 +12,7 @@ from prefillshare.deployment.access import check_access
 from prefillshare.deployment.marks import deployment_name, marked
 from prefillshare.deployment.ports import check_ports
 from prefillshare.deployment.report import CheckFailed, CheckReport, Finding
+from prefillshare.deployment.windows import window_of_every_layer
 from prefillshare.engine.version import require_supported_vllm
 from prefillshare.engine.worker import plan_workers, require_adapter, worker_command
 from prefillshare.errors import UserError
@@ -62,11 +63,20 @@ def _check_base(field: str, base: BaseConfig, max_model_len: int) -> Iterator[Fi
         yield Finding(f"{field}.path", "problem", str(error))
         return
     yield Finding(f"{field}.path", "ok", f"{base.path.resolve()}, {identity.digest}")
-    longest = json.loads((base.path / "config.json").read_text()).get("max_position_embeddings")
+    config = json.loads((base.path / "config.json").read_text())
+    longest = config.get("max_position_embeddings")
     if isinstance(longest, int) and max_model_len > longest:
         detail = (
             f"{max_model_len} exceeds the context of {longest} tokens of the base {base.served_name!r}; "
             f"set it to at most {longest}"
+        )
+        yield Finding("workers.max_model_len", "problem", detail)
+    window = window_of_every_layer(config)
+    if window is not None and max_model_len > window:
+        detail = (
+            f"{max_model_len} exceeds the attention window of {window} tokens that every layer of the base "
+            f"{base.served_name!r} has; vLLM drops the KV that has left it, and longer prompts cannot be handed over: "
+            f"set it to at most {window}"
         )
         yield Finding("workers.max_model_len", "problem", detail)
 

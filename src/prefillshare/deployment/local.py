@@ -29,6 +29,7 @@ from prefillshare.router.fleet import Change
 from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.route import ModelRoute
 from prefillshare.router.server import server_config
+from prefillshare.urls import http_url
 
 # Worker start-up is bound by the CPU, yet overlapping helps: four at once on two cores were ready in 100 s, where
 # one after the other takes 172 s. Beyond two a core they only push each other towards the start-up timeout.
@@ -83,7 +84,7 @@ class LocalDeployment:
     @property
     def url(self) -> str:
         """Where clients connect, without a trailing slash or path."""
-        return f"http://{self.deployment.router.host}:{self.deployment.router.port}"
+        return http_url(self.deployment.router.host, self.deployment.router.port)
 
     async def __aenter__(self) -> Self:
         self._log_dir.mkdir(parents=True, exist_ok=True)
@@ -221,7 +222,7 @@ def routes(deployment: Deployment, specs: list[WorkerSpec]) -> dict[str, ModelRo
     def pool(name: str, serving: str) -> Pool:
         """The workers that serve the base or module `serving`; names of models are distinct over both roles."""
         workers = [spec for spec in specs if serving in spec.served_names]
-        return Pool(name, [Worker(spec.name, spec.role, f"http://{spec.host}:{spec.port}") for spec in workers])
+        return Pool(name, [Worker(spec.name, spec.role, http_url(spec.host, spec.port)) for spec in workers])
 
     names = [base.served_name for base in deployment.bases]
     prefill = {name: pool("prefill" if len(names) == 1 else f"prefill/{name}", name) for name in names}

@@ -11,6 +11,8 @@ import psutil
 from prefillshare.config import Deployment
 from prefillshare.deployment.marks import deployment_name, marked
 from prefillshare.deployment.report import Finding
+from prefillshare.engine.worker import WorkerSpec
+from prefillshare.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,20 @@ def check_ports(deployment: Deployment) -> Iterator[Finding]:
         taken[use.port] = use
     if good:
         yield Finding("ports", "ok", ", ".join(map(str, good)))
+
+
+def require_free_ports(spec: WorkerSpec) -> None:
+    """Raises UserError when a worker that is about to be started could not listen."""
+    uses = (
+        Use(spec.host, spec.port, "--port", "the worker"),
+        Use(spec.host, spec.side_channel_port, "--side-channel-port", "its side channel"),
+    )
+    for use in uses:
+        if (reason := _why_taken(use, set())) is not None:
+            raise UserError(
+                f"worker {spec.name}: port {use.port} of {use.purpose} {reason}; end that, or choose other ports with "
+                "--port and --side-channel-port"
+            )
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -7,7 +7,7 @@ from asyncio.subprocess import Process
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import aiohttp
 
@@ -15,6 +15,8 @@ from prefillshare.deployment.events import Event, EventKind
 from prefillshare.deployment.guard import Guard
 from prefillshare.deployment.processes import end, how_it_ended, kill_group, spawn, tail
 from prefillshare.engine.worker import WorkerSpec, worker_command, worker_environment
+from prefillshare.errors import UserError
+from prefillshare.urls import http_url
 
 State = Literal["waiting", "starting", "ready", "unhealthy", "restarting", "stopping", "stopped", "failed"]
 
@@ -33,6 +35,13 @@ class Timing:
 
 
 DEFAULT_TIMING = Timing()
+
+
+class Death(NamedTuple):
+    """The end of one process of a worker."""
+
+    reason: str
+    healthy_s: float  # since it was ready; 0: it never was
 
 
 class StartupFailed(Exception):
@@ -67,7 +76,6 @@ class WorkerProcess:
         self._starting = starting
         self._report = report
         self._process: Process | None = None
-        self._healthy_since = 0.0
         self._let_go = False
 
     @property
@@ -76,7 +84,7 @@ class WorkerProcess:
 
     @property
     def url(self) -> str:
-        return f"http://{self.spec.host}:{self.spec.port}"
+        return http_url(self.spec.host, self.spec.port)
 
     async def live(self) -> None:
         """Starts the worker and keeps it running until cancelled; every process is gone when this returns.
@@ -86,15 +94,14 @@ class WorkerProcess:
         """
         deaths = 0
         while not self._let_go:
-            reason = await self._run_once()
+            death = await self._run_once()
             if self._let_go:
                 break
-            self._say("died", f"died: {reason}", reason=reason)
+            self._say("died", f"died: {death.reason}", reason=death.reason)
             if not self.ready.is_set():
                 self._enter("failed")
-                raise StartupFailed(self._startup_failure(reason))
-            was_healthy_s = time.monotonic() - self._healthy_since
-            deaths = 1 if was_healthy_s > self._timing.forget_deaths_after else deaths + 1
+                raise StartupFailed(self._startup_failure(death.reason))
+            deaths = 1 if death.healthy_s > self._timing.forget_deaths_after else deaths + 1
             await self._back_off(deaths)
         self._enter("stopped")
         self._say("stopped", "ended after it was removed; it is not started again")
@@ -116,19 +123,31 @@ class WorkerProcess:
         if self._process is not None:
             kill_group(self._process.pid)
 
-    async def _run_once(self) -> str:
-        """From start to death; returns why it died. The whole process group is gone by then."""
+    async def _run_once(self) -> Death:
+        """From start to death. The whole process group is gone by then."""
         process = None
         grace_s = 0.0  # a worker that is starting, dead or hung gets none: there is nothing to lose
         try:
             async with self._starting:
-                process = self._process = await self._start()
-                reason = await self._until_ready(process)
-            if reason is None:
-                grace_s = self._timing.grace
-                reason = await self._until_death(process)
-                grace_s = 0.0
-            return reason
+                self._enter("starting")
+                try:
+                    process = self._process = await spawn(
+                        worker_command(self.spec), environment=self._environment, log=self.log
+                    )
+                # No log folder, no room on the disk, no memory to fork, a module's files gone: the next start may find
+                # it mended, and the deployment's other workers have nothing to do with it.
+                except (OSError, UserError) as error:
+                    return Death(f"could not be started: {error}", 0.0)
+                self._guard.watch(process.pid)
+                self._say("started", f"started, pid {process.pid}, log {self.log}", pid=process.pid)
+                failure = await self._until_ready(process)
+            if failure is not None:
+                return Death(failure, 0.0)
+            ready_at = time.monotonic()
+            grace_s = self._timing.grace
+            reason = await self._until_death(process)
+            grace_s = 0.0
+            return Death(reason, time.monotonic() - ready_at)
         except asyncio.CancelledError:
             self._enter("stopping")
             raise
@@ -141,13 +160,6 @@ class WorkerProcess:
                 self._enter("stopped")
                 self._say("stopped", "stopped")
 
-    async def _start(self) -> Process:
-        self._enter("starting")
-        process = await spawn(worker_command(self.spec), environment=self._environment, log=self.log)
-        self._guard.watch(process.pid)
-        self._say("started", f"started, pid {process.pid}, log {self.log}", pid=process.pid)
-        return process
-
     async def _until_ready(self, process: Process) -> str | None:
         """None once healthy, else why it will not be."""
         deadline = time.monotonic() + self._startup_timeout_s
@@ -157,10 +169,9 @@ class WorkerProcess:
                 if process.returncode is not None:
                     return how_it_ended(process.returncode)
                 if await self._is_healthy(client):
-                    self._healthy_since = time.monotonic()
                     self._enter("ready")
                     self.ready.set()
-                    seconds = self._healthy_since - started
+                    seconds = self.since - started
                     self._say("ready", f"ready after {seconds:.1f} s", pid=process.pid, seconds=round(seconds, 1))
                     return None
                 await self._wait(process)
@@ -200,7 +211,8 @@ class WorkerProcess:
             await asyncio.wait_for(process.wait(), self._timing.probe_every)
 
     async def _back_off(self, deaths: int) -> None:
-        delay = min(self._timing.first_backoff * 2 ** (deaths - 1), self._timing.longest_backoff)
+        doublings = min(deaths - 1, 32)  # after days of deaths, 2 to their number is none that a float holds
+        delay = min(self._timing.first_backoff * 2**doublings, self._timing.longest_backoff)
         self.restarts += 1
         self._enter("restarting")
         self._say("restarting", f"starting again in {delay:.1f} s", delay_s=delay, restarts=self.restarts)

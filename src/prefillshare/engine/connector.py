@@ -11,6 +11,7 @@ Loaded inside a vLLM process through `kv_connector_module_path`. What it changes
 - A pull that a stopped prefill worker does not answer ends the request after a while; its blocks stay reserved until
   the read has ended, so that it never writes into another request's.
 - Prefill and decode worker must agree on the base's identity, not on the path of a model.
+- A prompt's blocks hold the KV of all its positions, attention windows or not (`kv_groups`).
 - On a CPU the engine's loop and NIXL's progress thread leave the cores to the model, and LoRA layers take few products.
 """
 
@@ -50,6 +51,7 @@ from prefillshare.engine.handoff import (
     seal,
     seal_refusal,
 )
+from prefillshare.engine.kv_groups import require_whole_prompts
 from prefillshare.engine.provenance import cache_base_kv_only, key_blocks_by_base
 from prefillshare.engine.refusals import REFUSALS
 from prefillshare.engine.stats import HandoffMetrics, HandoffStats
@@ -113,7 +115,7 @@ class SharedPrefillConnector(NixlPullConnector):
 
     Raises:
         UserError: another version of vLLM, or other weights on disk than the deployment was planned with.
-        ValueError: a setting under which wrong tokens would be possible.
+        ValueError: a setting, or a model, with which wrong tokens would be possible.
     """
 
     def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: "KVCacheConfig") -> None:
@@ -140,6 +142,7 @@ class SharedPrefillConnector(NixlPullConnector):
         if role == KVConnectorRole.SCHEDULER:
             modules = [Path(folder) for folder in extra["modules"]]
             require_base(self._base_identity, model=Path(vllm_config.model_config.model), modules=modules)
+            require_whole_prompts(kv_cache_config.kv_cache_groups, vllm_config.model_config.max_model_len)
         elif vllm_config.lora_config is not None:
             hooks.group_lora_tokens()
         affinity = os.sched_getaffinity(0)
@@ -320,27 +323,35 @@ class SharedPrefillConnector(NixlPullConnector):
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
         if not self._forward_runs and current_platform.is_cpu():
             time.sleep(_IDLE_STEP_S)
+        assert self.connector_worker is not None
+        clocks = hooks.clocks(self.connector_worker)  # before vLLM forgets a lost peer, at the end of this call
         results = super().get_transfer_results(finished_req_ids)
         for request_id in results.finished_recving:
             read = self._reads.pop(request_id, None)
             if read and not read.given_up and request_id not in results.failed_recving:
-                self._check_lease(request_id, read, results)
+                self._check_lease(request_id, read, clocks, results)
         self._give_up_reads(results)
         refused, self._refused = self._refused, set()
         results.failed_recving |= refused  # ends the request with an error
         results.finished_recving |= refused  # frees its block
         return results
 
-    def _check_lease(self, request_id: str, read: _Read, results: KVConnectorTransferResults) -> None:
+    def _check_lease(
+        self, request_id: str, read: _Read, clocks: hooks.Clocks, results: KVConnectorTransferResults
+    ) -> None:
         """Fails a pull that was over after the prefill worker may have given the blocks to another session.
 
         Heartbeats that extend the lease are not counted: nothing says that the prefill worker heard them.
         """
-        assert self.connector_worker is not None
-        late_s = hooks.clock_of(self.connector_worker, read.engine_id) - (read.lease_end - _CLOCK_MARGIN_S)
-        if late_s > 0:
-            REFUSALS.note(request_id, Refusal("lease_expired", f"the KV came {late_s:.1f} s after its lease had ended"))
-            results.failed_recving.add(request_id)
+        ahead_s = clocks.get(read.engine_id)
+        if ahead_s is None:
+            why = "the prefill worker was lost, and with it the clock that its lease goes by"
+        elif (late_s := time.perf_counter() + ahead_s - (read.lease_end - _CLOCK_MARGIN_S)) > 0:
+            why = f"the KV came {late_s:.1f} s after its lease had ended"
+        else:
+            return
+        REFUSALS.note(request_id, Refusal("lease_expired", why))
+        results.failed_recving.add(request_id)
 
     def _give_up_reads(self, results: KVConnectorTransferResults) -> None:
         """Fails pulls that take too long, but does not call them finished: the read may still write into the blocks."""

@@ -10,7 +10,6 @@ import inspect
 import json
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -33,6 +32,9 @@ logger = init_logger("vllm.prefillshare.hooks")
 # nixl_agent hard-codes 0: a progress thread that spins on the core the model computes on, with which a prefill
 # of 702 tokens takes 49 s instead of 2 s.
 _PROGRESS_SLEEP_US = 1000
+
+# By engine: how many seconds its monotonic clock is ahead of this process's.
+Clocks = dict[str, float]
 
 # Also when something sends nothing else, this leaves the core to the model.
 _RELISTEN_S = 0.05
@@ -117,21 +119,36 @@ def kv_form(vllm_config: VllmConfig, backend_name: str) -> str:
 
 
 def keep_listening(scheduler: NixlBaseConnectorScheduler) -> None:
-    """Has the thread that answers handshakes outlive messages that it cannot read.
+    """Has the thread that answers handshakes outlive messages that it cannot read, and tell when it cannot listen.
 
     One malformed message ends vLLM's; the worker stays healthy, and no decode worker that starts later can reach it.
+    With its port taken vLLM's ends as well, and the worker's start waits for it without limit. Here the start fails:
+    `set_xfer_handshake_metadata` raises a RuntimeError.
     """
-    listen = scheduler._nixl_handshake_listener
+    listen, start = scheduler._nixl_handshake_listener, scheduler.set_xfer_handshake_metadata
+    failures: list[str] = []
 
     def listen_on(encoded: Any, ready: threading.Event, stop: threading.Event, host: str, port: int) -> None:
         while not stop.is_set():
             try:
                 listen(encoded, ready, stop, host, port)
             except Exception as error:
+                if not ready.is_set():
+                    failures.append(f"cannot listen on {host}, port {port}: {error}")
+                    ready.set()  # what vLLM waits for
+                    return
                 logger.warning("side channel on port %d: a message that is no handshake (%r)", port, error)
                 stop.wait(_RELISTEN_S)
 
+    def start_listening(metadata: Any) -> None:
+        start(metadata)
+        if failures:
+            raise RuntimeError(
+                f"side channel: {failures[0]}; end what has the port, or change workers.first_side_channel_port"
+            )
+
     scheduler._nixl_handshake_listener = listen_on
+    scheduler.set_xfer_handshake_metadata = start_listening
 
 
 def grammar_failed(request: Request) -> str | None:
@@ -154,9 +171,12 @@ def lease_deadline(scheduler: NixlBaseConnectorScheduler, request_id: str) -> fl
     return float(scheduler._reqs_need_send[request_id])
 
 
-def clock_of(worker: NixlBaseConnectorWorker, engine_id: str) -> float:
-    """What the monotonic clock of a peer says now. Known from the handshake, to half of its round trip."""
-    return float(time.perf_counter() + worker._engine_clock_offset[engine_id])
+def clocks(worker: NixlBaseConnectorWorker) -> Clocks:
+    """Those of the peers, as known from the handshakes: to half of their round trips. vLLM drops a peer that is lost.
+
+    A copy: a handshake may end meanwhile, in another thread.
+    """
+    return dict(worker._engine_clock_offset)
 
 
 def tell_failures(worker: NixlBaseConnectorWorker, tell: Callable[[str, Reason], None]) -> None:

@@ -243,6 +243,8 @@ def worker_command(spec: WorkerSpec) -> list[str]:
     # Reports how much of a prompt was reused; a decode worker passes on what the handoff says of the prefill.
     command += ["--enable-prompt-tokens-details"]
     command += ["--enable-prefix-caching"]  # on a decode worker, the connector keeps own KV out of it
+    # A handoff is one list of blocks with all of a prompt's KV, also where layers have windows (`kv_groups.py`).
+    command += ["--disable-hybrid-kv-cache-manager"]
     command += ["--middleware", "prefillshare.engine.refusals.RefusalMiddleware"]
     command += ["--middleware", "prefillshare.engine.announcement.AnnouncementMiddleware"]
     command += ["--middleware", "prefillshare.engine.worker_key.WorkerKeyMiddleware"]  # the last one is outermost
