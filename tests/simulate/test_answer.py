@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -89,6 +90,26 @@ def test_goals_that_every_system_misses_are_bad_input() -> None:
         answer(**QUESTION, ttft_s=0.01, tpot_s=0.05)
     for system in ("shared", "per-model", "colocated"):
         assert f"ttft: 0.01 s cannot be met by {system}" in str(caught.value)
+
+
+def test_what_only_some_sessions_share_is_said_not_to_be_simulated() -> None:
+    needs = {"shared": need("shared", 6, 100.0), "per-model": need("per-model", 8, 300.0)}
+    found = Answer({}, needs, 0.42)
+    assert "42% of what sessions begin with, other sessions begin with too, but not all of them." in found.in_words()
+    assert found.as_dict()["shared_by_some"] == 0.42
+    assert "begin with" not in Answer({}, needs, 0.004).in_words()
+
+
+def test_what_some_sessions_of_a_file_share_reaches_the_answer(tmp_path: Path) -> None:
+    long, other = ("hot cold day " * 40, "big red sun " * 40)
+    rows = [
+        {"session": f"s{number}", "turns": [{"role": "r", "observed": f"{text} q{number}", "output": "so it is"}]}
+        for number, text in enumerate((long, long, other, other, "none at all"))
+    ]
+    file = tmp_path / "sessions.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = answer(**QUESTION | {"source": str(file)}, ttft_s=1.0, tpot_s=0.05)
+    assert found.shared_by_some > 0.9
 
 
 def test_where_sharing_needs_more_it_says_so() -> None:

@@ -1,7 +1,16 @@
+import json
+from pathlib import Path
+
 import pytest
 
+from prefillshare.simulate.layout import Layout
+from prefillshare.simulate.records import Records, summarise
+from prefillshare.simulate.simulation import Simulation
 from prefillshare.simulate.workload import many, model_names, rough_tokenise, shapes_of
-from prefillshare.workloads.session import Session, Turn, Workload
+from prefillshare.workloads.arrivals import Closed
+from prefillshare.workloads.mooncake import read_trace
+from prefillshare.workloads.session import Session, Turn, Workload, new_tokens
+from tests.simulate.shapes import PROFILE
 
 
 def workload(*roles: str) -> Workload:
@@ -27,6 +36,23 @@ def test_many_sessions_are_drawn_and_the_same_ones_again() -> None:
     assert len(drawn) == 50
     assert set(drawn) == set(shapes)
     assert drawn == list(many(shapes, 50, seed=1)) != list(many(shapes, 50, seed=2))
+
+
+def test_what_all_sessions_of_a_trace_begin_with_is_computed_once(tmp_path: Path) -> None:
+    requests = [
+        {"timestamp": 1000 * n, "input_length": 4608, "output_length": 20, "hash_ids": [*range(8), 100 + n]}
+        for n in range(60)
+    ]
+    file = tmp_path / "trace.jsonl"
+    file.write_text("".join(json.dumps(request) + "\n" for request in requests))
+    read = read_trace(file, rough_tokenise).workload
+    names, records = model_names(1), Records()
+    sessions, layout = shapes_of(read, names), Layout("shared", names)
+    Simulation(layout, PROFILE, sessions, Closed(4), records, preamble_tokens=read.preamble_tokens).run()
+    at_best = 59 * 8 / (60 * 9)
+    # The first four come before any of them is computed.
+    assert at_best - 0.06 < summarise(records)["hit_ratio"] <= at_best
+    assert sum(sum(new_tokens(session)) for session in read.sessions) == 60 * 512
 
 
 def test_tokens_are_counted_roughly() -> None:

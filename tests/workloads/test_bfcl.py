@@ -21,7 +21,8 @@ def session(workload: Workload, name: str) -> Session:
 def test_calls_are_those_of_the_answers_and_returns_are_observed(workload: Workload) -> None:
     first, second, third, fourth, *_ = session(workload, "multi_turn_base_0").turns
     assert (first.role, first.output) == ("GorillaFileSystem", "cd(folder='document')")
-    assert first.observed.startswith("Answer the user's requests by calling functions. There are:\n{")
+    assert workload.preamble.startswith("Answer the user's requests by calling functions. There are:\n{")
+    assert workload.preamble_tokens > 10
     assert "Move 'final_report.pdf'" in first.observed
     assert (second.output, second.observed) == (
         "mkdir(dir_name='temp')",
@@ -59,6 +60,7 @@ def test_a_package_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_descriptions_are_those_of_the_package(workload: Workload) -> None:
-    described = session(workload, "multi_turn_base_0").turns[0].observed.split("\n\n")[0].splitlines()[1:]
+    beginning = workload.preamble + session(workload, "multi_turn_base_0").turns[0].observed
+    described = beginning.split("\n\n")[0].splitlines()[1:]
     names = [json.loads(line)["name"] for line in described]
     assert {"cd", "mv", "post_tweet"} <= set(names)

@@ -24,6 +24,14 @@ def test_context_grows_and_instructions_stand_behind_it() -> None:
     assert texts(conversation.request(AGAIN, "m")) == [("user", "Examples.\n\nQuestion: why, again\n\nYou plan.")]
 
 
+def test_what_begins_with_white_space_goes_on_from_the_preamble() -> None:
+    going_on = Turn("planner", "\nQuestion: why", 3, "look", 4, 0.0, "")
+    assert texts(Conversation("Examples.").request(going_on, "m")) == [("user", "Examples.\nQuestion: why")]
+    assert texts(Conversation("Examples.").request(Turn("planner", "", 0, "look", 4, 0.0, ""), "m")) == [
+        ("user", "Examples.")
+    ]
+
+
 def test_replay_makes_every_model_put_out_as_many_tokens() -> None:
     body = Conversation("").request(PLAN, "sql")
     assert (body["model"], body["max_tokens"], body["min_tokens"], body["ignore_eos"]) == ("sql", 4, 4, True)

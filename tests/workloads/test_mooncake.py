@@ -1,6 +1,7 @@
 import json
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ from prefillshare.errors import UserError
 from prefillshare.workloads.family import load_family
 from prefillshare.workloads.generate import generate
 from prefillshare.workloads.mooncake import read_trace, write_trace
-from prefillshare.workloads.session import Session, Turn, Workload, prompt_tokens
+from prefillshare.workloads.recorded import read_sessions, write_sessions
+from prefillshare.workloads.session import Session, Turn, Workload, new_tokens, prompt_tokens
 from tests.workloads.tokenisers import words
 
 
@@ -21,6 +23,24 @@ def written(folder: Path, *requests: dict) -> Path:
     file = folder / "trace.jsonl"
     file.write_text("".join(json.dumps(request) + "\n" for request in requests))
     return file
+
+
+def prompts(workload: Workload) -> list[list[str]]:
+    """The words of every prompt, session by session."""
+    found = []
+    for session in workload.sessions:
+        context: list[str] = []
+        for turn in session.turns:
+            if turn.restarts or not context:
+                context = workload.preamble.split()
+            context = [*context, *turn.observed.split()]
+            found.append([*context, *turn.instructions.split()])
+            context += turn.output.split()
+    return found
+
+
+def common(one: Sequence, two: Sequence) -> int:
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, two, strict=False)))
 
 
 def request(timestamp: float, tokens: int, blocks: list[int], output: int = 10, **fields: object) -> dict:
@@ -88,6 +108,50 @@ def test_what_is_written_is_read(workload: Workload, tmp_path: Path, session_ids
             assert right.think_s == pytest.approx(left.think_s, abs=0.002)
 
 
+@pytest.mark.parametrize("session_ids", [True, False])
+@pytest.mark.parametrize("block_size", [64, 512])
+@pytest.mark.parametrize("family", ["react", "reflexion"])
+def test_sessions_survive_with_the_instructions_of_their_roles(
+    family: str, block_size: int, session_ids: bool, tmp_path: Path
+) -> None:
+    source = generate(load_family(family), 8, words)
+    if not session_ids:  # then a trial that begins again is a session
+        source = replace(source, sessions=tuple(_first_trial(session) for session in source.sessions))
+    file = tmp_path / "t.jsonl"
+    write_trace(file, source, [4.0 * n for n in range(8)], words, block_size=block_size, session_ids=session_ids)
+    read = read_trace(file, words, block_size=block_size).workload
+    assert len(read.sessions) == 8
+    for before, after in zip(source.sessions, read.sessions, strict=True):
+        assert [turn.restarts for turn in after.turns] == [turn.restarts for turn in before.turns]
+        assert [turn.output_tokens for turn in after.turns] == [turn.output_tokens for turn in before.turns]
+        assert list(prompt_tokens(read, after)) == list(prompt_tokens(source, before))
+        # A session's first prompt is new but for the preamble, of which the last block is not whole.
+        for new, was in list(zip(new_tokens(after), new_tokens(before), strict=True))[1:]:
+            assert abs(new - was) <= block_size
+    if family == "reflexion" and session_ids:
+        assert any(turn.restarts for session in read.sessions for turn in session.turns)
+
+
+@pytest.mark.parametrize("session_ids", [True, False])
+def test_texts_share_what_the_blocks_of_a_written_trace_do(session_ids: bool, tmp_path: Path) -> None:
+    source = generate(load_family("reflexion"), 3, words)
+    file = tmp_path / "t.jsonl"
+    # One session after the other, so that prompts are read in the order of rows.
+    write_trace(file, source, [9e4 * n for n in range(3)], words, block_size=64, session_ids=session_ids)
+    blocks = [row["hash_ids"] for row in rows(file)]
+    texts = prompts(read_trace(file, words, block_size=64).workload)
+    assert len(texts) == len(blocks)
+    for first in range(0, len(texts), 5):
+        for second in range(first + 1, len(texts)):
+            shared = common(blocks[first], blocks[second])
+            assert 64 * shared <= common(texts[first], texts[second]) < 64 * (shared + 1)
+
+
+def _first_trial(session: Session) -> Session:
+    again = (number for number, turn in enumerate(session.turns) if turn.restarts)
+    return replace(session, turns=session.turns[: next(again, None)])
+
+
 def _without_instructions(turn: Turn) -> Turn:
     return replace(turn, instructions="", instructions_tokens=0)
 
@@ -115,6 +179,49 @@ def test_a_request_goes_on_where_another_ended(tmp_path: Path) -> None:
     assert trace.starts == (0.0, 0.1, 4.0)
     _, second = trace.workload.sessions[0].turns
     assert (second.observed_tokens, second.think_s) == (10, 2.8)
+
+
+def test_what_an_answer_became_is_shared_too(tmp_path: Path) -> None:
+    # The second prompt holds the first answer; a third one shares five blocks with it and is no continuation.
+    file = written(
+        tmp_path,
+        request(0, 1024, [1, 2], output=600),
+        request(20_000, 3072, [1, 2, 3, 4, 5, 6]),
+        request(60_000, 3584, [1, 2, 3, 4, 5, 7, 8]),
+        request(99_000, 3072, [1, 2, 3, 4, 5, 6]),
+    )
+    read = read_trace(file, words).workload
+    assert [len(session.turns) for session in read.sessions] == [2, 1, 1]
+    first, second, fork, same = prompts(read)
+    assert (common(first, second), common(second, fork), common(second, same)) == (1024, 5 * 512, 3072)
+    assert len(read.sessions[0].turns[0].output.split()) == 600
+    assert read.sessions[0].turns[1].observed_tokens == 3072 - 1024 - 600
+
+
+def test_what_all_sessions_begin_with_is_the_preamble(tmp_path: Path) -> None:
+    file = written(tmp_path, *(request(9000 * n, 70, [0, 1, 2, 10 + n, 20 + n]) for n in range(3)))
+    read = read_trace(file, words, block_size=16).workload
+    assert read.preamble_tokens == 48 == len(read.preamble.split())
+    assert [session.turns[0].observed_tokens for session in read.sessions] == [22] * 3
+    alone = read_trace(written(tmp_path, request(0, 70, [0, 1, 2, 3, 4])), words, block_size=16).workload
+    assert (alone.preamble, alone.preamble_tokens) == ("", 0)
+
+
+def test_texts_go_through_the_projects_own_form(tmp_path: Path) -> None:
+    write_trace(tmp_path / "t.jsonl", generate(load_family("react"), 3, words), (0.0, 50.0, 99.0), words)
+    read = read_trace(tmp_path / "t.jsonl", words).workload
+    write_sessions(tmp_path / "s.jsonl", read)
+    assert replace(read_sessions(tmp_path / "s.jsonl", words), name=read.name) == read
+
+
+def test_a_named_session_that_shares_nothing_restarts(tmp_path: Path) -> None:
+    file = written(
+        tmp_path, request(0, 1024, [1, 2], session_id="a"), request(9000, 2048, [11, 12, 13, 14], session_id="a")
+    )
+    read = read_trace(file, words).workload
+    _, again = read.sessions[0].turns
+    assert (again.restarts, again.observed_tokens) == (True, 2048)
+    assert common(*prompts(read)) < 5
 
 
 def test_a_named_session_may_start_again(tmp_path: Path) -> None:

@@ -63,6 +63,14 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert read_sessions(file, words) == workload
 
 
+def test_a_turn_may_have_instructions_of_its_own(tmp_path: Path) -> None:
+    own = {**TURNS[0], "instructions": "You plan well."}
+    workload = read_sessions(written(tmp_path, COMMON, {"session": "a", "turns": [TURNS[0], own]}), words)
+    assert [turn.instructions for turn in workload.sessions[0].turns] == ["You plan.", "You plan well."]
+    write_sessions(tmp_path / "again.jsonl", workload)
+    assert read_sessions(tmp_path / "again.jsonl", words).sessions == workload.sessions
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

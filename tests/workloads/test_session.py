@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from prefillshare.workloads.session import Session, Turn, Workload, new_tokens, prompt_tokens
@@ -20,8 +22,35 @@ def test_a_new_trial_keeps_the_preamble_alone() -> None:
 
 
 def test_what_no_earlier_prompt_held_is_new() -> None:
-    turns = (turn("planner", 10, 4), turn("actor", 0, 2), turn("planner", 7, 5), turn("planner", 12, 4, restarts=True))
-    assert list(new_tokens(Session("s", turns))) == [10 + 3, 4 + 0 + 3, 2 + 7 + 3, 12 + 3]
+    turns = (turn("planner", 10, 4), turn("actor", 0, 2), turn("planner", 7, 5))
+    assert list(new_tokens(Session("s", turns))) == [10 + 3, 4 + 0 + 3, 2 + 7 + 3]
+
+
+@pytest.mark.parametrize(
+    ("beginnings", "new"),
+    [
+        (("why", "why not"), [1, 1]),
+        (("why not", "why"), [2, 0]),
+        (("why", "how"), [1, 1]),
+        (("why not", "why not so", "why not such a thing"), [2, 1, 3]),
+        (("one two", "three four", "one two five six"), [2, 2, 2]),
+        (("ab cd", "ab xy"), [2, 1]),  # 3 of 5 characters, in whole tokens
+        (("", ""), [0, 0]),
+    ],
+)
+def test_a_new_trial_knows_what_an_earlier_one_began_with(beginnings: tuple[str, ...], new: list[int]) -> None:
+    turns = [
+        Turn("r", text, len(text.split()), "so", 1, 0.0, "", 0, restarts=number > 0)
+        for number, text in enumerate(beginnings)
+    ]
+    assert list(new_tokens(Session("s", tuple(turns)))) == new
+    # What was put out before is no part of it, and what is put out then is new.
+    again = Session("s", (*turns, replace(turns[0], observed="", observed_tokens=0)))
+    assert list(new_tokens(again))[-1] == 1
+
+
+def test_a_session_may_begin_with_a_restart() -> None:
+    assert list(new_tokens(Session("s", (turn("planner", 10, 4, restarts=True),)))) == [13]
 
 
 @pytest.mark.parametrize(

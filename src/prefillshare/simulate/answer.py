@@ -14,18 +14,27 @@ from prefillshare.simulate.hardware import worker_profile
 from prefillshare.simulate.layout import SystemName
 from prefillshare.simulate.plan import Need, plan
 from prefillshare.simulate.workload import model_names, rough_tokenise, shapes_of
+from prefillshare.workloads.alike import shared_by_some
 from prefillshare.workloads.sources import open_workload
 from prefillshare.workloads.tokens import load_tokenise
+
+_WORTH_A_WORD = 0.01
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     asked: Mapping[str, Any]
     needs: Mapping[SystemName, Need | Missed]
+    shared_by_some: float = 0.0  # of what sessions begin with; not simulated
 
     def as_dict(self) -> dict[str, Any]:
         needs = {system: need.as_dict() for system, need in self.needs.items()}
-        return {"asked": dict(self.asked), "systems": needs, "saved": self.saved()}
+        return {
+            "asked": dict(self.asked),
+            "systems": needs,
+            "saved": self.saved(),
+            "shared_by_some": self.shared_by_some,
+        }
 
     def saved(self) -> dict[str, dict[str, float]]:
         """By each other system: the share of its workers that sharing does without, and its computed tokens to ours."""
@@ -77,6 +86,11 @@ class Answer:
             lines.append(
                 f"Planned as {' or '.join(map(str, sorted(cells)))} equal cells, each with a router of its own."
             )
+        if self.shared_by_some >= _WORTH_A_WORD:
+            lines.append(
+                f"{self.shared_by_some:.0%} of what sessions begin with, other sessions begin with too, but not all of "
+                "them. That is not simulated: less would be computed, by every system."
+            )
         return "\n".join(lines)
 
 
@@ -117,7 +131,7 @@ def answer(
     missed = [need.in_words() for need in needs.values() if isinstance(need, Missed)]
     if len(missed) == len(needs):
         raise UserError("\n".join(("no system meets the goals; allow more time, or choose other hardware:", *missed)))
-    return Answer(asked, needs)
+    return Answer(asked, needs, shared_by_some(workload))
 
 
 def _pools_of(system: SystemName, lora: bool) -> int | None:

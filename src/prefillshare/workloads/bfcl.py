@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prefillshare.errors import UserError
+from prefillshare.workloads.alike import begin_alike
 from prefillshare.workloads.session import Session, Turn, Workload
 from prefillshare.workloads.tokens import Tokenise
 from prefillshare.workloads.trajectories import TOOL_SECONDS
@@ -56,7 +57,7 @@ def read_bfcl(
         for row in questions
         if (turns := tuple(build.turns(row, answers[row["id"]], long_context=category == "long_context")))
     )
-    return Workload(f"bfcl-{category}", "", 0, tuple(sessions))
+    return begin_alike(f"bfcl-{category}", tuple(sessions), tokenise)
 
 
 class _Builder:

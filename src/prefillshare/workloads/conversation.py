@@ -63,7 +63,9 @@ class Conversation:
 
     def _observe(self, turn: Turn) -> None:
         if turn.restarts or not self._messages:
-            first = "\n\n".join(text for text in (self.preamble, turn.observed) if text)
+            # White space says that the text was cut there, and goes on as it stands.
+            parts = self.preamble and turn.observed and not turn.observed[0].isspace()
+            first = f"{self.preamble}\n\n{turn.observed}" if parts else self.preamble + turn.observed
             self._messages = [{"role": "user", "content": first}]
         elif turn.observed:
             self._messages.append({"role": "user", "content": turn.observed})

@@ -5,10 +5,8 @@
 `timestamp` is in milliseconds, lengths are in tokens. `hash_ids` name the prompt's blocks, by default of 512 tokens,
 the last of them perhaps not full: two prompts share as many blocks as their lists have in common at the front.
 
-A trace has requests, not sessions. Rows may carry `session_id`, which other tools write too. Else sessions are
-inferred: a request goes on from one whose full blocks it begins with, that first had the last of them, that nothing
-has gone on from, and whose prompt and output it can hold. That is a guess where two sessions share their first blocks
-and have few of their own.
+A trace has requests, not sessions; `chains` says how they are put together. Rows may carry `session_id`, which other
+tools write too.
 
 Time in a trace is when requests came, which depends on the system that served them. Both directions take a time for an
 output token (`token_s`): reading takes it off the gap between two requests to get the think time, writing puts it on.
@@ -16,14 +14,13 @@ output token (`token_s`): reading takes it off the gap between two requests to g
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Annotated
-
-from pydantic import AliasChoices, BaseModel, Field
 
 from prefillshare.errors import UserError
+from prefillshare.workloads.alike import begin_alike
+from prefillshare.workloads.chains import Request, chains, kept_tokens
 from prefillshare.workloads.rows import read_rows, write_rows
 from prefillshare.workloads.session import Session, Turn, Workload
 from prefillshare.workloads.tokens import Salad, Tokenise
@@ -31,16 +28,6 @@ from prefillshare.workloads.tokens import Salad, Tokenise
 BLOCK_SIZE = 512
 TOKEN_S = 0.02
 ROLE = "model"
-
-
-class Request(BaseModel):
-    """A row; other fields are not read."""
-
-    timestamp: Annotated[float, Field(ge=0)]
-    input_length: Annotated[int, Field(ge=1, validation_alias=AliasChoices("input_length", "input_tokens"))]
-    output_length: Annotated[int, Field(ge=1, validation_alias=AliasChoices("output_length", "output_tokens"))]
-    hash_ids: tuple[int, ...]
-    session_id: str | int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +39,10 @@ class Trace:
 
 
 def read_trace(file: Path, tokenise: Tokenise, *, block_size: int = BLOCK_SIZE, token_s: float = TOKEN_S) -> Trace:
-    """The sessions of a trace. Texts are made up so that prompts share what their blocks say. There is one role.
+    """The sessions of a trace. There is one role.
+
+    Texts are made up from the blocks' numbers, so that prompts share what their blocks say. What blocks leave open is
+    taken to be shared: the rest of a prompt that the next one of its session goes on from.
 
     Raises:
         UserError: an unreadable file, no requests, or a row that is wrong, by file, line and field.
@@ -69,14 +59,12 @@ def read_trace(file: Path, tokenise: Tokenise, *, block_size: int = BLOCK_SIZE, 
     if not requests:
         raise UserError(f"{file}: no requests; expected one a line")
     requests.sort(key=lambda request: request.timestamp)
-    chains = _sessions(requests, block_size)
-    texts = _Texts(Salad(tokenise), block_size)
-    sessions = (
-        Session(f"{file.stem}-{number}", tuple(_turns(chain, texts, token_s))) for number, chain in enumerate(chains)
-    )
+    found = chains(requests, block_size, token_s)
+    build = _Builder(Salad(tokenise), block_size, token_s)
+    sessions = [Session(f"{file.stem}-{number}", tuple(build.turns(each.trials))) for number, each in enumerate(found)]
     begin = requests[0].timestamp
-    starts = tuple((chain[0].timestamp - begin) / 1000 for chain in chains)
-    return Trace(Workload(file.stem, "", 0, tuple(sessions)), starts)
+    starts = tuple((each.trials[0][0].timestamp - begin) / 1000 for each in found)
+    return Trace(begin_alike(file.stem, sessions, tokenise), starts)
 
 
 def write_trace(
@@ -144,66 +132,49 @@ def _prompts(
         when += turn.output_tokens * token_s
 
 
-def _sessions(requests: Sequence[Request], block_size: int) -> list[list[Request]]:
-    """Requests that go on from each other, in order of their beginnings."""
-    chains: list[list[Request]] = []
-    by_id: dict[str | int, list[Request]] = {}
-    # The chains that may go on, by the last full block of their last request, which says all that is before it.
-    open_chains: dict[int, list[Request]] = {}
-    for request in requests:
-        chain = by_id.get(request.session_id) if request.session_id is not None else None
-        if chain is None and request.session_id is None:
-            chain = _continued(request, open_chains)
-        if chain is None:
-            chain = []
-            chains.append(chain)
-            if request.session_id is not None:
-                by_id[request.session_id] = chain
-        chain.append(request)
-        full = request.input_length // block_size
-        if request.session_id is None and full:
-            open_chains.setdefault(request.hash_ids[full - 1], chain)
-    return chains
-
-
-def _continued(request: Request, open_chains: dict[int, list[Request]]) -> list[Request] | None:
-    for block in reversed(request.hash_ids):
-        chain = open_chains.get(block)
-        if chain and chain[-1].input_length + chain[-1].output_length <= request.input_length:
-            return open_chains.pop(block)
-    return None
-
-
-class _Texts:
-    """The words at each place of a prompt: a block's are made up from its number alone."""
-
-    def __init__(self, salad: Salad, block_size: int) -> None:
+class _Builder:
+    def __init__(self, salad: Salad, block_size: int, token_s: float) -> None:
         self._salad = salad
+        self._block_size = block_size
+        self._token_s = token_s
+        # A block's words are made up from its number alone.
         self._words = cache(lambda block: salad.text(block_size, random.Random(block)).split(" "))
 
-    def of_prompt(self, request: Request, begin: int) -> str:
-        words = [word for block in request.hash_ids for word in self._words(block)]
-        return " ".join(words[begin : request.input_length])
+    def turns(self, trials: Sequence[Sequence[Request]]) -> Iterator[Turn]:
+        before = None
+        for trial in trials:
+            for turn, request in zip(self._trial(trial), trial, strict=True):
+                gap = (request.timestamp - before.timestamp) / 1000 if before else 0.0
+                answering = before.output_length * self._token_s if before else 0.0
+                restarts = before is not None and request is trial[0]
+                yield replace(turn, think_s=max(0.0, round(gap - answering, 3)), restarts=restarts)
+                before = request
 
-    def of_output(self, request: Request) -> str:
+    def _trial(self, trial: Sequence[Request]) -> Iterator[Turn]:
+        """Each prompt is the beginning of the last, which has the answers in it too, and a tail of its own."""
+        last = trial[-1]
+        whole = self._prompt(last, 0, last.input_length)
+        begin = 0
+        for request, kept in zip(trial, kept_tokens(trial, self._block_size), strict=True):
+            end = kept + request.output_length
+            tail = self._prompt(request, kept, request.input_length)
+            yield Turn(
+                role=ROLE,
+                observed=" ".join(whole[begin:kept]),
+                observed_tokens=kept - begin,
+                output=" ".join(whole[kept:end]) if request is not last else self._answer(request),
+                output_tokens=request.output_length,
+                think_s=0.0,
+                instructions=" ".join(tail),
+                instructions_tokens=len(tail),
+            )
+            begin = end
+
+    def _prompt(self, request: Request, begin: int, end: int) -> list[str]:
+        size = self._block_size
+        blocks = request.hash_ids[begin // size : -(-end // size)]
+        words = [word for block in blocks for word in self._words(block)]
+        return words[begin % size :][: end - begin]
+
+    def _answer(self, request: Request) -> str:
         return self._salad.text(request.output_length, random.Random(f"out {request.timestamp} {request.hash_ids[-1]}"))
-
-
-def _turns(chain: Sequence[Request], texts: _Texts, token_s: float) -> Iterator[Turn]:
-    for number, request in enumerate(chain):
-        before = chain[number - 1] if number else None
-        begin = before.input_length + before.output_length if before else 0
-        gap = (request.timestamp - before.timestamp) / 1000 - before.output_length * token_s if before else 0.0
-        # A session that is named may start again, with a prompt that does not go on from the last.
-        restarts = begin > request.input_length
-        begin = 0 if restarts else begin
-        yield Turn(
-            role=ROLE,
-            observed=texts.of_prompt(request, begin),
-            observed_tokens=request.input_length - begin,
-            output=texts.of_output(request),
-            output_tokens=request.output_length,
-            think_s=max(0.0, round(gap, 3)),
-            instructions="",
-            restarts=restarts,
-        )

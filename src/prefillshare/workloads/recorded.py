@@ -8,8 +8,8 @@
 
 (Each on one line.) The first row, which may be left out, says what all sessions have in common. In place of a text a
 turn may have its length alone (`observed_tokens`, `output_tokens`), for sessions whose texts must not be kept; text of
-that length is made up. `think_s` is how long the tool, or the user, takes before the call, in seconds (0 when left
-out); `restarts: true` begins a new trial of the same task.
+that length is made up. A turn's own `instructions` stand in place of its role's. `think_s` is how long the tool, or the
+user, takes before the call, in seconds (0 when left out); `restarts: true` begins a new trial of the same task.
 """
 
 import random
@@ -38,6 +38,7 @@ class _TurnRow(_Row):
     observed_tokens: Annotated[int, Field(ge=0)] | None = None
     output: Annotated[str, Field(min_length=1)] | None = None
     output_tokens: Annotated[int, Field(ge=1)] | None = None
+    instructions: str | None = None
     think_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     restarts: bool = False
 
@@ -96,7 +97,7 @@ def read_sessions(file: Path, tokenise: Tokenise) -> Workload:
 
 
 def write_sessions(file: Path, workload: Workload) -> None:
-    """Writes what `read_sessions` reads. Instructions are those of each role's first turn."""
+    """Writes what `read_sessions` reads. Instructions are those of a role's first turn, or else in the turn."""
     write_rows(file, _rows(workload))
 
 
@@ -107,10 +108,11 @@ class _Builder:
 
     def session(self, row: _SessionRow, instructions: dict[str, str]) -> Session:
         draw = random.Random(row.session)
-        turns = (self._turn(turn, instructions.get(turn.role, ""), draw) for turn in row.turns or ())
+        turns = (self._turn(turn, instructions, draw) for turn in row.turns or ())
         return Session(str(row.session), tuple(turns))
 
-    def _turn(self, row: _TurnRow, instructions: str, draw: random.Random) -> Turn:
+    def _turn(self, row: _TurnRow, of_roles: dict[str, str], draw: random.Random) -> Turn:
+        instructions = of_roles.get(row.role, "") if row.instructions is None else row.instructions
         observed = self._text(row.observed, row.observed_tokens, draw)
         output = self._text(row.output, row.output_tokens, draw)
         return Turn(
@@ -136,11 +138,13 @@ def _rows(workload: Workload) -> Iterator[dict[str, object]]:
             instructions.setdefault(turn.role, turn.instructions)
     yield {"preamble": workload.preamble, "instructions": instructions}
     for session in workload.sessions:
-        yield {"session": session.name, "turns": [_turn_row(turn) for turn in session.turns]}
+        yield {"session": session.name, "turns": [_turn_row(turn, instructions[turn.role]) for turn in session.turns]}
 
 
-def _turn_row(turn: Turn) -> dict[str, object]:
+def _turn_row(turn: Turn, instructions: str) -> dict[str, object]:
     row: dict[str, object] = {"role": turn.role, "observed": turn.observed, "output": turn.output}
+    if turn.instructions != instructions:
+        row["instructions"] = turn.instructions
     if turn.think_s:
         row["think_s"] = turn.think_s
     if turn.restarts:

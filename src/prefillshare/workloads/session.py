@@ -17,9 +17,10 @@ from dataclasses import dataclass, replace
 class Turn:
     """One call. Counts of tokens are those of the texts alone, without what a chat template puts around them.
 
-    `observed` may be empty, when a role goes on where another stopped. `think_s` passes between the end of the call
-    before and this one, in seconds: the tool is at work, or the user. `restarts` drops the context before this turn,
-    except the preamble: a new trial of the same task. `observed` is then the first of it again.
+    `observed` may be empty, when a role goes on where another stopped. One that begins with white space goes on from
+    the preamble as it stands. `think_s` passes between the end of the call before and this one, in seconds: the tool is
+    at work, or the user. `restarts` drops the context before this turn, except the preamble: a new trial of the same
+    task. `observed` is then the first of it again.
 
     Raises:
         ValueError: a count or a time is negative, or nothing is put out.
@@ -86,9 +87,29 @@ def new_tokens(session: Session) -> Iterator[int]:
     What a chat template adds is not counted, so no system can compute fewer.
     """
     left = 0  # what the turn before put out, which no prompt has held yet
+    begun: list[Turn] = []  # the first turn of each trial
     for turn in session.turns:
-        yield (0 if turn.restarts else left) + turn.observed_tokens + turn.instructions_tokens
+        if turn.restarts:
+            # A new trial may begin as an earlier one did, up to what was put out first.
+            left = -max((_known(turn, earlier) for earlier in begun), default=0)
+        yield left + turn.observed_tokens + turn.instructions_tokens
+        if turn.restarts or not begun:
+            begun.append(turn)
         left = turn.output_tokens
+
+
+def alike(one: str, two: str) -> int:
+    """With how many same characters two texts begin."""
+    pairs = enumerate(zip(one, two, strict=False))
+    return next((place for place, (left, right) in pairs if left != right), min(len(one), len(two)))
+
+
+def _known(turn: Turn, earlier: Turn) -> int:
+    """How many tokens of what is observed an earlier trial began with."""
+    same = alike(turn.observed, earlier.observed)
+    if same and same == len(earlier.observed):
+        return min(turn.observed_tokens, earlier.observed_tokens)
+    return turn.observed_tokens * same // len(turn.observed) if same else 0
 
 
 def fitting(turns: Iterable[Turn], preamble_tokens: int, limit: int | None) -> tuple[Turn, ...]:
