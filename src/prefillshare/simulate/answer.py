@@ -19,6 +19,10 @@ from prefillshare.workloads.sources import open_workload
 from prefillshare.workloads.tokens import load_tokenise
 
 _WORTH_A_WORD = 0.01
+_FIGURES = (
+    *("prefill workers", "decode workers", "workers in all", "TTFT p95, s", "TPOT p95, ms"),
+    *("hit ratio", "prompt tokens computed/s", "prefill busy", "decode busy"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,28 +55,13 @@ class Answer:
         }
 
     def as_table(self) -> Table:
-        table = Table("system", "prefill workers", "decode workers", "in all", "TTFT p95 s", "TPOT p95 ms")
-        for name in ("hit ratio", "prompt tokens computed/s", "prefill busy", "decode busy"):
-            table.add_column(name, justify="right")
-        for column in table.columns:
-            column.overflow = "fold"  # in a narrow terminal too, no name or figure is cut off
-        for system, need in self.needs.items():
-            if isinstance(need, Missed):
-                for row in _rows(need):
-                    table.add_row(*row)
-                continue
-            table.add_row(
-                system,
-                _pools(need.prefill_workers),
-                _pools(need.decode_workers),
-                str(need.workers),
-                f"{need.ttft_p95_s:.2f}",
-                f"{need.tpot_p95_s * 1000:.1f}",
-                f"{need.hit_ratio:.3f}",
-                f"{need.computed_tokens_per_s:,.0f}",
-                f"{need.prefill_busy:.0%}" if need.prefill_workers else "-",
-                f"{need.decode_busy:.0%}",
-            )
+        """A column for each system, so that it fits into a narrow terminal."""
+        columns = [column for system, need in self.needs.items() for column in _columns(system, need)]
+        table = Table("")
+        for title, _ in columns:
+            table.add_column(title, justify="right", overflow="fold")
+        for number, name in enumerate(_FIGURES):
+            table.add_row(name, *(cells[number] for _, cells in columns))
         return table
 
     def in_words(self) -> str:
@@ -138,14 +127,30 @@ def _pools_of(system: SystemName, lora: bool) -> int | None:
     return 1 if lora and system == "shared" else None
 
 
-def _rows(missed: Missed) -> Iterator[tuple[str, ...]]:
-    """Of a table of needs: what is missed, and what is reached at best."""
-    for reached in missed.at_best:
-        goals = " and ".join(name.upper() for name, _, _ in missed.goal.missed(reached))
-        # Only the sizes of steps tell the rows of one system apart.
-        steps = f", steps of {reached.max_num_batched_tokens:,}" if len(missed.at_best) > 1 else ""
+def _columns(system: SystemName, need: Need | Missed) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Title and `_FIGURES` of a system. One that misses goals has what it reaches at best, for steps of each size."""
+    if isinstance(need, Need):
+        yield (
+            system,
+            (
+                _pools(need.prefill_workers),
+                _pools(need.decode_workers),
+                str(need.workers),
+                f"{need.ttft_p95_s:.2f}",
+                f"{need.tpot_p95_s * 1000:.1f}",
+                f"{need.hit_ratio:.3f}",
+                f"{need.computed_tokens_per_s:,.0f}",
+                f"{need.prefill_busy:.0%}" if need.prefill_workers else "-",
+                f"{need.decode_busy:.0%}",
+            ),
+        )
+        return
+    for reached in need.at_best:
+        goals = " and ".join(name.upper() for name, _, _ in need.goal.missed(reached))
+        # Only the sizes of steps tell the columns of one system apart.
+        steps = f", steps of {reached.max_num_batched_tokens:,}" if len(need.at_best) > 1 else ""
         ttft, tpot = f"{reached.ttft_p95_s:.3f}", f"{reached.tpot_p95_s * 1000:.2f}"
-        yield missed.system + steps, "-", "-", f"misses {goals}", ttft, tpot
+        yield system + steps, ("-", "-", f"misses {goals}", ttft, tpot, *["-"] * 4)
 
 
 def _pools(workers: tuple[int, ...]) -> str:
