@@ -43,10 +43,10 @@ lint: setup  ## Style and types
 
 # Their models are so small that a second thread only waits for the first.
 unit: setup  ## Tests that need no vLLM process
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests --ignore tests/e2e -n auto
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests --ignore tests/e2e -n auto --durations 10
 
 e2e: setup  ## Tests against real vLLM processes
-	$(BIN)/pytest tests/e2e
+	$(BIN)/pytest tests/e2e --durations 25
 
 exactness: setup  ## 200 random sessions on real workers, every token equal to the reference (10 minutes)
 	$(BIN)/pytest tests/e2e/test_sessions.py --sessions 200

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -115,6 +116,20 @@ def train_module(base: Path, folder: Path, rows: Sequence[tuple[str, str]] = ROW
     return train(TrainConfig.model_validate(config | settings), show_progress=False)
 
 
+def worker_config(ports: int, count: int, **fields: Any) -> WorkerConfig:
+    """Of `count` workers on the ports from `ports` on, of which they need twice as many."""
+    return WorkerConfig(
+        first_port=ports,
+        first_side_channel_port=ports + count,
+        dtype="float32",
+        block_size=BLOCK_SIZE,
+        max_model_len=MAX_MODEL_LEN,
+        max_num_seqs=4,
+        cores=tuple(sorted(os.sched_getaffinity(0))),
+        **fields,
+    )
+
+
 @dataclass(frozen=True)
 class Workers:
     """Running workers. `lora` hosts two adapters, `stranger` decodes a module of another base."""
@@ -135,7 +150,6 @@ def workers(
     other_module: DecodeModule,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Workers]:
-    ports = free_ports(8)
     deployment = Deployment(
         bases=(BaseConfig(path=base, name="base"),),
         modules=(
@@ -144,15 +158,7 @@ def workers(
             ModuleConfig(name="wide", path=wide_lora_module.path, pool="adapters", tool_call_parser="hermes"),
             ModuleConfig(name="stranger", path=other_module.path),
         ),
-        workers=WorkerConfig(
-            first_port=ports,
-            first_side_channel_port=ports + 4,
-            dtype="float32",
-            block_size=BLOCK_SIZE,
-            max_model_len=MAX_MODEL_LEN,
-            max_num_seqs=4,
-            cores=tuple(sorted(os.sched_getaffinity(0))),
-        ),
+        workers=worker_config(free_ports(8), 4),
     )
     prefill, full, lora, stranger = plan_workers(deployment)
     lora = replace(lora, engine_args=COMPACT_JSON)

@@ -4,7 +4,6 @@ vLLM has to keep the KV that has left the window beside the rest, or nothing cou
 to attend to as much of it as in training.
 """
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +12,11 @@ import pytest
 import torch
 from transformers import AutoTokenizer, Gemma3ForCausalLM, Gemma3TextConfig
 
-from prefillshare.config import BaseConfig, Deployment, ModuleConfig, WorkerConfig
+from prefillshare.config import BaseConfig, Deployment, ModuleConfig
 from prefillshare.engine.worker import WorkerSpec, plan_workers
 from prefillshare.module import DecodeModule
 from prefillshare.training.reference import generate, load_base, load_decode
-from tests.e2e.conftest import BLOCK_SIZE, MAX_MODEL_LEN, train_module
+from tests.e2e.conftest import BLOCK_SIZE, MAX_MODEL_LEN, train_module, worker_config
 from tests.e2e.support import complete, decode, free_ports, prefill, running
 from tests.e2e.test_exactness import TEXT
 
@@ -66,19 +65,10 @@ def pair(
     gemma: Path, module: DecodeModule, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[WorkerSpec, WorkerSpec]]:
     """A prefill and a decode worker."""
-    ports = free_ports(4)
     deployment = Deployment(
         bases=(BaseConfig(path=gemma, name="gemma"),),
         modules=(ModuleConfig(name="windowed", path=module.path),),
-        workers=WorkerConfig(
-            first_port=ports,
-            first_side_channel_port=ports + 2,
-            dtype="float32",
-            block_size=BLOCK_SIZE,
-            max_model_len=MAX_MODEL_LEN,
-            max_num_seqs=4,
-            cores=tuple(sorted(os.sched_getaffinity(0))),
-        ),
+        workers=worker_config(free_ports(4), 2),
     )
     prefills, decodes = plan_workers(deployment)
     with running([prefills, decodes], tmp_path_factory.mktemp("logs")):

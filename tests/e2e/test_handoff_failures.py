@@ -4,7 +4,6 @@ After each failure: every call ends within CALL_LIMIT_S as a right answer or an 
 reference, both KV pools empty themselves, and the next call is served.
 """
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,11 +14,11 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from prefillshare.config import BaseConfig, Deployment, ModuleConfig, WorkerConfig
+from prefillshare.config import BaseConfig, Deployment, ModuleConfig
 from prefillshare.engine.worker import WorkerSpec, plan_workers
 from prefillshare.module import DecodeModule
 from prefillshare.training.reference import generate, load_base, load_decode
-from tests.e2e.conftest import BLOCK_SIZE, Workers
+from tests.e2e.conftest import BLOCK_SIZE, Workers, worker_config
 from tests.e2e.failing import AFTER_READ, BEFORE_READ, Call, Hold, holding, kv_usage, wait_until
 from tests.e2e.support import REMOTE_DECODE, Fleet, complete, free_ports, prefill
 from tests.e2e.test_exactness import TEXT
@@ -121,20 +120,10 @@ def oracle(base: Path, full_module: DecodeModule) -> Oracle:
 def shared_pair(
     base: Path, full_module: DecodeModule, oracle: Oracle, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Pair]:
-    ports = free_ports(4)
     deployment = Deployment(
         bases=(BaseConfig(path=base, name="base"),),
         modules=(ModuleConfig(name="full", path=full_module.path),),
-        workers=WorkerConfig(
-            first_port=ports,
-            first_side_channel_port=ports + 2,
-            dtype="float32",
-            block_size=BLOCK_SIZE,
-            max_model_len=512,
-            max_num_seqs=4,
-            kv_lease_s=LEASE_S,
-            cores=tuple(sorted(os.sched_getaffinity(0))),
-        ),
+        workers=worker_config(free_ports(4), 2, kv_lease_s=LEASE_S),
     )
     prefill_spec, decode_spec = plan_workers(deployment)
     prefill_spec = replace(prefill_spec, engine_args=("--num-gpu-blocks-override", str(PREFILL_BLOCKS)))
