@@ -185,9 +185,10 @@ def worker(
 ) -> None:
     """Show how a worker is started, or run one in the foreground.
 
-    Example: `prefillshare worker deployment.yaml decode-sql-0 --print`
+    Example: `prefillshare worker deployment.yaml --print`
 
-    With ports of its own it is one more worker like the one that is named, for `prefillshare workers add`.
+    Naming one needs PREFILLSHARE_HANDOFF_KEY and VLLM_API_KEY in the environment, the same for all workers and the
+    router. With ports of its own it is one more worker like the one that is named, for `prefillshare workers add`.
     """
     from prefillshare.deployment.ports import require_free_ports
     from prefillshare.engine.worker import (
