@@ -103,12 +103,12 @@ def _about(runs: Sequence[Figures], slo: Slo) -> str:
             "latency holds think time; sessions that the limit cut off count as long as they were seen (Kaplan-Meier), "
             "which may leave no more to say than that a percentile is at least (>=) so long. In rates they count "
             "for the calls that they made. Goodput is of calls "
-            f"with a first token within {slo.ttft_s:g} s and then at most {slo.tpot_s:g} s a token. Prefix hits and "
-            "prefill tokens are measured where prompts are computed. Queue and leg 1 are parts of the time to the "
-            "first token: the wait for room in the router, and the call to the prefill worker. The limit is the core "
-            "that was busy more than 85 % of the time. *Possible* is what the same cores could do at the costs that "
-            "`bench calibrate` measured, if every token of a session were computed once, all calls under way formed "
-            "one batch and nobody waited.",
+            f"with a first token within {slo.ttft_s:g} s and then at most {slo.tpot_s:g} s a token. Prefix hits are "
+            "measured where prompts are computed; prefill tokens are what was computed for calls that were answered. "
+            "Queue and leg 1 are parts of the time to the first token: the wait for room in the router, and the call "
+            "to the prefill worker. The limit is the core that was busy more than 85 % of the time. *Possible* is "
+            "what the same cores could do at the costs that `bench calibrate` measured, if every token of a session "
+            "were computed once, all calls under way formed one batch and nobody waited.",
             *([_ABOUT_OPEN_LOOPS] if any(panel.is_open for panel in by_panel(runs)) else ()),
         ]
     )
