@@ -64,6 +64,7 @@ def schema(properties: int) -> dict[str, Any]:
     [
         ("response_format", lambda found: {"type": "json_schema", "json_schema": {"name": "x", "schema": found}}),
         ("structured_outputs", lambda found: {"json": {"anyOf": [found]}}),
+        ("structured_outputs", lambda found: {"json": json.dumps({"anyOf": [found]})}),
         ("tools", lambda found: [{"type": "function", "function": {"name": "f", "parameters": found}}]),
     ],
 )
@@ -79,6 +80,7 @@ def test_a_grammar_is_limited_in_size_and_tools_that_are_only_shown_are_not() ->
     limits = LimitsConfig(max_schema_bytes=256)
     many = [{"type": "function", "function": {"name": "f", "parameters": schema(3)}}] * 50
     check_body({"structured_outputs": {"regex": "a" * 200}, "tools": many, "response_format": None}, limits)
+    check_body({"structured_outputs": {"regex": "\u4e2d" * 80}}, limits)  # three bytes each, as it was sent
     for field, value in (("structured_outputs", {"regex": "a" * 300}), ("response_format", schema(30))):
         with pytest.raises(RouterError, match=r"has \d+ bytes; at most 256") as caught:
             check_body({field: value}, limits)

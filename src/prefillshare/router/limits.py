@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from prefillshare.access import LimitsConfig
@@ -40,14 +41,32 @@ def _check_schemas(body: Mapping[str, Any], limits: LimitsConfig) -> None:
     """A worker compiles one grammar after the other, and cannot stop: xgrammar takes 1 s for an object of 500 optional
     properties and 6 s for one of 1,000, during which calls of others that need a grammar wait."""
     for field in _GRAMMARS:
-        if type(body.get(field)) in _CONTAINERS and (size := len(json.dumps(body[field]))) > limits.max_schema_bytes:
+        if type(body.get(field)) in _CONTAINERS and (size := _size(body[field])) > limits.max_schema_bytes:
             raise bad_request(f"`{field}` has {size} bytes; at most {limits.max_schema_bytes} are accepted.", field)
     for field in (*_GRAMMARS, "tools"):
-        most = max((len(value) for value in _properties(body.get(field))), default=0)
+        most = max((len(value) for value in _properties(_read(body.get(field)))), default=0)
         if most > limits.max_properties:
             raise bad_request(
                 f"`{field}` has an object of {most} properties; at most {limits.max_properties} are accepted.", field
             )
+
+
+def _size(value: Any) -> int:
+    """Of its shortest JSON in UTF-8."""
+    return len(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass"))
+
+
+def _read(value: Any) -> Any:
+    """With schemas that stand in it as text, as vLLM's `structured_outputs` may have them."""
+    if not isinstance(value, dict):
+        return value
+    return [value, *(_parsed(text) for text in value.values() if isinstance(text, str))]
+
+
+def _parsed(text: str) -> Any:
+    with suppress(ValueError, RecursionError):  # text that is no JSON: a regular expression, or what vLLM refuses
+        return json.loads(text)
+    return None
 
 
 def _properties(value: Any) -> Iterator[dict[str, Any]]:

@@ -1,5 +1,7 @@
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import aiohttp
@@ -144,6 +146,21 @@ async def test_a_peer_that_does_not_answer_is_no_witness(http: aiohttp.ClientSes
     fake = FakeWorker("base", announces=announcement("prefill", "base"))
     peers = [prefill_worker("prefill-0", serve(fake.app()).url), prefill_worker("prefill-1")]
     assert list(await ask_those_up(http, peers)) == ["prefill-0"]
+
+
+async def test_a_peer_that_takes_no_connection_in_time_is_no_witness(
+    http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prefillshare.router.admin.joining.CONNECT_S", 0.2)
+    with socket.socket() as server, ExitStack() as clients:
+        server.bind(("127.0.0.1", 0))
+        server.listen(0)
+        for _ in range(3):  # more than wait to be accepted, and nobody accepts
+            client = clients.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(server.getsockname())
+        peer = prefill_worker("prefill-0", f"http://127.0.0.1:{server.getsockname()[1]}")
+        assert await ask_those_up(http, [peer]) == {}
 
 
 @pytest.mark.parametrize("why", ["slow", "broken off"])

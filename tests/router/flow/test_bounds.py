@@ -24,11 +24,14 @@ def queue_of(**lines: list[int]) -> tuple[FairQueue[str], Any]:
         ({"a": [10, 11]}, {"queue_share": 0.2}, ["a1"]),
         ({"a": [50]}, {"queue_share": 0.2}, []),  # one may always wait
         ({"a": [1, 1, 1]}, {"queue_calls": 2}, ["a2"]),
-        ({"flood": [10, 10], "quiet": [1]}, {"queue_share": 0.2}, ["flood1"]),
-        ({"flood": [5, 5, 5], "quiet": [12]}, {"queue_share": 0.2}, ["flood2", "flood1"]),
-        ({"flood": [5, 5, 5], "quiet": [100]}, {"queue_share": 0.2}, ["flood2", "flood1"]),
+        ({"flood": [10, 10], "quiet": [1]}, {"queue_share": 0.2}, []),  # nor does the only call of a key count
+        ({"flood": [10, 11], "quiet": [1]}, {"queue_share": 0.2}, ["flood1"]),
+        ({"flood": [9, 9, 9], "quiet": [12]}, {"queue_share": 0.2}, ["flood2"]),
+        ({"flood": [5, 5, 5], "quiet": [100]}, {"queue_share": 0.2}, []),
         ({"quiet": [100], "flood": [5]}, {"queue_share": 0.2}, []),
-        ({"quiet": [100], "flood": [5, 5]}, {"queue_share": 0.2}, ["flood1"]),
+        ({"quiet": [100], "flood": [5, 5]}, {"queue_share": 0.2}, []),
+        ({"large": [100], "b": [5, 5], "c": [5, 5, 5]}, {"queue_share": 0.2}, ["c2"]),  # the large one costs nobody
+        ({"quiet": [8], "other": [5], "flood": [9, 9]}, {"queue_share": 0.2}, ["flood1"]),  # but one alone
         ({"a": [100], "b": [21]}, {"queue_share": 0.2}, ["b0"]),  # one of them is enough
         ({"a": [21], "b": [100]}, {"queue_share": 0.2}, ["b0"]),
         ({"a": [10], "b": [10], "c": [10]}, {"queue_share": 0.2}, []),

@@ -428,9 +428,12 @@ async def test_in_a_full_queue_a_new_key_displaces_who_has_most() -> None:
     floods = [bench.call(f"flood {number}", tenant="flood") for number in range(3)]
     await settle()
     bench.call("quiet", tenant="quiet")
+    await settle()
+    assert bench.flow.waiting(bench.sql)[0] == 3  # the one only call of a key waits beside the others
+    bench.call("quiet, too", tenant="another")
     assert (await refusal(floods[2])).status == 429
     assert bench.refused("queue_full", "flood") == 1
-    assert bench.flow.waiting(bench.sql)[0] == 2
+    assert bench.flow.waiting(bench.sql)[0] == 3
 
 
 @pytest.mark.parametrize("tokens", [100, 700, 800, 2000])

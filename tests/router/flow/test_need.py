@@ -27,17 +27,17 @@ def test_what_a_completion_takes(body: dict[str, Any], need: Need) -> None:
         ({"max_completion_tokens": 9}, 9, 16),
         ({"max_tokens": 4000, "max_completion_tokens": 1}, 1, 4000),  # which vLLM's completions do not know
         ({"max_tokens": 5, "max_completion_tokens": None}, 5, 5),
-        ({"max_tokens": None}, 512, 16),
+        ({"max_tokens": None}, 512, 512),  # vLLM goes on to the end of the context
         ({"max_tokens": "4000"}, 4000, 4000),  # as vLLM reads it
         ({"max_tokens": 4000.0}, 4000, 4000),
-        ({"max_tokens": True}, 512, 16),
-        ({"max_tokens": -1}, 512, 16),
-        ({"max_tokens": "many"}, 512, 16),
-        ({"max_tokens": [7]}, 512, 16),
+        ({"max_tokens": True}, 512, 512),
+        ({"max_tokens": -1}, 512, 512),
+        ({"max_tokens": "many"}, 512, 512),
+        ({"max_tokens": [7]}, 512, 512),
         ({"max_tokens": " 4_000.0 "}, 4000, 4000),
         ({"max_tokens": 10**400}, 10**9, 10**9),
         ({"max_tokens": "9" * 400}, 10**9, 10**9),
-        ({"max_tokens": "9" * 5000}, 512, 16),  # which a worker refuses
+        ({"max_tokens": "9" * 5000}, 512, 512),  # which a worker refuses
     ],
 )
 def test_an_answer_is_as_long_as_the_endpoint_lets_it_be(body: dict[str, Any], chat: int, completion: int) -> None:

@@ -100,7 +100,7 @@ async def ask_those_up(http: aiohttp.ClientSession, workers: Iterable[Worker]) -
     for worker, answer in zip(workers, answers, strict=True):
         if isinstance(answer, Announcement):
             found[worker.name] = answer
-        elif isinstance(answer, aiohttp.ClientConnectorError | RouterError):
+        elif isinstance(answer, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError | RouterError):
             continue
         elif isinstance(answer, aiohttp.ClientError | TimeoutError | OSError):
             raise _silent_peer(worker, type(answer).__name__)

@@ -18,8 +18,8 @@ def excess_of(
 ) -> Excess | None:
     """The first limit that the queue exceeds with the newcomer in it, and who has to go.
 
-    One call may always wait. So may, when no key has more than one, the largest of them: a call as large as the limit
-    would never find the queue empty while small ones keep coming.
+    One call may always wait, and so may the largest of those that are the only one of their key, beside what the limit
+    has room for: a call as large as the limit would never find the queue empty while small ones keep coming.
 
     The limit in tokens is a share of those in flight: both are counted over the pools whose calls wait for the same
     room as the newcomer (`FlowControl`). A call leaves the queue as fast as those in flight end, so by Little's law it
@@ -41,9 +41,11 @@ def _surplus(
 ) -> tuple[Entry[Any], ...]:
     """Who has to go. The newcomer alone if it has to: nobody gives way to a call that is refused all the same."""
     calls = len(queue)
+    # Were it counted, a call as large as the limit would leave other keys no room but for one call each.
+    spared = max((head.tokens for head in queue.heads() if queue.calls_of(head.key) == 1), default=0)
     gone: list[Entry[Any]] = []
     for entry in queue.surplus():
-        if calls <= most_calls and tokens <= most_tokens:
+        if calls <= most_calls and tokens - spared <= most_tokens:
             return tuple(gone)
         if entry is newcomer:
             return (newcomer,)

@@ -32,9 +32,10 @@ class Need:
 
 
 def need_of(endpoint: "Endpoint", body: Mapping[str, Any], guess: int) -> Need:
-    """`guess` is taken for a chat's answer whose length the client does not bound."""
+    """`guess` is taken for an answer whose length the client does not bound."""
     if endpoint == "completions":  # where vLLM reads no `max_completion_tokens`
-        output = _count(body.get("max_tokens")) or COMPLETION_TOKENS
+        # Only where the field is absent: with null vLLM generates to the end of the context.
+        output = _count(body.get("max_tokens", COMPLETION_TOKENS)) or guess
     else:
         output = _count(body.get("max_completion_tokens")) or _count(body.get("max_tokens")) or guess
     prompt = body.get("prompt")
