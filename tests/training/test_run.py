@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
@@ -137,6 +138,10 @@ def test_bad_inputs_are_found_before_the_model_is_loaded(
             run.train(config.changed(**change), show_progress=False)
 
 
+class Killed(Exception):
+    pass
+
+
 @pytest.mark.parametrize("saved", [False, True], ids=["file", "saved-folder"])
 def test_rows_that_are_trained_are_not_evaluated_as_held_out(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved: bool
@@ -149,13 +154,25 @@ def test_rows_that_are_trained_are_not_evaluated_as_held_out(
         run.train(config.changed(eval_strategy="steps", eval_steps=30), show_progress=False)
 
 
+def test_a_wish_to_evaluate_without_a_time_for_it_needs_no_rows_of_its_own(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scripts around Transformers' Trainer set `do_eval` for what they do after training."""
+    given = []
+
+    def make_trainer(*_: Any, held_out: Any, **__: Any) -> Any:
+        given.append(held_out)
+        raise Killed
+
+    monkeypatch.setattr(run, "make_trainer", make_trainer)
+    with pytest.raises(Killed):
+        run.train(config.changed(do_eval=True), show_progress=False)
+    assert given == [None]
+
+
 def losses(folder: Path) -> dict[int, float]:
     state = json.loads((folder / "trainer_state.json").read_text())
     return {entry["step"]: entry["loss"] for entry in state["log_history"] if "loss" in entry}
-
-
-class Killed(Exception):
-    pass
 
 
 @pytest.mark.parametrize("use_peft", [False, True], ids=["full", "lora"])

@@ -167,11 +167,14 @@ def _is(matrix: Matrix, written: str) -> bool:
 
 def _check_same(output: Path, identity: str, here: Mapping[str, Any]) -> None:
     """What is left of a matrix runs on a machine like the one that began it, with the same base: its loads are compared
-    with each other. What records do not say of the machine is taken for different."""
+    with each other. What records do not say is taken for different."""
     for file in sorted((output / "runs").glob("*.json")):
         facts = json.loads(file.read_text())
-        if facts.get("base", identity) != identity:  # old records do not name it
-            raise UserError(f"{output} holds runs of another base; go on with that one, or give another folder")
+        if facts.get("base") != identity:
+            raise UserError(
+                f"{output} holds runs of another base, or of a version that did not record which; go on with that one, "
+                "or give another folder"
+            )
         there = facts["environment"]
         if differing := [key for key, value in here.items() if there.get(key) != value]:
             was, now = (

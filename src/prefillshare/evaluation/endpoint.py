@@ -15,6 +15,8 @@ from prefillshare.evaluation.config import EndpointConfig
 from prefillshare.evaluation.items import Item
 from prefillshare.evaluation.systems import Measurement
 
+_REQUEST = 2  # raised when another request is made of an item: answers that were kept are to the old one
+
 
 class EndpointAnswers:
     """Chat requests for prompts of messages, completions for prompts of text.
@@ -35,7 +37,7 @@ class EndpointAnswers:
 
     def depends_on(self, measurement: Measurement) -> dict[str, Any]:
         """A server does not say which weights it has: after a change there, use overwrite_output_dir."""
-        return {"url": self._endpoint.url, "model": self._endpoint.model}
+        return {"url": self._endpoint.url, "model": self._endpoint.model, "request": _REQUEST}
 
     def answers(self, measurement: Measurement, items: list[Item]) -> Iterator[Answer]:
         """Answers in the order in which they come.

@@ -68,7 +68,9 @@ def train(config: TrainConfig, *, show_progress: bool = True) -> DecodeModule:
     identity = compute_identity(config.model_name_or_path)
     tokenizer = _check_base(config)
     main = int(os.environ.get("RANK", "0")) == 0
-    evaluated = config.arguments().do_eval
+    arguments = config.arguments()
+    # `do_eval` alone has Transformers evaluate nothing while it trains.
+    evaluated = arguments.do_eval and (arguments.eval_strategy != "no" or arguments.eval_on_start)
     if evaluated:
         require_splits(config.dataset_name)
     data = read(config, tokenizer, config.get("dataset_train_split"), show_progress=show_progress and main)
