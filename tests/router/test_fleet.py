@@ -81,16 +81,15 @@ def test_a_call_of_a_module_that_is_gone_ends_with_a_404(site: Site) -> None:
 
 
 def test_a_withdrawn_module_is_offered_to_no_new_call_and_routed_all_the_same(site: Site) -> None:
-    site.fleet.withdraw("sql")
-    assert site.fleet.models == ("json",)
-    assert Placement(site.fleet.routes).prefill("sql", None, chain_of_request({"prompt": "hi"})) is not None
-    site.fleet.offer("sql")
+    with site.fleet.withdrawn("sql"):
+        assert site.fleet.models == ("json",)
+        assert Placement(site.fleet.routes).prefill("sql", None, chain_of_request({"prompt": "hi"})) is not None
     assert site.fleet.models == ("sql", "json")
 
 
 def test_a_module_that_is_to_leave_is_withdrawn_until_the_last_who_wants_it_gives_up(site: Site) -> None:
-    with site.fleet.leaving("sql"):
-        with site.fleet.leaving("sql"):
+    with site.fleet.withdrawn("sql"):
+        with site.fleet.withdrawn("sql"):
             assert site.fleet.models == ("json",)
         assert site.fleet.models == ("json",)
     assert site.fleet.models == ("sql", "json")

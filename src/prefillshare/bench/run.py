@@ -48,8 +48,8 @@ def run(matrix: Matrix, base: Path, output: Path, console: Console, only: Sequen
 
     Raises:
         UserError: the base is no checkpoint with a tokenizer, a workload cannot be opened, a system has too little KV
-            memory for its models, `output` holds another matrix
-            or runs of another base or on another kind of machine, or no run has a name as in `only`.
+            memory for its models, `output` holds another matrix or runs of another base or on another kind of machine,
+            or no run has a name as in `only`.
     """
     return asyncio.run(_run(matrix, base, output, console, only))
 

@@ -6,7 +6,7 @@ Everybody else reads it anew each time: placement, metrics, health checks and th
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -50,15 +50,14 @@ class Fleet:
         }
         self.listeners: list[Listener] = []
         self.removal_listeners: list[Callable[[str], None]] = []  # are told of each module that has gone
-        self._withdrawn: set[str] = set()
-        self._leaving: Counter[str] = Counter()  # by model, removals that wait for its calls to end
+        self._withdrawn: Counter[str] = Counter()  # by model, how many want it to be offered to no new call
         self._calls: Counter[str] = Counter()  # by model, from admission to the end of the answer
         self._handoffs: dict[str, Worker] = {}  # by call: the prefill worker that still holds its KV
 
     @property
     def models(self) -> tuple[str, ...]:
         """The names that new calls may ask for."""
-        return tuple(model for model in self.routes if model not in self._withdrawn and model not in self._leaving)
+        return tuple(model for model in self.routes if not self._withdrawn[model])
 
     def modules_of(self, pool: Pool) -> dict[str, ModelRoute]:
         """Those that a worker of the pool serves: of a prefill pool, those of its base."""
@@ -73,14 +72,9 @@ class Fleet:
 
     # Calls, as far as a worker or a module that is to go must wait for them.
 
-    @contextmanager
-    def serving(self, model: str) -> Iterator[None]:
+    def serving(self, model: str) -> AbstractContextManager[None]:
         """Counts a call of the model for as long as the block runs."""
-        self._calls[model] += 1
-        try:
-            yield
-        finally:
-            self._calls[model] -= 1
+        return _counted(self._calls, model)
 
     def calls(self, model: str) -> int:
         return self._calls[model]
@@ -133,31 +127,25 @@ class Fleet:
     def remove_module(self, name: str) -> None:
         """With its decode pool, if no other module is served there. Its base's prefill pool stays."""
         pool = self.routes.pop(name).decode
-        self._withdrawn.discard(name)
         if not self.modules_of(pool):
             self.remove_pool(pool)
         for listener in self.removal_listeners:
             listener(name)
 
-    def withdraw(self, name: str) -> None:
-        """New calls of the module find no such model; those that were admitted go on."""
-        self._withdrawn.add(name)
-
-    def offer(self, name: str) -> None:
-        """Takes `withdraw` back."""
-        self._withdrawn.discard(name)
-
-    @contextmanager
-    def leaving(self, name: str) -> Iterator[None]:
-        """Withdraws the module for as long as the block runs, whoever else offers it or has it leave too."""
-        self._leaving[name] += 1
-        try:
-            yield
-        finally:
-            self._leaving[name] -= 1
-            if not self._leaving[name]:
-                del self._leaving[name]
+    def withdrawn(self, name: str) -> AbstractContextManager[None]:
+        """For as long as the block runs, whoever else withdraws it too, new calls of the module find no such model;
+        those that were admitted go on."""
+        return _counted(self._withdrawn, name)
 
     def _tell(self, change: Change, worker: Worker) -> None:
         for listener in self.listeners:
             listener(change, worker)
+
+
+@contextmanager
+def _counted(counts: Counter[str], name: str) -> Iterator[None]:
+    counts[name] += 1
+    try:
+        yield
+    finally:
+        counts[name] -= 1

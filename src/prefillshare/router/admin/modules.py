@@ -50,7 +50,7 @@ class ModuleChanges:
         """
         if name not in self._fleet.routes:
             raise RouterError(404, f"No module is called {name[:128]!r}.", param="name", code="module_not_found")
-        with self._fleet.leaving(name):
+        with self._fleet.withdrawn(name):
             # Somebody else may remove it meanwhile; then there is no route, which is a 404.
             done = await until(lambda: name not in self._fleet.routes or self._fleet.calls(name) == 0, options.wait_s)
             if not (done or options.force):
@@ -79,18 +79,17 @@ class ModuleChanges:
             workers.append(distinct_worker(self._fleet, member, "decode", workers))
         module = await self._check(new, base, workers)
         pool = Pool(new.pool_name, workers)
-        self._fleet.withdraw(new.name)  # known to health checks, and not to clients before they have passed
-        self._fleet.add_pool(pool, base)
-        self._fleet.add_module(new.name, _route(base, pool, module))
-        try:
-            if not await until(lambda: bool(pool.ready()), FIRST_HEALTH_S):
-                message = f"None of the workers is healthy ({pool.why_down() or 'they were removed'})."
-                raise RouterError(409, message, param="workers", code="worker_unhealthy")
-        except BaseException:
-            if new.name in self._fleet.routes:
-                self._fleet.remove_module(new.name)
-            raise
-        self._fleet.offer(new.name)
+        with self._fleet.withdrawn(new.name):  # known to health checks, and not to clients before they have passed
+            self._fleet.add_pool(pool, base)
+            self._fleet.add_module(new.name, _route(base, pool, module))
+            try:
+                if not await until(lambda: bool(pool.ready()), FIRST_HEALTH_S):
+                    message = f"None of the workers is healthy ({pool.why_down() or 'they were removed'})."
+                    raise RouterError(409, message, param="workers", code="worker_unhealthy")
+            except BaseException:
+                if new.name in self._fleet.routes:
+                    self._fleet.remove_module(new.name)
+                raise
 
     async def _in_pool(self, new: NewModule, base: Base, pool: Pool) -> None:
         if all(route.decode is not pool or route.base != base.name for route in self._fleet.routes.values()):
