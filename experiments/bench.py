@@ -1,11 +1,12 @@
-"""The benchmark's published figures: `python -m experiments.bench short | full | float32 | reflexion | publish`.
+"""The benchmark's published figures: `python -m experiments.bench short | full | float32 | short-contexts | publish`.
 
-    short      one load, two systems, in about 15 minutes on two cores, twice that without bfloat16 units
-    full       every family, load and system, three times: hours; goes on where it was stopped
-    float32    whole tool-heavy sessions in float32, for cores without bfloat16 units: two hours
-    reflexion  short contexts in float32: half an hour
-    publish    writes the tables and the plot of README.md and docs/bench.md from the records in docs/results/bench, or
-               from those of a folder, which are copied there. Runs in float32 have folders and tables of their own
+    short           one load, two systems, in about 15 minutes on two cores, twice that without bfloat16 units
+    full            every family, load and system, three times: hours; goes on where it was stopped
+    float32         whole tool-heavy sessions in float32, for cores without bfloat16 units: two hours
+    short-contexts  ReAct and Reflexion in float32: an hour
+    publish         writes the tables and the plot of README.md and docs/bench.md from the records in
+                    docs/results/bench, or from those of a folder, which are copied there. Runs in float32 have folders
+                    and tables of their own
 
 All but the last make the base when it is missing, measure what work costs here, run, and leave a report in
 artifacts/bench/. Timings are worth something on a machine that does nothing else.
@@ -29,7 +30,7 @@ from prefillshare.bench.matrix import FULL, SHORT, Matrix, WorkloadConfig
 from prefillshare.bench.plots import draw
 from prefillshare.bench.report import against, cell, highest_kept_up, kept_up_table, ratio, write_report
 from prefillshare.bench.run import run
-from prefillshare.bench.systems import Machine
+from prefillshare.bench.systems import SYSTEMS, Machine
 from prefillshare.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -49,11 +50,17 @@ FLOAT32 = Matrix(
     machine=Machine(dtype="float32"),
 )
 
-REFLEXION = Matrix(
-    workloads=(WorkloadConfig(source="reflexion", sessions=24, max_calls=12),),
-    loads=("closed:12",),
+# Two rounds, so that the last session to end is not one of those that began together; nothing is cut off.
+SHORT_CONTEXTS = Matrix(
+    workloads=(
+        WorkloadConfig(source="react", sessions=2),
+        WorkloadConfig(source="reflexion", sessions=2, max_calls=12),
+    ),
+    loads=("closed:1", "closed:8"),
+    systems=SYSTEMS,
     repeats=1,
-    limit_s=150.0,
+    rounds=2,
+    limit_s=1800.0,
     machine=Machine(dtype="float32"),
 )
 
@@ -218,7 +225,8 @@ def main() -> int:
         prog="python -m experiments.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     what = parser.add_subparsers(dest="what", required=True)
-    for name, matrix in (("short", SHORT), ("full", FULL), ("float32", FLOAT32), ("reflexion", REFLEXION)):
+    matrices = {"short": SHORT, "full": FULL, "float32": FLOAT32, "short-contexts": SHORT_CONTEXTS}
+    for name, matrix in matrices.items():
         command = what.add_parser(name, help=f"{len(matrix.systems)} systems, repeats: {matrix.repeats}")
         command.add_argument("--output", type=Path, default=ROOT / "artifacts" / "bench" / name)
         command.set_defaults(matrix=matrix)

@@ -4,7 +4,6 @@ Two checkpoints with the same identity write the same KV for the same text, what
 checkpoints with different identities do not, even under one name.
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -16,6 +15,7 @@ from typing import Any, BinaryIO
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from prefillshare.errors import UserError
+from prefillshare.files import write_whole
 
 _CACHE_NAME = ".prefillshare-identity.json"
 
@@ -210,13 +210,9 @@ def _read_cache(file: Path, stamp: dict[str, list[int]]) -> BaseIdentity | None:
 
 def _write_cache(file: Path, stamp: dict[str, list[int]], identity: BaseIdentity) -> bool:
     """Whether it could be written. A read-only folder costs one more digest at the next place, nothing else."""
-    temporary = file.with_suffix(f".{os.getpid()}.tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps({"stamp": stamp, "identity": identity.model_dump()}))
-        temporary.replace(file)
+        write_whole(file, json.dumps({"stamp": stamp, "identity": identity.model_dump()}))
     except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         return False
     return True

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from prefillshare.errors import UserError
+from prefillshare.files import write_whole
 from prefillshare.identity import BaseIdentity, compute_identity, digest_checkpoint, require_same_base
 from prefillshare.instructions import Placement
 
@@ -79,9 +80,7 @@ class DecodeModule:
 
 def save_manifest(folder: Path, manifest: Manifest) -> None:
     """Writes the manifest into the folder, whole or not at all."""
-    temporary = folder / (MANIFEST_NAME + ".tmp")
-    temporary.write_text(manifest.model_dump_json(indent=2) + "\n")
-    temporary.replace(folder / MANIFEST_NAME)
+    write_whole(folder / MANIFEST_NAME, manifest.model_dump_json(indent=2) + "\n")
 
 
 def load_module(folder: Path) -> DecodeModule:

@@ -24,7 +24,8 @@ def test_a_call_without_arguments_has_an_empty_object(arguments: object) -> None
 
 
 @pytest.mark.parametrize(
-    ("arguments", "problem"), [("{", "not JSON"), ("[1]", "not an object"), ([1], "not an object")]
+    ("arguments", "problem"),
+    [("{", "not JSON"), ("[" * 100_000, "not JSON"), ("[1]", "not an object"), ([1], "not an object")],
 )
 def test_arguments_that_the_server_would_drop_are_refused(arguments: object, problem: str) -> None:
     with pytest.raises(ValueError, match=f"call of 'f' are {problem}"):

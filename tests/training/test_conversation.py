@@ -150,6 +150,7 @@ def test_instructions_behind_the_context_stand_behind_each_prompt_and_in_no_earl
         ({"messages": [USER, {"role": "assistant", "tool_calls": [{"name": "f"}]}]}, "needs a 'function'"),
         ({"messages": [USER, ANSWER], "tools": [{"name": "f"}]}, "field 'tools': expected tools as in a chat request"),
         ({"messages": [USER, ANSWER], "tools": "[f]"}, "field 'tools': not JSON"),
+        ({"messages": [USER, ANSWER], "tools": "[" * 100_000}, "field 'tools': not JSON"),
         ({"messages": [USER, ANSWER], "chat_template_kwargs": "x"}, "field 'chat_template_kwargs': expected an object"),
         ({"messages": [USER, CALL]}, "field 'messages': .*leaves tool calls out, here of 'count'"),
     ],

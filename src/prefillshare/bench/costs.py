@@ -21,6 +21,7 @@ from prefillshare.bench.host import Hosted
 from prefillshare.bench.scrape import growth, scrape
 from prefillshare.bench.systems import Machine, model_names
 from prefillshare.errors import UserError
+from prefillshare.files import write_whole
 from prefillshare.simulate.calibrate import StepTime, fit_batches, fit_from_outside, misses
 from prefillshare.simulate.cost import Cost, Link, WorkerProfile
 from prefillshare.simulate.records import CallRecord
@@ -113,9 +114,7 @@ def write(file: Path, measured: Measured, profile: WorkerProfile, environment: M
             "pull_s": measured.pull_s,
         },
     }
-    scratch = file.with_suffix(".tmp")
-    scratch.write_text(json.dumps(content, indent=1) + "\n")
-    scratch.replace(file)
+    write_whole(file, json.dumps(content, indent=1) + "\n")
 
 
 def read(file: Path, machine: Machine, kv_bytes_per_token: int, *, adapters: bool = False) -> WorkerProfile:

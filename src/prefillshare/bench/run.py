@@ -30,6 +30,7 @@ from prefillshare.bench.matrix import Matrix, Run, runs, workload_of
 from prefillshare.bench.systems import check_room, model_names
 from prefillshare.bench.watch import watching
 from prefillshare.errors import UserError
+from prefillshare.files import write_whole
 from prefillshare.hardware import resolve_dtype
 from prefillshare.identity import compute_identity
 from prefillshare.workloads.tokens import Tokenise, load_tokenise
@@ -143,9 +144,7 @@ async def one_run(each: Run, matrix: Matrix, identity: str, system: Hosted, outp
         "workers": [worker.model_dump(exclude={"pid", "url"}) for worker in system.workers],
         "environment": found,
     }
-    scratch = result.with_suffix(".tmp")
-    scratch.write_text(json.dumps(facts, indent=1) + "\n")
-    scratch.replace(result)
+    write_whole(result, json.dumps(facts, indent=1) + "\n")
 
 
 def _claim(output: Path, matrix: Matrix) -> None:

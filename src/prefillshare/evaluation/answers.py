@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from prefillshare.files import write_whole
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -28,10 +30,8 @@ class AnswerFile:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.known = {answer.line: answer for answer in _read(path, depends_on)}
         # Written again rather than appended to: a killed run may have left half a line at the end.
-        temporary = path.with_suffix(".tmp")
         lines = [depends_on, *map(asdict, self.known.values())]
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        temporary.replace(path)
+        write_whole(path, "".join(json.dumps(line) + "\n" for line in lines))
         self._stream = path.open("a")
 
     def append(self, answer: Answer) -> None:

@@ -14,6 +14,7 @@ from prefillshare.evaluation.config import EvaluateConfig
 from prefillshare.evaluation.items import Item
 from prefillshare.evaluation.statistics import Interval, PairedDifference, paired_difference, wilson
 from prefillshare.evaluation.systems import CURVES, SYSTEMS, Measurement
+from prefillshare.files import write_whole
 
 _COMPARED = (
     ("decode module", "full fine-tuning"),
@@ -150,7 +151,7 @@ class Report:
             points = {name: {x: each.accuracy for x, each in curve.items()} for name, curve in self.curves.items()}
             plot_sweep(points, self.plot_file)
         self.markdown_file.write_text(self.as_markdown())
-        _write_whole(self.json_file, json.dumps(self.as_dict(), indent=2) + "\n")
+        write_whole(self.json_file, json.dumps(self.as_dict(), indent=2) + "\n")
 
     def as_markdown(self) -> str:
         config, parts = self.config, []
@@ -209,9 +210,3 @@ class Report:
             cells = [curve[share].accuracy for curve in self.curves.values()]
             rows.append([f"{share:.0%}", *(f"{x.estimate:.3f} ({x.low:.3f} to {x.high:.3f})" for x in cells)])
         return rows
-
-
-def _write_whole(file: Path, text: str) -> None:
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(text)
-    temporary.replace(file)

@@ -33,7 +33,7 @@ def served_tools(tools: object) -> list[Tool] | None:
     if isinstance(tools, str):
         try:
             tools = json.loads(tools)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"not JSON: {error}") from None
     if not tools:
         return None
@@ -96,7 +96,7 @@ def _served_call(call: object) -> dict[str, Any]:
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"the arguments of the call of {function['name']!r} are not JSON: {error}") from None
     if not isinstance(arguments, dict):
         raise ValueError(f"the arguments of the call of {function['name']!r} are not an object: {arguments!r:.80}")

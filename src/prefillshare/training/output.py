@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from transformers.trainer_utils import get_last_checkpoint
 
 from prefillshare.errors import UserError
+from prefillshare.files import write_whole
 from prefillshare.instructions import Placement
 from prefillshare.module import MANIFEST_NAME, ModuleKind
 from prefillshare.training.config import TrainConfig
@@ -129,9 +130,7 @@ def start_run(output: Path, record: RunRecord) -> None:
     for checkpoint in output.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
     output.mkdir(parents=True, exist_ok=True)
-    temporary = output / (RECORD_NAME + ".tmp")
-    temporary.write_text(record.model_dump_json(indent=2) + "\n")
-    temporary.replace(output / RECORD_NAME)
+    write_whole(output / RECORD_NAME, record.model_dump_json(indent=2) + "\n")
 
 
 def publish(finished: Path, folder: Path, *, alone: bool) -> None:
