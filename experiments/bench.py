@@ -21,7 +21,7 @@ from pathlib import Path
 from rich.console import Console
 
 from examples.demo.prepare_base import prepare_base
-from experiments.section import write_section
+from experiments.section import around_section, write_section
 from prefillshare.bench.calibrate import calibrate
 from prefillshare.bench.cells import LABELS, Panel, by_load, by_panel, by_system, in_figures
 from prefillshare.bench.costs import FILE
@@ -105,6 +105,7 @@ def publish(results: Path) -> None:
     if {each.facts["environment"]["dtype"] for each in runs} == {"float32"}:
         folder = PUBLISHED.with_name(f"bench-{results.name.removeprefix('bench-')}")
         start = FLOAT32_START.format(folder=folder.name)
+        around_section(page, start)  # or it has no place for these tables
         _copy(results, folder)
         has_summary = start in readme.read_text()  # not all of them stand there
     else:

@@ -46,6 +46,7 @@ def test_paths_start_at_the_file_and_defaults_are_filled_in(tmp_path: Path) -> N
     ]
     assert deployment.modules[1].decode_workers == 2
     assert deployment.router.host == deployment.workers.host == "127.0.0.1"
+    assert deployment.log_dir == tmp_path / "logs"
 
 
 def test_each_module_has_the_base_that_it_names(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """The demo's two tasks, generated: questions to SQL, and order e-mails to JSON records.
 
-A row's prompt is a shop's handbook (system message: database schema, then, in most rows, a price list and a log of
-order e-mails, up to about 1,200 tokens), any number of earlier turns of both tasks, and one new question or e-mail.
+A row's prompt is a shop's handbook (system message: database schema, then, in half of the e-mail rows and a quarter
+of the others, a price list and a log of order e-mails, up to about 1,200 tokens), any number of earlier turns of both
+tasks, and one new question or e-mail.
 A module therefore meets in training what it meets in a session: a context to which both modules have contributed.
 
 What is held out: combinations. An item is a template filled with entities (customer, city, product). The indices of

@@ -105,8 +105,8 @@ def evaluate(
     `full_fine_tuning` (whose weights on the base's KV are naive sharing) and `shares` (accuracy by the share of the
     prompt's KV that is the base's) may be left out.
 
-    With `endpoint: {url: http://127.0.0.1:8000/v1, model: sql}` in place of the first three, a served module (or any
-    OpenAI-compatible server) is scored in the same way.
+    With `endpoint: {url: http://127.0.0.1:8000/v1, model: sql}` in place of the first three and of `shares`, a served
+    module (or any OpenAI-compatible server) is scored in the same way.
 
     Answers are kept as they come: after Ctrl-C or a crash the same command goes on where it stopped.
     """

@@ -98,7 +98,7 @@ class Deployment(Section):
     modules: Annotated[tuple[ModuleConfig, ...], Field(min_length=1)]
     workers: WorkerConfig = WorkerConfig()
     router: RouterConfig = RouterConfig()
-    log_dir: RelativePath = Path("logs")
+    log_dir: Annotated[RelativePath, Field(validate_default=True)] = Path("logs")  # beside the file
 
     def base_of(self, module: ModuleConfig) -> BaseConfig:
         """The base that prefills for the module."""

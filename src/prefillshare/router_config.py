@@ -81,11 +81,11 @@ class FlowConfig(Section):
     output_tokens: Count = 512  # counted for a chat's answer whose length the client does not bound
     queue_share: Annotated[float, Field(ge=0)] = 0.5  # tokens that may wait for a pool, over those in flight there
     queue_calls: Count = 1000  # that may wait for a pool
-    key_tokens: Count | None = None  # of these, of one API key
+    key_tokens: Count | None = None  # of these, of one tenant
     key_calls: Count | None = None
     max_wait_s: Annotated[float, Field(gt=0)] = 30.0
     cached_first_s: Annotated[float, Field(ge=0)] = 15.0  # for which calls wait for others whose prompts are cached
-    weights: Mapping[str, Annotated[float, Field(gt=0)]] = {}  # shares of keys, by name; 1 where nothing is said
+    weights: Mapping[str, Annotated[float, Field(gt=0)]] = {}  # shares of tenants, by name; 1 where nothing is said
 
 
 ExtensionMode = Literal["off", "on", "auto"]

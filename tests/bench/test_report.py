@@ -6,6 +6,7 @@ import pytest
 from prefillshare.bench.figures import Figures, Slo, read_runs
 from prefillshare.bench.plots import draw
 from prefillshare.bench.report import highest_kept_up, write_report
+from prefillshare.errors import UserError
 from tests.bench.written import CALL, PREFILL, SESSION, write_run
 
 
@@ -34,6 +35,13 @@ def test_systems_stand_side_by_side_with_the_range_of_their_repeats(written: Pat
     assert rows["limit"] == "core 0 (prefill) | core 0 (prefill)"
     assert "a processor, 2 cores" in text
     assert "machine load before the runs 0.1 to 0.1" in text
+
+
+def test_without_matplotlib_nothing_is_written(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prefillshare.bench.plots.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"matplotlib is missing; pip install 'prefillshare\[bench\]'"):
+        write_report(written, Slo())
+    assert not (written / "report.md").exists()
 
 
 def test_ratios_are_of_repeats_on_the_same_sessions(written: Path) -> None:

@@ -29,10 +29,13 @@ def test_no_table_but_log_lines_where_there_is_no_terminal() -> None:
     console = Console(file=output)
     with show_events(console), show_start([], console):
         logging.getLogger("prefillshare.deployment").info("ready [1]")
+        logging.getLogger("prefillshare.router").info("request=1 status=200")
         logging.getLogger("prefillshare.router").warning("down")
+        logging.getLogger("prefillshare.engine").info("a detail")
     logging.getLogger("prefillshare.deployment").warning("later")
+    logging.getLogger("prefillshare.router").info("later")
     lines = output.getvalue().splitlines()
-    assert [line.split(" ", 2)[2] for line in lines] == ["INFO ready [1]", "WARNING down"]
+    assert [line.split(" ", 2)[2] for line in lines] == ["INFO ready [1]", "INFO request=1 status=200", "WARNING down"]
 
 
 def test_on_a_terminal_the_cursor_comes_back() -> None:

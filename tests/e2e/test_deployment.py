@@ -44,7 +44,8 @@ oil, flour and two letters, and took the broken barometer away. On Friday nothin
 class Served:
     """A running `prefillshare serve`."""
 
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[bytes]
+    output: Path
     url: str
     log_dir: Path
     client: openai.OpenAI
@@ -96,28 +97,29 @@ def served(
             "startup_timeout_s": STARTUP_TIMEOUT_S,
         },
         "router": {"port": port},
-        "log_dir": "logs",
     }
     file = folder / "deployment.yaml"
     file.write_text(yaml.safe_dump(deployment))
-    log_dir = folder / "logs"
+    log_dir = folder / "logs"  # the default
     command = [sys.executable, "-m", "prefillshare", "serve", str(file)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    output = folder / "output.txt"  # and no pipe, which would be full some day
+    with output.open("wb") as stream:
+        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT)
     url = f"http://127.0.0.1:{port}"
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0, timeout=120.0)
-    served = Served(process, url, log_dir, client)
+    served = Served(process, output, url, log_dir, client)
     try:
         deadline = time.monotonic() + STARTUP_TIMEOUT_S
         while not _is_serving(served):
             if process.poll() is not None or time.monotonic() > deadline:
                 process.kill()
-                pytest.fail(f"did not start:\n{process.communicate()[0]}")
+                pytest.fail(f"did not start:\n{output.read_text()}")
             time.sleep(0.5)
         yield served
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGINT)
-            process.communicate(timeout=60)
+            process.wait(timeout=60)
 
 
 def _is_serving(served: Served) -> bool:
@@ -244,6 +246,17 @@ def test_an_answer_that_is_not_streamed_reports_the_prefill_sides_cached_tokens(
     assert whole.usage.prompt_tokens_details.cached_tokens == whole.usage.prompt_tokens // BLOCK_SIZE * BLOCK_SIZE
 
 
+def test_every_call_is_a_line_of_the_log(served: Served) -> None:
+    _, headers = ask(served, "full", question("Who wrote the two letters?"))
+    deadline = time.monotonic() + 10
+    while headers["x-request-id"] not in served.output.read_text() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    (line,) = (line for line in served.output.read_text().splitlines() if headers["x-request-id"] in line)
+    assert "model=full " in line
+    assert "status=200" in line
+    assert "letters" not in served.output.read_text()
+
+
 def test_completions_are_served_too(served: Served) -> None:
     done = served.client.completions.create(model="full", prompt="The lamp was", temperature=0, max_tokens=4)
     stream = served.client.completions.create(
@@ -309,6 +322,5 @@ def test_ctrl_c_leaves_no_process(served: Served) -> None:
     family = psutil.Process(served.process.pid).children(recursive=True)
     assert len(family) >= 3
     served.process.send_signal(signal.SIGINT)
-    served.process.communicate(timeout=60)
-    assert served.process.returncode == 130
+    assert served.process.wait(timeout=60) == 130
     assert [process for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE] == []

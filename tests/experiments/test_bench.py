@@ -109,6 +109,14 @@ def test_runs_in_float32_have_a_table_of_their_own(results: Path, pages: tuple[P
     assert len(list((others / "runs").iterdir())) == len(list((results / "runs").iterdir()))
 
 
+def test_runs_in_float32_without_a_place_for_their_table_are_not_copied(results: Path) -> None:
+    for file in (results / "runs").glob("*.json"):
+        file.write_text(file.read_text().replace('"bfloat16"', '"float32"'))
+    with pytest.raises(UserError, match="are missing"):
+        bench.publish(results)
+    assert not bench.PUBLISHED.with_name(f"bench-{results.name}").exists()
+
+
 def test_a_page_without_marks_is_refused(results: Path, pages: tuple[Path, Path]) -> None:
     for page in pages:
         written = page.read_text()

@@ -2,18 +2,26 @@
 
 import statistics
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prefillshare.bench.cells import LABELS, by_load, by_panel, by_system, in_figures, size_of
 from prefillshare.bench.figures import Figures
 from prefillshare.bench.systems import SYSTEMS
+from prefillshare.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _CLOSED = ("sessions a minute", "session s p95", "ttft s p95", "prefix hit ratio")
 _OPEN = ("kept up", *_CLOSED[1:])  # how many sessions there are a minute is the load itself
+
+
+def require_matplotlib() -> None:
+    """Raises UserError: it is not installed."""
+    if find_spec("matplotlib") is None:
+        raise UserError("the report has plots, for which matplotlib is missing; pip install 'prefillshare[bench]'")
 
 
 def plot_loads(runs: Sequence[Figures], folder: Path) -> list[Path]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from prefillshare.bench.cells import LABELS, by_load, by_panel, by_system, in_figures
 from prefillshare.bench.figures import Figures, Slo, read_runs
 from prefillshare.bench.open_loop import KEEPS_UP
-from prefillshare.bench.plots import plot_loads
+from prefillshare.bench.plots import plot_loads, require_matplotlib
 from prefillshare.bench.systems import SYSTEMS, SystemName
 
 # What a table shows, with its decimals.
@@ -59,8 +59,9 @@ def write_report(output: Path, slo: Slo) -> list[Path]:
     """Writes report.md, report.html and the plots into `output`; returns the files.
 
     Raises:
-        UserError: no run has ended there.
+        UserError: no run has ended there, or matplotlib is missing.
     """
+    require_matplotlib()
     runs = read_runs(output, slo)
     plots = plot_loads(runs, output)
     markdown = output / "report.md"
@@ -106,9 +107,10 @@ def _about(runs: Sequence[Figures], slo: Slo) -> str:
             f"with a first token within {slo.ttft_s:g} s and then at most {slo.tpot_s:g} s a token. Prefix hits are "
             "measured where prompts are computed; prefill tokens are what was computed for calls that were answered. "
             "Queue and leg 1 are parts of the time to the first token: the wait for room in the router, and the call "
-            "to the prefill worker. The limit is the core that was busy more than 85 % of the time. *Possible* is "
-            "what the same cores could do at the costs that `bench calibrate` measured, if every token of a session "
-            "were computed once, all calls under way formed one batch and nobody waited.",
+            "to the prefill worker. The limit is what used more than 85 % of a core: the engines on one, all API "
+            "servers, the router or the driver. *Possible* is what the same cores could do at the costs that `bench "
+            "calibrate` measured, if every token of a session were computed once, all calls under way formed one batch "
+            "and nobody waited.",
             *([_ABOUT_OPEN_LOOPS] if any(panel.is_open for panel in by_panel(runs)) else ()),
         ]
     )

@@ -60,7 +60,8 @@ async def _run(matrix: Matrix, base: Path, output: Path, console: Console, only:
     wanted = [each for each in runs(matrix) if not only or any(part in each.name for part in only)]
     if not wanted:
         example = next(runs(matrix)).name
-        raise UserError(f"--only {' '.join(only)}: no run of this matrix has that in its name; they are as {example}")
+        given = " ".join(f"--only {part}" for part in only)
+        raise UserError(f"{given}: no run of this matrix has that in its name; they are as {example}")
     _claim(output, matrix)
     missing = [each for each in wanted if not _result(output, each).exists()]
     identity = ""

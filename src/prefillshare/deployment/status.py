@@ -13,6 +13,7 @@ from rich.table import Table
 
 from prefillshare.deployment.events import LOG
 from prefillshare.deployment.supervision import State, WorkerProcess
+from prefillshare.router.log_format import LOG as ROUTER_LOG
 
 _STYLES: dict[State, str] = {
     "ready": "green",
@@ -65,7 +66,7 @@ def show_start(workers: Sequence[WorkerProcess], console: Console) -> Iterator[N
 
 @contextlib.contextmanager
 def show_events(console: Console) -> Iterator[None]:
-    """Prints the deployment's events and every warning of the package as log lines."""
+    """Prints the deployment's events, the router's calls and every warning of the package as log lines."""
     handler: logging.Handler
     if console.is_terminal:
         handler = RichHandler(console=console, show_path=False, log_time_format="%X", markup=False)
@@ -73,11 +74,13 @@ def show_events(console: Console) -> Iterator[None]:
         handler = logging.StreamHandler(console.file)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     package = logging.getLogger("prefillshare")
-    former = LOG.level
+    former = {log: log.level for log in (LOG, ROUTER_LOG)}
     package.addHandler(handler)
-    LOG.setLevel(logging.INFO)
+    for log in former:
+        log.setLevel(logging.INFO)
     try:
         yield
     finally:
         package.removeHandler(handler)
-        LOG.setLevel(former)
+        for log, level in former.items():
+            log.setLevel(level)

@@ -82,7 +82,7 @@ class JsonFormatter(logging.Formatter):
 def logging_as(log_format: Literal["text", "json"], stream: TextIO | None = None) -> Iterator[None]:
     """While the block runs, the router's log goes to `stream` (standard output) as JSON lines, and nowhere else.
 
-    With "text" nothing changes: the lines go where the process has its logging go.
+    With "text" nothing changes: the lines go where the process has its logging go, with `prefillshare serve` to stderr.
     """
     if log_format == "text":
         yield

@@ -26,7 +26,7 @@ def server_config(app: ASGIApp, limits: LimitsConfig, **options: Any) -> uvicorn
         http=_http(limits),
         ws="none",
         h11_max_incomplete_event_size=_SLACK * limits.max_header_bytes,
-        limit_concurrency=limits.max_connections,  # one more connection is answered with a 503
+        limit_concurrency=limits.max_connections,  # requests beyond that many connections, or calls, get a 503
         server_header=False,
         proxy_headers=False,  # nothing goes by a client's address, so nobody need be believed about it
         **options,
