@@ -3,7 +3,7 @@
     short           one load, two systems, in about 15 minutes on two cores, twice that without bfloat16 units
     full            every family, load and system, three times: hours; goes on where it was stopped
     float32         whole tool-heavy sessions in float32, for cores without bfloat16 units: two hours
-    short-contexts  ReAct and Reflexion in float32: an hour
+    short-contexts  ReAct and Reflexion in float32: 75 minutes
     publish         writes the tables and the plot of README.md and docs/bench.md from the records in
                     docs/results/bench, or from those of a folder, which are copied there. Runs in float32 have folders
                     and tables of their own
@@ -99,22 +99,22 @@ def measure(matrix: Matrix, output: Path) -> int:
 
 
 def publish(results: Path) -> None:
-    """Raises UserError: there are no runs, or no costs."""
+    """Raises UserError: there are no runs, no costs, or no place for the tables. Nothing has changed then."""
     runs = read_runs(results, Slo())  # says what is missing before anything is removed
     readme, page = PAGES
-    if {each.facts["environment"]["dtype"] for each in runs} == {"float32"}:
-        folder = PUBLISHED.with_name(f"bench-{results.name.removeprefix('bench-')}")
-        start = FLOAT32_START.format(folder=folder.name)
-        around_section(page, start)  # or it has no place for these tables
-        _copy(results, folder)
-        has_summary = start in readme.read_text()  # not all of them stand there
-    else:
-        start, has_summary = START, True
-        _copy(results, PUBLISHED)
-        plot(runs, PUBLISHED / PLOT)
-    if has_summary:
-        write_section(readme, start, summary(runs))
-    write_section(page, start, tables(runs))
+    is_float32 = {each.facts["environment"]["dtype"] for each in runs} == {"float32"}
+    folder = PUBLISHED.with_name(f"bench-{results.name.removeprefix('bench-')}") if is_float32 else PUBLISHED
+    start = FLOAT32_START.format(folder=folder.name) if is_float32 else START
+    texts = {page: tables(runs)}
+    if not is_float32 or start in readme.read_text():  # not all of those in float32 stand there
+        texts[readme] = summary(runs)
+    for each in texts:
+        around_section(each, start)  # or it has no place for them
+    _copy(results, folder)
+    if not is_float32:
+        plot(runs, folder / PLOT)
+    for each, text in texts.items():
+        write_section(each, start, text)
 
 
 def _copy(results: Path, published: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from experiments.accuracy.items import Data, Family
 from prefillshare.errors import UserError
+from prefillshare.files import write_whole
 
 System = Literal["base", "full", "decode"]  # what is trained: nothing, all weights on own KV, all weights on base KV
 # What is scored: naive sharing is full fine-tuning's weights on the base's KV.
@@ -114,9 +115,7 @@ def read(file: Path) -> Record:
 def save(record: Record, folder: Path) -> None:
     """The file appears complete or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    scratch = folder / f".{record.cell.name}.json"
-    scratch.write_text(json.dumps(asdict(record), indent=1) + "\n")
-    scratch.rename(folder / f"{record.cell.name}.json")
+    write_whole(folder / f"{record.cell.name}.json", json.dumps(asdict(record), indent=1) + "\n")
 
 
 def comparable(full: Record, decode: Record) -> bool:

@@ -18,17 +18,16 @@ _CLOSED = ("sessions a minute", "session s p95", "ttft s p95", "prefix hit ratio
 _OPEN = ("kept up", *_CLOSED[1:])  # how many sessions there are a minute is the load itself
 
 
-def require_matplotlib() -> None:
-    """Raises UserError: it is not installed."""
-    if find_spec("matplotlib") is None:
-        raise UserError("the report has plots, for which matplotlib is missing; pip install 'prefillshare[bench]'")
-
-
 def plot_loads(runs: Sequence[Figures], folder: Path) -> list[Path]:
     """A picture for every workload, number of models and kind of load: four figures against the load.
 
     Medians over the repeats; bars show their range.
+
+    Raises:
+        UserError: matplotlib is not installed.
     """
+    if find_spec("matplotlib") is None:
+        raise UserError("the report has plots, for which matplotlib is missing; pip install 'prefillshare[bench]'")
     from matplotlib.figure import Figure
 
     files = []

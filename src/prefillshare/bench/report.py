@@ -9,7 +9,7 @@ from pathlib import Path
 from prefillshare.bench.cells import LABELS, by_load, by_panel, by_system, in_figures
 from prefillshare.bench.figures import Figures, Slo, read_runs
 from prefillshare.bench.open_loop import KEEPS_UP
-from prefillshare.bench.plots import plot_loads, require_matplotlib
+from prefillshare.bench.plots import plot_loads
 from prefillshare.bench.systems import SYSTEMS, SystemName
 
 # What a table shows, with its decimals.
@@ -61,7 +61,6 @@ def write_report(output: Path, slo: Slo) -> list[Path]:
     Raises:
         UserError: no run has ended there, or matplotlib is missing.
     """
-    require_matplotlib()
     runs = read_runs(output, slo)
     plots = plot_loads(runs, output)
     markdown = output / "report.md"
