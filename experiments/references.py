@@ -1,14 +1,16 @@
 """What the reference answers to the calls of random sessions."""
 
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from experiments.random_sessions import Session
 from prefillshare.module import DecodeModule
 from prefillshare.training.reference import generate, generate_batch, load_base, load_decode
-
-_BATCH = 8  # prompts a pass of the reference
 
 
 @dataclass(frozen=True)
@@ -30,25 +32,24 @@ class Reference:
 
     def scripts(self, sessions: Sequence[Session]) -> list[list[Call]]:
         """The calls of every session, each session computed once."""
-        new = {session: list[Call]() for session in sessions if session not in self._scripts}
-        for turn in range(max((len(session.turns) for session in new), default=0)):
-            self._compute(turn, {session: script for session, script in new.items() if turn < len(session.turns)})
-        self._scripts |= new
+        new = list(dict.fromkeys(session for session in sessions if session not in self._scripts))
+        # A single token is hardly faster on two cores than on one, so that a session for each core takes half the time.
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0)), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            self._scripts |= zip(new, pool.map(self._script, new), strict=True)
         return [self._scripts[session] for session in sessions]
 
-    def _compute(self, turn: int, scripts: dict[Session, list[Call]]) -> None:
-        """Adds one turn to the scripts. No call depends on another here, so that they can be computed in batches."""
-        prompts = {session: _prompt(session, turn, script) for session, script in scripts.items()}
-        for model, module in self._modules.items():
-            calling = [session for session in scripts if session.turns[turn].model == model]
-            calling.sort(key=lambda session: len(prompts[session]))  # alike in length: less padding
-            for first in range(0, len(calling), _BATCH):
-                batch = calling[first : first + _BATCH]
-                most = max(session.turns[turn].answer_tokens for session in batch)
-                asked = [prompts[session] for session in batch]
-                answers, _ = generate_batch(self._base, module, asked, max_new_tokens=most)
-                for session, prompt, answer in zip(batch, asked, answers, strict=True):
-                    scripts[session].append(Call(model, prompt, answer[: session.turns[turn].answer_tokens]))
+    def _script(self, session: Session) -> list[Call]:
+        """Turn by turn; the base computes only what a turn adds to the context."""
+        calls: list[Call] = []
+        known = None
+        for turn in session.turns:
+            context = calls[-1].prompt + calls[-1].answer if calls else []
+            prompt = context[: len(context) - turn.dropped] + list(turn.new)
+            (answer,), known = generate_batch(
+                self._base, self._modules[turn.model], [prompt], max_new_tokens=turn.answer_tokens, known=known
+            )
+            calls.append(Call(turn.model, prompt, answer))
+        return calls
 
     def answer(self, call: Call) -> list[int]:
         """By the plain reference, one prompt alone: it has the last word."""
@@ -58,9 +59,3 @@ class Reference:
         """What the call would get were the prompt's KV the decode module's own."""
         module = self._modules[call.model]
         return generate(module, module, call.prompt, max_new_tokens=len(call.answer))
-
-
-def _prompt(session: Session, turn: int, calls: list[Call]) -> list[int]:
-    """The context after the calls so far, with what the turn takes back and adds."""
-    context = calls[-1].prompt + calls[-1].answer if calls else []
-    return context[: len(context) - session.turns[turn].dropped] + list(session.turns[turn].new)

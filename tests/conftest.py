@@ -14,7 +14,7 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Options of tests/e2e/test_sessions.py; here, since pytest reads only this conftest before the command line."""
     group = parser.getgroup("sessions", "random sessions against real workers")
-    group.addoption("--sessions", type=int, default=40, help="how many to play (default: %(default)s)")
+    group.addoption("--sessions", type=int, default=16, help="how many to play (default: %(default)s)")
     group.addoption("--session-seed", type=int, default=0, help="what they are made from (default: %(default)s)")
     group.addoption("--only-session", type=int, help="play this one alone, as a failure's message says")
 

@@ -24,14 +24,14 @@ REPOSITORY = Path(__file__).parents[2]
 os.environ.setdefault(KEY_VARIABLE, "of all tests")
 
 BLOCK_SIZE = 32
-MAX_MODEL_LEN = 512
+MAX_MODEL_LEN = 384
 
 # The `full` worker's KV cache: one request of MAX_MODEL_LEN fits, two long answers at once do not.
-SMALL_KV_BLOCKS = 18
+SMALL_KV_BLOCKS = 14
 
 # The KV cache of the prefill and the `lora` worker: room for a few sessions, not for all that are played. Four requests
 # of MAX_MODEL_LEN fit.
-MEDIUM_KV_BLOCKS = 64
+MEDIUM_KV_BLOCKS = 52
 
 # Where a grammar leaves it the choice, a small model prefers blank space to a closing brace.
 COMPACT_JSON = ("--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}')

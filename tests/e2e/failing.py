@@ -18,7 +18,11 @@ from tests.e2e.support import completion, key_of, url
 
 BEFORE_READ = "before-read"  # the request has its blocks, nothing of the prefill worker's memory was read yet
 AFTER_READ = "after-read"  # the read was posted, its end not yet looked for
-REACHED = "reached"
+
+
+def reached(point: str) -> str:
+    """The name of the file that says a pull is held at the point."""
+    return f"{point}-reached"
 
 
 def holding(spec: WorkerSpec, hold_dir: Path) -> WorkerSpec:
@@ -40,7 +44,7 @@ class Hold:
     point: str
 
     def __enter__(self) -> Self:
-        (self.hold_dir / REACHED).unlink(missing_ok=True)
+        (self.hold_dir / reached(self.point)).unlink(missing_ok=True)
         (self.hold_dir / self.point).touch()
         return self
 
@@ -51,7 +55,7 @@ class Hold:
         (self.hold_dir / self.point).unlink(missing_ok=True)
 
     def wait(self) -> None:
-        wait_until((self.hold_dir / REACHED).exists, 10.0, "a pull to reach " + self.point)
+        wait_until((self.hold_dir / reached(self.point)).exists, 10.0, "a pull to reach " + self.point)
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float, what: str) -> float:

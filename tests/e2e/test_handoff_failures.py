@@ -152,15 +152,19 @@ def pair(shared_pair: Pair) -> Iterator[Pair]:
 # A worker ends
 
 
-def test_the_prefill_worker_dies_before_during_and_after_the_pull(pair: Pair) -> None:
+def test_the_prefill_worker_dies_in_every_phase_of_the_pull(pair: Pair) -> None:
     after = pair.running_call()
     early_prompt, late_prompt = pair.fresh_prompt(), pair.fresh_prompt()
     early, late = pair.handoff(early_prompt), pair.handoff(late_prompt)
-    with pair.unanswered_read() as during:
-        pair.fleet.kill(pair.prefill.name)
+    with pair.hold(AFTER_READ) as hold:
+        unacknowledged = pair.fresh_call()
+        hold.wait()
+        with pair.unanswered_read() as during:
+            pair.fleet.kill(pair.prefill.name)
     before = pair.call(early_prompt, early)
-    for call in (during, before, after):
+    for call in (unacknowledged, during, before, after):
         call.join(CALL_LIMIT_S)
+    assert pair.served_right(unacknowledged) or refused(unacknowledged, "pull_failed"), unacknowledged
     assert refused(during, "pull_failed"), during
     assert refused(before, "pull_failed"), before
     assert pair.served_right(after, LONG_ANSWER), after
@@ -170,16 +174,6 @@ def test_the_prefill_worker_dies_before_during_and_after_the_pull(pair: Pair) ->
     restarted = pair.call(late_prompt, late)
     restarted.join(CALL_LIMIT_S)
     assert refused(restarted, "pull_failed", "lease_expired"), restarted
-
-
-def test_the_prefill_worker_dies_between_the_read_and_its_acknowledgement(pair: Pair) -> None:
-    with pair.hold(AFTER_READ) as hold:
-        call = pair.fresh_call()
-        hold.wait()
-        pair.fleet.kill(pair.prefill.name)
-    call.join(CALL_LIMIT_S)
-    assert pair.served_right(call) or refused(call, "pull_failed"), call
-    pair.wait_empty(pair.decode)
 
 
 def test_the_decode_worker_dies_before_during_and_after_the_pull(pair: Pair) -> None:

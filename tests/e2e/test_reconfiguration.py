@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 NEW_TOKENS = 8
 CLIENTS = 3
-PAUSE_S = 0.2  # of a client between two calls: a worker that starts needs some of the core as well
+PAUSE_S = 0.2  # of a client between two calls: the command line needs some of the core as well
 
 CONTEXT = "The ferry left at six with nine passengers, a horse and the mail. Halfway across, the wind turned. "
 PROMPTS = [CONTEXT * 2 + text for text in ("The captain", "On the far bank", "Nobody was", "The horse", "At noon", "A")]
@@ -138,23 +138,24 @@ def test_a_prefill_worker_is_replaced_under_load_and_no_call_fails(
     first = workers.prefill
     ports = free_ports(2)
     second = replace(first, name="prefill-by-hand", port=ports, side_channel_port=ports + 1)
-    with Fleet(tmp_path) as fleet, Load(router) as load:
-        fleet.start(second)
-        changed(router, "workers", "add", second.name, url(second), "--pool", "prefill", "--wait", "60")
-        load.until(lambda used: second.name in used)
+    with Fleet(tmp_path) as fleet:
+        fleet.start(second)  # before the load: it takes a core for itself
+        with Load(router) as load:
+            changed(router, "workers", "add", second.name, url(second), "--pool", "prefill", "--wait", "60")
+            load.until(lambda used: second.name in used)
 
-        assert "it can be stopped" in changed(router, "workers", "drain", first.name, "--wait")
-        changed(router, "workers", "remove", first.name)
-        load.until(lambda used: len(used) > 5)
-        assert {worker for _, _, worker in load.served[-3:]} == {second.name}
+            assert "it can be stopped" in changed(router, "workers", "drain", first.name, "--wait")
+            changed(router, "workers", "remove", first.name)
+            load.until(lambda used: len(used) > 5)
+            assert {worker for _, _, worker in load.served[-3:]} == {second.name}
 
-        changed(router, "workers", "add", first.name, url(first), "--pool", "prefill")
-        load.until(lambda used: first.name in used)
+            changed(router, "workers", "add", first.name, url(first), "--pool", "prefill")
+            load.until(lambda used: first.name in used)
 
-        changed(router, "workers", "drain", second.name, "--wait")
-        fleet.kill(second.name)
-        changed(router, "workers", "remove", second.name)
-        load.until(lambda used: len(used) > 5)
+            changed(router, "workers", "drain", second.name, "--wait")
+            fleet.kill(second.name)
+            changed(router, "workers", "remove", second.name)
+            load.until(lambda used: len(used) > 5)
     assert len(load.served) > 30
     assert [(answer, expected[prompt]) for prompt, answer, _ in load.served if answer != expected[prompt]] == []
 

@@ -104,9 +104,9 @@ def test_a_prefill_worker_takes_no_kv(workers: Workers) -> None:
 
 def test_a_preempted_request_ends_with_an_error(workers: Workers) -> None:
     """Two answers that do not fit into the KV cache together: vLLM would recompute one prompt locally."""
-    prompts = [list(range(start, start + 5 * BLOCK_SIZE + 1)) for start in (2000, 3000)]
+    prompts = [list(range(start, start + 4 * BLOCK_SIZE + 1)) for start in (2000, 3000)]
     new_tokens = 4 * BLOCK_SIZE
-    total_blocks = 2 * (5 + 4 + 1)
+    total_blocks = 2 * (4 + 4 + 1)
     assert total_blocks > SMALL_KV_BLOCKS
     assert len(prompts[0]) + new_tokens <= MAX_MODEL_LEN
 

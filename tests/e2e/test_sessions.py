@@ -34,7 +34,7 @@ from tests.e2e.support import complete, decode, prefill
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
-WAVE = 40  # sessions whose reference is computed, and which are then played, together
+WAVE = 16  # sessions whose reference is computed, and which are then played, together
 COMING_BACK = 3  # of them are played once more at the end, when most of their blocks are evicted
 AT_ONCE = 10  # sessions; more than a worker's max_num_seqs, so that some wait
 # Whom a turn calls, each as likely: most often the worker with the smallest cache. The last two are adapters in one.
@@ -113,7 +113,7 @@ def test_every_token_equals_the_reference(
 
 def test_kv_of_the_wrong_weights_would_show(make_sessions: MakeSessions, reference: Reference) -> None:
     """The control: were a prompt's KV the decode module's own, these sessions would often get other tokens."""
-    calls = [call for script in reference.scripts(make_sessions(range(8), MODELS)) for call in script]
+    calls = [call for script in reference.scripts(make_sessions(range(4), MODELS)) for call in script]
     for model in dict.fromkeys(MODELS):
         long = [
             call for call in calls if call.model == model and len(call.prompt) > BLOCK_SIZE and len(call.answer) > 2

@@ -8,7 +8,7 @@ from vllm.config import VllmConfig
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 
 from prefillshare.engine.connector import SharedPrefillConnector
-from tests.e2e.failing import AFTER_READ, BEFORE_READ, REACHED
+from tests.e2e.failing import AFTER_READ, BEFORE_READ, reached
 
 if TYPE_CHECKING:
     from vllm.forward_context import ForwardContext
@@ -47,5 +47,5 @@ class HeldConnector(SharedPrefillConnector):
     def _holds(self, point: str, pulls: Sized) -> bool:
         if not len(pulls) or not (self._hold_dir / point).exists():
             return False
-        (self._hold_dir / REACHED).touch()
+        (self._hold_dir / reached(point)).touch()
         return True

@@ -56,7 +56,7 @@ def generate(
     cache = DynamicCache()  # without the config, so that models with attention windows keep all of the base KV
     if split:
         ids = torch.tensor([prompt_ids[:split]], device=base.device)
-        base(input_ids=ids, past_key_values=cache, use_cache=True)
+        base(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)  # of which none is used
     tokens: list[int] = []
     current = prompt_ids[split]
     while len(tokens) < max_new_tokens:

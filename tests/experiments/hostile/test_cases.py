@@ -18,7 +18,7 @@ def test_a_seed_has_its_cases_and_every_kind_its_share() -> None:
 
 
 def test_forged_parameters_stand_in_the_body_in_many_places() -> None:
-    raw = [case.pieces[-1].unit for case in draw(KNOWN, 4000, 1) if case.kind == "forged"]
+    raw = [case.pieces[-1].unit for case in draw(KNOWN, 2000, 1) if case.kind == "forged"]
     assert sum(b"kv_transfer_params" in body for body in raw) > len(raw) / 2
     assert any(b"vllm_xargs" in body for body in raw)
     assert any(b"kv_transfer_p\\u0061rams" in body for body in raw)
