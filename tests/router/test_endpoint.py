@@ -247,6 +247,23 @@ def test_a_stream_that_stalls_ends_with_an_error_event(start_cluster: Callable[.
     wait_for(lambda: cluster.decode["sql"][0].aborted)
 
 
+def test_kv_of_a_call_that_the_decode_worker_refuses_counts_until_its_lease_ends(
+    start_cluster: Callable[..., Cluster],
+) -> None:
+    cluster = start_cluster(kv_lease_s=1.5)
+
+    def parked() -> list[str]:
+        text = cluster.http.get("/metrics").text
+        return re.findall(r'^prefillshare_worker_kv_tokens{.*worker="prefill-0".*} (.*)$', text, re.M)
+
+    assert cluster.http.post("/v1/chat/completions", json=CHAT).status_code == 200
+    assert parked() == ["0.0"]
+    cluster.decode["sql"][0].behaviour = "400"
+    assert cluster.http.post("/v1/chat/completions", json=CHAT).status_code == 400
+    assert float(parked()[0]) > 0
+    wait_for(lambda: parked() == ["0.0"])
+
+
 def retries(cluster: Cluster) -> dict[tuple[str, str], float]:
     """The counter of retries, by leg and reason."""
     lines = re.findall(r'_retries_total{leg="(\w+)",reason="(\w+)"} (.*)', cluster.http.get("/metrics").text)

@@ -178,6 +178,7 @@ class LocalDeployment:
                     drain=self._drain,
                     listeners=[self._follow],
                     max_num_seqs=self.deployment.workers.max_num_seqs,
+                    kv_lease_s=self.deployment.workers.kv_lease_s,
                 ),
                 settings.limits,
                 log_config=None,

@@ -36,6 +36,7 @@ def create_app(
     drain: Drain | None = None,
     listeners: Sequence[Listener] = (),
     max_num_seqs: int | None = None,
+    kv_lease_s: float = 30.0,
 ) -> Starlette:
     """The router as an ASGI application.
 
@@ -48,6 +49,7 @@ def create_app(
         drain: has it take no more calls, when that has begun.
         listeners: are told of each worker that joins or leaves while the router runs.
         max_num_seqs: how many calls a worker runs at a time, where that is known; more would queue inside it.
+        kv_lease_s: how long prefill workers keep KV that nobody pulls.
 
     Startup asks every worker for its health once, so that the first request finds the workers that are up. Startup
     succeeds whatever they say; `/health` tells.
@@ -68,6 +70,7 @@ def create_app(
         drain=drain,
         listeners=listeners,
         max_num_seqs=max_num_seqs,
+        kv_lease_s=kv_lease_s,
     )
 
     @asynccontextmanager

@@ -51,6 +51,7 @@ class Assembly:
         drain: Drain | None,
         listeners: Sequence[Listener],
         max_num_seqs: int | None,
+        kv_lease_s: float,
     ) -> None:
         self.settings = settings
         self.fleet = Fleet(routes)
@@ -69,6 +70,7 @@ class Assembly:
         self._max_body_bytes = max_body_bytes
         self._worker_key = worker_key
         self._max_num_seqs = max_num_seqs
+        self._kv_lease_s = kv_lease_s
         check_installed(settings.tracing, os.environ)
 
     @asynccontextmanager
@@ -82,7 +84,14 @@ class Assembly:
             await monitor.check_all()
             watching = asyncio.create_task(monitor.run())
             capacities = Capacities(http, fleet.pools, settings.flow, self._max_num_seqs, self._placement.holds)
-            flow = FlowControl(settings.flow, fleet.routes, self._placement, capacities, self._flow_metrics)
+            flow = FlowControl(
+                settings.flow,
+                fleet.routes,
+                self._placement,
+                capacities,
+                self._flow_metrics,
+                kv_lease_s=self._kv_lease_s,
+            )
             self._flow_metrics.watch(flow.waiting, flow.kv)
             self.board.waiting = flow.waiting
             await capacities.ask()

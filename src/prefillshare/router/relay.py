@@ -20,6 +20,7 @@ from prefillshare.router.answer import Usage, rewrite_answer, rewrite_stream
 from prefillshare.router.breaker import Breaker
 from prefillshare.router.errors import (
     KV_LOST,
+    NOT_CONNECTED,
     RouterError,
     not_connected,
     unavailable,
@@ -206,6 +207,8 @@ class Relay:
             attempts.failed(error, placed.worker, prefilled.worker)
             if error.code == KV_LOST:
                 self._placement.lost(pool, call.session, placed.worker)
+            if error.status < 500 or error.code == NOT_CONNECTED:
+                call.ticket.not_taken()
             raise
         finally:
             call.ticket.decoded()

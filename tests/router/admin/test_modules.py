@@ -212,7 +212,7 @@ def test_by_force_a_module_goes_at_once_and_its_calls_end_with_a_404(site: Site)
 
 
 def test_by_force_calls_that_wait_end_at_once_and_other_modules_go_on(start_site: Callable[..., Site]) -> None:
-    site = start_site(router={"keys": KEYS, "flow": {"decode_calls": 1, "queue_share": 100.0}})
+    site = start_site(router={"keys": KEYS, "flow": {"decode_calls": 1, "queue_share": 100.0}}, kv_lease_s=1.0)
     prefill = [site.cluster.workers[name] for name in ("prefill-0", "prefill-1")]
     for worker in prefill:
         worker.behaviour = "held"
@@ -227,5 +227,4 @@ def test_by_force_calls_that_wait_end_at_once_and_other_modules_go_on(start_site
     assert [call.result().status_code for call in calls] == [404, 404, 200]
     assert site.ask("json").status_code == 200
     assert 'refusals_total{pool="decode/sql",reason="removed",tenant="ann"} 1.0' in site.get("/metrics").text
-    rows = site.admin("GET", "/workers").json()["workers"]
-    assert all(row["load"] == row["kv"] == 0 for row in rows)
+    wait_for(lambda: all(row["load"] == row["kv"] == 0 for row in site.admin("GET", "/workers").json()["workers"]))

@@ -44,7 +44,9 @@ class FakeCapacities:
 class Bench:
     """Two models with a decode worker each, `decode` tokens on each; one prefill worker with `prefill` tokens."""
 
-    def __init__(self, decode: int = TOKENS, prefill: int = 10**6, sql_workers: int = 1, **config: Any) -> None:
+    def __init__(
+        self, decode: int = TOKENS, prefill: int = 10**6, sql_workers: int = 1, kv_lease_s: float = 30, **config: Any
+    ) -> None:
         self.prefill = Pool("prefill", [prefill_worker("p")])
         self.sql = Pool("decode/sql", [decode_worker(f"sql-{n}") for n in range(sql_workers)])
         self.json = Pool("decode/json", [decode_worker("json-0")])
@@ -71,6 +73,7 @@ class Bench:
             self.placement,
             self.capacities,  # type: ignore[arg-type]
             metrics,
+            kv_lease_s=kv_lease_s,
             clock=lambda: self.now,
         )
         metrics.watch(self.flow.waiting, self.flow.kv)
@@ -187,12 +190,13 @@ async def test_kv_that_is_not_pulled_takes_room_on_the_prefill_worker() -> None:
 
 
 async def test_kv_counts_as_pulled_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tickets, "PARKED_S", 0.01)
+    monkeypatch.setattr(tickets, "PULLED_S", 0.01)
     bench = Bench(decode=10**6)
     bench.capacities.kv["p"] = 100
 
     async def legs(call: Call, ticket: Ticket, end: asyncio.Event) -> None:
         ticket.prefilled()
+        ticket.decode(lambda room: bench.placement.decode("sql", None, [1] * 90, has_room=room))
         await end.wait()
 
     bench.legs = legs  # type: ignore[method-assign]
@@ -757,7 +761,7 @@ def test_no_room_is_lost_whatever_happens(steps: list[Step]) -> None:
 
 
 async def play(steps: list[Step]) -> None:
-    bench = Bench(decode=300, prefill=250, sql_workers=2, queue_share=2.0, queue_calls=6)
+    bench = Bench(decode=300, prefill=250, sql_workers=2, kv_lease_s=0, queue_share=2.0, queue_calls=6)
     bench.capacities.kv["p"] = 400
     outcomes: dict[str, str] = {}
 

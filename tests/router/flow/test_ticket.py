@@ -1,5 +1,6 @@
 """What a ticket holds on workers from before leg 1 until the call's end."""
 
+import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ P, D0, D1 = prefill_worker("p"), decode_worker("d-0"), decode_worker("d-1")
 BODY = {"prompt": "word " * 400}
 PROMPT = chain_of_request(BODY)
 OUTPUT = 10
+LEASE_S = 0.05
 
 
 class Rooms:
@@ -52,7 +54,7 @@ class Site:
             "parked": self.rooms.hold(P, PROMPT),
             "kv": self.rooms.hold(D0, PROMPT, OUTPUT),
         }
-        return ReservedTicket(self.rooms, self.route, need, PROMPT, reserved, 0.0)
+        return ReservedTicket(self.rooms, self.route, need, PROMPT, reserved, 0.0, LEASE_S)
 
 
 def first_of(*workers: Worker, tokens: int = PROMPT.tokens) -> Choose:
@@ -69,7 +71,7 @@ def first_of(*workers: Worker, tokens: int = PROMPT.tokens) -> Choose:
     ("real", "counted"),
     [(PROMPT.tokens - 100, PROMPT.tokens), (PROMPT.tokens, PROMPT.tokens), (PROMPT.tokens + 100, PROMPT.tokens + 100)],
 )
-def test_a_prompt_longer_than_its_estimate_needs_more_and_a_shorter_one_gives_nothing_back(
+async def test_a_prompt_longer_than_its_estimate_needs_more_and_a_shorter_one_gives_nothing_back(
     real: int, counted: int
 ) -> None:
     site = Site()
@@ -80,7 +82,7 @@ def test_a_prompt_longer_than_its_estimate_needs_more_and_a_shorter_one_gives_no
     assert site.rooms.held() == (PROMPT.tokens, 0, counted + OUTPUT)
 
 
-def test_what_a_prompt_has_beyond_its_estimate_is_shared_by_nobody() -> None:
+async def test_what_a_prompt_has_beyond_its_estimate_is_shared_by_nobody() -> None:
     site = Site()
     one, other = site.ticket(), site.ticket()
     for ticket in (one, other):
@@ -89,7 +91,7 @@ def test_what_a_prompt_has_beyond_its_estimate_is_shared_by_nobody() -> None:
     assert site.rooms.kv.tokens(D0) == PROMPT.tokens + behind + 2 * (100 + OUTPUT)
 
 
-def test_each_decode_worker_is_asked_for_room_for_what_it_does_not_hold() -> None:
+async def test_each_decode_worker_is_asked_for_room_for_what_it_does_not_hold() -> None:
     site = Site(d0=PROMPT.tokens + 100, d1=PROMPT.tokens + 100)
     site.rooms.hold(D0, chain_of_request({"prompt": "something else " * 100}))
     site.rooms.hold(D1, PROMPT)
@@ -117,7 +119,7 @@ def test_where_no_worker_takes_leg_2_nothing_is_held() -> None:
     assert site.rooms.held() == (PROMPT.tokens, 0, 0)
 
 
-def test_a_leg_2_that_failed_leaves_nothing_and_may_be_tried_again() -> None:
+async def test_a_leg_2_that_failed_leaves_nothing_and_may_be_tried_again() -> None:
     site = Site()
     ticket = site.ticket()
     ticket.decode(first_of(D0))
@@ -127,7 +129,7 @@ def test_a_leg_2_that_failed_leaves_nothing_and_may_be_tried_again() -> None:
     assert site.rooms.held() == (PROMPT.tokens, 0, PROMPT.tokens + OUTPUT)
 
 
-def test_all_is_given_back_however_often_the_end_is_told() -> None:
+async def test_all_is_given_back_however_often_the_end_is_told() -> None:
     site = Site()
     ticket, other = site.ticket(), site.ticket()
     ticket.decode(first_of(D1))
@@ -138,6 +140,52 @@ def test_all_is_given_back_however_often_the_end_is_told() -> None:
     other.close()
     assert site.rooms.held() == (0, 0, 0)
     assert site.route.decode.load(D0) == site.route.prefill.load(P) == 0
+
+
+async def test_kv_that_no_decode_worker_took_up_counts_until_its_lease_ends() -> None:
+    """Its client has left between the legs, or has asked for something that the decode worker does not do."""
+    site = Site()
+    left, refused = site.ticket(), site.ticket()
+    for ticket in (left, refused):
+        ticket.prefill(first_of(P))
+        ticket.prefilled()
+    refused.decode(first_of(D0))
+    refused.not_taken()
+    refused.decoded()
+    for ticket in (left, refused):
+        ticket.close()
+        ticket.close()
+    behind = PROMPT.tokens - PROMPT.length(len(PROMPT.hashes))
+    assert site.rooms.held() == (PROMPT.tokens + behind, 0, 0)
+    freed = site.rooms.freed_times
+    await asyncio.sleep(2 * LEASE_S)
+    assert site.rooms.held() == (0, 0, 0)
+    assert site.rooms.freed_times == freed + 2
+
+
+async def test_kv_that_a_decode_worker_may_have_pulled_is_given_back_with_the_call() -> None:
+    site = Site()
+    streamed, whole, failed = site.ticket(), site.ticket(), site.ticket()
+    for ticket in (streamed, whole):
+        ticket.prefill(first_of(P))
+        ticket.prefilled()
+        ticket.decode(first_of(D0))
+    streamed.pulled()
+    failed.prefill(first_of(P))  # and leg 1 never ends
+    for ticket in (streamed, whole, failed):
+        ticket.close()
+    assert site.rooms.held() == (0, 0, 0)
+
+
+async def test_kv_that_is_lost_does_not_wait_for_its_lease() -> None:
+    """What is prefilled once more is counted; what the first try left is not."""
+    site = Site()
+    ticket = site.ticket()
+    ticket.prefill(first_of(P))
+    ticket.prefilled()
+    ticket.prefill(first_of(P))
+    ticket.close()
+    assert site.rooms.held() == (0, 0, 0)
 
 
 def test_the_prompt_of_a_ticket_is_not_made_a_chain_again() -> None:

@@ -35,6 +35,8 @@ class FlowControl:
         placement: Placement,
         capacities: Capacities,
         metrics: FlowMetrics,
+        *,
+        kv_lease_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
@@ -42,6 +44,7 @@ class FlowControl:
         self._placement = placement
         self._capacities = capacities
         self._metrics = metrics
+        self._kv_lease_s = kv_lease_s
         self._clock = clock
         self._queues = Queues(settings.weights)
         self._held = HeldKV(capacities.kv_limit)
@@ -204,7 +207,9 @@ class FlowControl:
         if self._queues.of(decode).first() is not entry:
             self._metrics.overtook(decode)
         self._queues.serve(entry)
-        waiting.ticket.set_result(ReservedTicket(self, waiting.route, need, waiting.prompt, reserved, waited_s))
+        waiting.ticket.set_result(
+            ReservedTicket(self, waiting.route, need, waiting.prompt, reserved, waited_s, self._kv_lease_s)
+        )
         return None
 
     def _decoders(self, waiting: Waiting) -> Iterator[Worker]:

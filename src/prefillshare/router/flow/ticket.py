@@ -10,9 +10,9 @@ from prefillshare.router.placement.placement import HasRoom, Placed
 from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.route import ModelRoute
 
-# After leg 1 its KV is counted on the prefill worker until the answer begins, but no longer than this: one that is not
-# streamed begins with its end. A pull that takes longer is refused (`workers.pull_timeout_s`).
-PARKED_S = 8.0
+# A prompt's KV is counted on the prefill worker until the answer begins, but no longer than this after leg 2 was sent:
+# one that is not streamed begins with its end. A pull that takes longer is refused (`workers.pull_timeout_s`).
+PULLED_S = 8.0
 
 Choose = Callable[[HasRoom | None], Placed | None]
 
@@ -36,6 +36,9 @@ class Ticket:
 
     def prefilled(self) -> None:
         """Leg 1 is over: its KV waits for a decode worker."""
+
+    def not_taken(self) -> None:
+        """The decode worker has not taken leg 2 up: the KV still waits."""
 
     def pulled(self) -> None:
         """A decode worker has the KV: the prefill worker needs no room for it any more. May be told often."""
@@ -80,12 +83,15 @@ class ReservedTicket(Ticket):
         prompt: Chain,
         reserved: dict[str, Callable[[], None]],
         waited_s: float,
+        kv_lease_s: float,
     ) -> None:
         """
         Args:
             prompt: that of the request, for the call's whole life: by its hashes it shares with calls before leg 1.
             reserved: ends what is reserved, the room in either leg ("prefill", "decode") and that for KV, where leg 1
                 leaves it ("parked") and where leg 2 needs it ("kv").
+            kv_lease_s: for so long after leg 1, a prefill worker keeps KV that nobody pulls, whatever becomes of the
+                call.
         """
         self.waited_s = waited_s
         self._rooms = rooms
@@ -93,6 +99,8 @@ class ReservedTicket(Ticket):
         self._need = need
         self._prompt = prompt
         self._reserved = reserved
+        self._kv_lease_s = kv_lease_s
+        self._lease_end: float | None = None  # by the event loop's clock, while no decode worker is known to pull
         self._timer: asyncio.TimerHandle | None = None
 
     def chain(self, body: Mapping[str, Any]) -> Chain:
@@ -101,6 +109,7 @@ class ReservedTicket(Ticket):
     def prefill(self, choose: Choose) -> Placed | None:
         pool, prompt = self._route.prefill, self._prompt
         self._release("prefill", "parked")
+        self._lease_end = None
         placed = choose(lambda worker, tokens: self._rooms.has_room(pool, worker, tokens, prompt))
         if placed:
             self._reserved["parked"] = self._rooms.hold(placed.worker, prompt)
@@ -120,12 +129,16 @@ class ReservedTicket(Ticket):
         if placed is None:
             return None
         self._reserved["kv"] = self._rooms.hold(placed.worker, prompt, more(placed.tokens))
+        self._stop_timer()
+        self._timer = asyncio.get_running_loop().call_later(PULLED_S, self.pulled)
         return placed._replace(tokens=placed.tokens + output)
 
     def prefilled(self) -> None:
-        self._stop_timer()
-        self._timer = asyncio.get_running_loop().call_later(PARKED_S, self.pulled)
+        self._lease_end = asyncio.get_running_loop().time() + self._kv_lease_s
         self._rooms.freed()
+
+    def not_taken(self) -> None:
+        self._stop_timer()
 
     def pulled(self) -> None:
         self._stop_timer()
@@ -137,9 +150,21 @@ class ReservedTicket(Ticket):
         self._release("kv")
 
     def close(self) -> None:
+        if "parked" in self._reserved and self._lease_end is not None and self._timer is None:
+            self._leave_parked(self._lease_end)
         self._stop_timer()
         self._release(*list(self._reserved))
         self._rooms.freed()
+
+    def _leave_parked(self, lease_end: float) -> None:
+        """No worker knows that the call has ended, so the KV stays where it is, and counts, until its lease ends."""
+        release, rooms = self._reserved.pop("parked"), self._rooms
+
+        def free() -> None:
+            release()
+            rooms.freed()
+
+        asyncio.get_running_loop().call_at(lease_end, free)
 
     def _stop_timer(self) -> None:
         if self._timer:
