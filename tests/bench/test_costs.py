@@ -81,6 +81,23 @@ async def test_prompts_are_new_and_then_known_and_answers_come_in_batches() -> N
     assert found.pull_s == pytest.approx(found.pulled_bytes / 1e6)
 
 
+async def test_long_prompts_can_be_left_out() -> None:
+    server = Caching()
+    machine = MACHINE.model_copy(update={"max_model_len": 8192})
+    async with hosted_by(server, models=1, role="decode") as system, open_client("") as http:
+        found = await measure(http, system, words, machine, lambda step: None, longest_prompt=1200)
+    assert max(record.prompt_tokens for record in found.alone) == 1024 + 48
+    assert {step.kv_tokens // step.sequences for step in found.steps} == {128 + 24, 1024 + 24}
+
+
+async def test_batches_of_one_context_have_the_same_prompts() -> None:
+    """Each is computed once, which is most of the time that batches take."""
+    server = Caching()
+    async with hosted_by(server, models=1, role="decode") as system, open_client("") as http:
+        await measure_steps(http, system, words, MACHINE, lambda step: None)
+    assert len({body["messages"][-1]["content"] for body in server.bodies[1:]}) == 4
+
+
 async def test_steps_are_measured_without_the_rest() -> None:
     server = Caching()
     async with hosted_by(server, models=1, role="decode") as system, open_client("") as http:

@@ -18,16 +18,18 @@ from prefillshare.simulate.cost import Cost, WorkerProfile
 from prefillshare.workloads.tokens import load_tokenise
 
 
-def calibrate(matrix: Matrix, base: Path, output: Path, console: Console) -> int:
+def calibrate(matrix: Matrix, base: Path, output: Path, console: Console, *, longest_prompt: int | None = None) -> int:
     """Writes `output`/costs.json; returns the exit code, as `run` does. For `shared-lora`, a second system is started.
+
+    `longest_prompt` is as in `costs.measure`.
 
     Raises:
         UserError: the base has no tokenizer, or a call failed.
     """
-    return asyncio.run(_calibrate(matrix, base, output, console))
+    return asyncio.run(_calibrate(matrix, base, output, console, longest_prompt))
 
 
-async def _calibrate(matrix: Matrix, base: Path, output: Path, console: Console) -> int:
+async def _calibrate(matrix: Matrix, base: Path, output: Path, console: Console, longest_prompt: int | None) -> int:
     machine = matrix.machine
     tokenise = load_tokenise(base)
     log = output / "logs" / "calibration.log"
@@ -44,7 +46,7 @@ async def _calibrate(matrix: Matrix, base: Path, output: Path, console: Console)
         async with hosted(request("shared"), log) as system:
             made_with = environment(system)
             async with open_client(system.api_key) as http:
-                measured = await measure(http, system, tokenise, machine, say)
+                measured = await measure(http, system, tokenise, machine, say, longest_prompt=longest_prompt)
         if "shared-lora" in matrix.systems:
             say("starting the workers with an adapter")
             async with hosted(request("shared-lora"), log) as with_adapter, open_client(with_adapter.api_key) as http:

@@ -55,14 +55,25 @@ class Measured:
 
 
 async def measure(
-    http: aiohttp.ClientSession, system: Hosted, tokenise: Tokenise, machine: Machine, step: Callable[[str], None]
+    http: aiohttp.ClientSession,
+    system: Hosted,
+    tokenise: Tokenise,
+    machine: Machine,
+    step: Callable[[str], None],
+    *,
+    longest_prompt: int | None = None,
 ) -> Measured:
-    """Of a system `shared`; takes about three minutes on two cores. `step` is told what comes next.
+    """Of a system `shared`; takes about three minutes on two cores, three times that without bfloat16 units.
+
+    Args:
+        step: is told what comes next.
+        longest_prompt: leaves out prompts of more tokens, which take most of the time; what they cost is then
+            extrapolated.
 
     Raises:
         UserError: a call failed, or the tokenizer cannot make up prompts of a given length.
     """
-    return await _measuring(http, system, tokenise, machine, step).all()
+    return await _measuring(http, system, tokenise, machine, step, longest_prompt).all()
 
 
 async def measure_steps(
@@ -153,10 +164,16 @@ def _profile(cost: Cost, link: Link, leg_s: float, machine: Machine, kv_bytes_pe
 
 
 def _measuring(
-    http: aiohttp.ClientSession, system: Hosted, tokenise: Tokenise, machine: Machine, step: Callable[[str], None]
+    http: aiohttp.ClientSession,
+    system: Hosted,
+    tokenise: Tokenise,
+    machine: Machine,
+    step: Callable[[str], None],
+    longest_prompt: int | None = None,
 ) -> "_Measuring":
+    room = machine.max_model_len - _ROOM - _MANY
     try:
-        return _Measuring(http, system, Salad(tokenise), machine, step)
+        return _Measuring(http, system, Salad(tokenise), machine, step, min(room, longest_prompt or room))
     except ValueError as error:
         raise UserError(f"base: {error}") from None
 
@@ -169,16 +186,14 @@ class _Measuring:
         salad: Salad,
         machine: Machine,
         step: Callable[[str], None],
+        longest: int,
     ) -> None:
+        """`longest`: tokens of a prompt, at most."""
         self._http, self._system, self._salad, self._machine, self._step = http, system, salad, machine, step
+        self._longest = longest
         self._draw = random.Random(0)
         self._model = model_names(1)[0]
         self._sessions = 0
-
-    @property
-    def _longest(self) -> int:
-        """Tokens of a prompt."""
-        return self._machine.max_model_len - _ROOM - _MANY
 
     async def all(self) -> Measured:
         lengths = [tokens for tokens in _PROMPTS if tokens + min(_BEHIND) <= self._longest]
@@ -217,9 +232,11 @@ class _Measuring:
     async def _batches(self) -> list[StepTime]:
         steps = []
         for context in (context for context in _CONTEXTS if context <= self._longest):
-            for size in self._sizes(context):
+            sizes = self._sizes(context)
+            prompts = [self._text(context) for _ in range(max(sizes, default=0))]
+            for size in sizes:
                 self._step(f"{size} answers at a time on {context} tokens")
-                steps.append(await self._batch(size, context))
+                steps.append(await self._batch(prompts[:size]))
         return steps
 
     def _sizes(self, context: int) -> list[int]:
@@ -228,12 +245,11 @@ class _Measuring:
         most = min(self._machine.max_num_seqs, self._machine.decode_kv_tokens // (blocks * self._machine.block_size))
         return [size for size in _BATCHES if size <= most]
 
-    async def _batch(self, size: int, context: int) -> StepTime:
-        prompts = [self._text(context) for _ in range(size)]
+    async def _batch(self, prompts: Sequence[str]) -> StepTime:
         await self._answers(prompts, 1)  # in the caches then, so that all answers begin at about the same time
         answers = await self._answers(prompts, _MANY)
         middle = sum(answer.prompt_tokens + answer.output_tokens / 2 for answer in answers)
-        return StepTime(size, middle, sum(map(_between, answers)) / size)
+        return StepTime(len(answers), middle, sum(map(_between, answers)) / len(answers))
 
     async def _answers(self, prompts: Sequence[str], tokens: int) -> list[Answer]:
         url = self._system.endpoints[self._model]

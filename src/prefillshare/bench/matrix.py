@@ -156,10 +156,10 @@ def _long_enough(workload: WorkloadConfig, load: str, matrix: Matrix) -> Workloa
 
 
 SHORT = Matrix(
-    workloads=(WorkloadConfig(source="tool_heavy", sessions=8, max_calls=8),),
+    workloads=(WorkloadConfig(source="tool_heavy", sessions=8, max_calls=4),),
     systems=("shared", "per-model"),
     repeats=1,
-    limit_s=180.0,
+    limit_s=150.0,
 )
 FULL = Matrix(
     # Open loops: as many sessions a second as `shared` just keeps up with on two cores with bfloat16 units.
