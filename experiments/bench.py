@@ -1,6 +1,6 @@
 """The benchmark's published figures: `python -m experiments.bench short | full | float32 | short-contexts | publish`.
 
-    short           one load, two systems, in about 15 minutes on two cores, twice that without bfloat16 units
+    short           one load, two systems, under 15 minutes on two cores
     full            every family, load and system, three times: hours; goes on where it was stopped
     float32         whole tool-heavy sessions in float32, for cores without bfloat16 units: two hours
     short-contexts  ReAct and Reflexion in float32: 75 minutes
@@ -28,7 +28,7 @@ from prefillshare.bench.costs import FILE
 from prefillshare.bench.figures import Figures, Slo, read_runs
 from prefillshare.bench.matrix import FULL, SHORT, Matrix, WorkloadConfig
 from prefillshare.bench.plots import draw
-from prefillshare.bench.report import against, cell, highest_kept_up, kept_up_table, ratio, write_report
+from prefillshare.bench.report import against, arrived, cell, highest_kept_up, kept_up_table, ratio, write_report
 from prefillshare.bench.run import run
 from prefillshare.bench.systems import SYSTEMS, Machine
 from prefillshare.errors import UserError
@@ -147,7 +147,7 @@ def summary(runs: Sequence[Figures]) -> str:
             cells = [found.get(system, "-") for system in systems] + [""] * len(baselines)
             lines.append(f"| {title(panel, runs)} | kept up with, {LABELS[panel.kind]} | {' | '.join(cells)} |")
         load, within = list(by_load(shown).items())[-1]
-        how = f"{in_figures(load)} {'arriving a minute' if panel.is_open else 'at a time'}"
+        how = f"{arrived(within)} arriving a minute" if panel.is_open else f"{in_figures(load)} at a time"
         # How many sessions an open loop plays a minute is its load.
         names = [*["sessions a minute"] * (not panel.is_open), "session s p95", "prefix hit ratio"]
         for name in names:

@@ -28,7 +28,7 @@ PREFILL = [1.0 + 0.001 * 100 * 50.5, 0.2 + 0.001 * 20 * (110 + 10.5), 1.0 + 0.00
 
 
 def test_every_limit_is_the_work_at_its_cost() -> None:
-    found = bound(FACTS, CALLS, PROFILE)
+    found = bound(FACTS, CALLS, {}, PROFILE)
     assert found is not None
     assert found.prefill_s == pytest.approx(sum(PREFILL))
     steps = [10 * (0.1 + 0.02 * 2 + 0.0001 * 2 * read) / 2 for read in (105, 135, 105)]  # two calls in a batch
@@ -39,10 +39,25 @@ def test_every_limit_is_the_work_at_its_cost() -> None:
     assert (found.limit, found.seconds) == ("prompts", pytest.approx(sum(PREFILL)))
 
 
+def test_a_closed_loop_takes_as_long_as_its_sessions_in_turn() -> None:
+    """With one at a time nothing overlaps, neither prompts with answers nor thinking with either."""
+    alone = bound(FACTS | {"load": "closed:1"}, CALLS, {"a": 7.0, "b": 11.0}, PROFILE)
+    two = bound(FACTS, CALLS, {"a": 7.0, "b": 11.0}, PROFILE)
+    opened = bound(FACTS | {"load": "poisson:0.1"}, CALLS, {}, PROFILE)
+    assert alone
+    assert two
+    assert opened
+    work = 6 * 0.5 + sum(PREFILL) + 10 * (3 * 0.12 + 0.0001 * (105 + 135 + 105))
+    assert (alone.limit, alone.seconds) == ("sessions in turn", pytest.approx(work + 18.0))
+    assert two.turns_s == pytest.approx((work + 18.0) / 2)
+    assert two.session_s == pytest.approx(4 * 0.5 + PREFILL[0] + PREFILL[1] + 10 * (0.24 + 0.0001 * 240) + 7.0)
+    assert opened.turns_s == 0
+
+
 def test_more_cores_bound_less_and_ordinary_vllms_have_all_for_both() -> None:
-    one = bound(FACTS, CALLS, PROFILE)
-    two = bound(FACTS | {"machine": FACTS["machine"] | {"prefill_cores": [0, 2]}}, CALLS, PROFILE)
-    both = bound(FACTS | {"system": "colocated"}, CALLS, PROFILE)
+    one = bound(FACTS, CALLS, {}, PROFILE)
+    two = bound(FACTS | {"machine": FACTS["machine"] | {"prefill_cores": [0, 2]}}, CALLS, {}, PROFILE)
+    both = bound(FACTS | {"system": "colocated"}, CALLS, {}, PROFILE)
     assert one
     assert two
     assert both
@@ -54,16 +69,16 @@ def test_more_cores_bound_less_and_ordinary_vllms_have_all_for_both() -> None:
 
 def test_adapters_make_nothing_less_possible() -> None:
     slow = replace(PROFILE, decode_cost=Cost(step_s=9.0, token_s=9.0))
-    assert bound(FACTS | {"system": "shared-lora"}, CALLS, slow) == bound(FACTS, CALLS, PROFILE)
+    assert bound(FACTS | {"system": "shared-lora"}, CALLS, {}, slow) == bound(FACTS, CALLS, {}, PROFILE)
 
 
 def test_an_open_loop_may_fill_a_worker() -> None:
-    closed, opened = bound(FACTS, CALLS, PROFILE), bound(FACTS | {"load": "poisson:0.1"}, CALLS, PROFILE)
+    closed, opened = bound(FACTS, CALLS, {}, PROFILE), bound(FACTS | {"load": "poisson:0.1"}, CALLS, {}, PROFILE)
     assert closed
     assert opened
     assert opened.decode_s < closed.decode_s
 
 
 def test_records_that_do_not_say_what_was_new_have_no_bound() -> None:
-    assert bound(FACTS, [{"session": "a"}], PROFILE) is None
-    assert bound(FACTS, [], PROFILE) is None
+    assert bound(FACTS, [{"session": "a"}], {}, PROFILE) is None
+    assert bound(FACTS, [], {}, PROFILE) is None

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from prefillshare.bench.cells import size_of
 from prefillshare.bench.figures import Figures, Slo, read_runs
 from prefillshare.bench.plots import draw
 from prefillshare.bench.report import highest_kept_up, write_report
@@ -123,7 +124,7 @@ def opened(tmp_path: Path) -> Path:
 def test_the_highest_load_that_was_kept_up_with_is_told(opened: Path) -> None:
     text = write_report(opened, Slo())[0].read_text()
     assert "| sessions arriving a minute | shared | per-model | colocated |" in text
-    assert "| reflexion, 4 models | >= 4 | < 2 | 2 |" in text
+    assert "| reflexion, 4 models | >= 4 (1.00) | < 2 (0.53) | 2 (1.00) |" in text
     assert "## reflexion, 4 models, 4 sessions arriving a minute" in text
     rows = [line for line in text.splitlines() if line.startswith("| kept up |")]
     assert rows == ["| kept up | 1.00 | 0.53 | 1.00 |", "| kept up | 1.00 | 0.28 | 0.53 |"]
@@ -137,10 +138,13 @@ def test_closed_loops_say_nothing_of_keeping_up(written: Path) -> None:
 def test_a_load_above_one_that_was_too_much_was_kept_up_with_by_chance() -> None:
     def runs(*kept: tuple[str, float | None]) -> list[Figures]:
         rest = {"limit": "", "bound_by": None, "at_least": frozenset(), "facts": {}}
-        return [Figures("", "shared", 4, "w", load, 0, {"kept up": value}, **rest) for load, value in kept]
+        values = [{"kept up": value, "arrivals a minute": 0.9 * size_of(load)} for load, value in kept]
+        return [
+            Figures("", "shared", 4, "w", load, 0, known, **rest) for (load, _), known in zip(kept, values, strict=True)
+        ]
 
-    assert highest_kept_up(runs(("poisson:0.3", 0.99), ("poisson:0.1", 1.0), ("poisson:0.2", 0.8))) == "6"
-    assert highest_kept_up(runs(("poisson:0.1", 0.5), ("poisson:0.1", 1.0), ("poisson:0.1", 0.98))) == ">= 6"
+    assert highest_kept_up(runs(("poisson:0.3", 0.99), ("poisson:0.1", 1.0), ("poisson:0.2", 0.8))) == "5.4 (1.00)"
+    assert highest_kept_up(runs(("poisson:0.1", 0.5), ("poisson:0.1", 1.0), ("poisson:0.1", 0.98))) == ">= 5.4 (0.98)"
     assert highest_kept_up(runs(("poisson:0.1", None))) == "-"
 
 

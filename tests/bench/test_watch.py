@@ -44,7 +44,7 @@ async def test_a_run_is_told_by_what_has_grown_and_by_its_peaks(monkeypatch: pyt
             fake.metrics = AFTER
     (found,) = use.workers
     assert (found.queried_tokens, found.hit_tokens, found.pulled_bytes) == (500, 400, 9000)
-    assert found.peak_kv_tokens == 3000
+    assert found.peak_kv_tokens == use.peak_kv_tokens == 3000
     assert use.seconds >= 0.1
 
 

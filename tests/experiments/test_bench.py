@@ -66,9 +66,10 @@ def test_open_loops_have_tables_of_their_own(results: Path, pages: tuple[Path, P
         rows = [row | {"session": f"s-{n}", "at": 10.0 * n} for n in range(20) for row in (CALL, SESSION)]
         write_run(results, [row | one for row in rows], load="poisson:0.1", system=system)
     bench.publish(results)
-    assert "| reflexion, open loop | kept up with, sessions arriving a minute | >= 6 | < 6 |  |" in pages[0].read_text()
+    row = "| reflexion, open loop | kept up with, sessions arriving a minute | >= 6 (1.00) | < 6 (0.05) |  |"
+    assert row in pages[0].read_text()
     text = pages[1].read_text()
-    assert "| reflexion, 4 models | >= 6 | < 6 |" in text
+    assert "| reflexion, 4 models | >= 6 (1.00) | < 6 (0.05) |" in text
     closed, opened = text.index("**reflexion**"), text.index("**reflexion, open loop**")
     parts = {"closed": text[closed:opened], "open": text[opened:]}
     assert "| sessions at a time | system | sessions a minute | session p95, s |" in parts["closed"]

@@ -1,9 +1,10 @@
 """How fast a run's work can be done at best: at the measured costs, with every token computed once and nobody waiting.
 
-Four limits that no system on the same cores can go below: prompts (every token that no earlier prompt of its session
+Five limits that no system on the same cores can go below: prompts (every token that no earlier prompt of its session
 holds is computed once), answers (all calls that the load can have under way at once form one batch, whichever model
-they call), bytes (the KV of every new token is handed over once), and the session that takes longest when nobody else
-is there. Ordinary vLLMs hand nothing over, and have all cores for both prompts and answers.
+they call), bytes (the KV of every new token is handed over once), the session that takes longest when nobody else is
+there, and, in a closed loop, as many at a time as it lets in. Ordinary vLLMs hand nothing over, and have all cores for
+both prompts and answers.
 
 Steps are those of models without adapters: what adapters add to them is a choice of one system, and no limit of the
 cores.
@@ -25,6 +26,7 @@ class Bound:
     decode_s: float
     handoff_s: float
     session_s: float
+    turns_s: float
 
     @property
     def limit(self) -> str:
@@ -33,18 +35,25 @@ class Bound:
             "answers": self.decode_s,
             "bytes": self.handoff_s,
             "the longest session": self.session_s,
+            "sessions in turn": self.turns_s,
         }
         return max(limits, key=lambda name: limits[name])
 
     @property
     def seconds(self) -> float:
-        return max(self.prefill_s, self.decode_s, self.handoff_s, self.session_s)
+        return max(self.prefill_s, self.decode_s, self.handoff_s, self.session_s, self.turns_s)
 
 
-def bound(facts: Mapping[str, Any], calls: Sequence[Mapping[str, Any]], profile: WorkerProfile) -> Bound | None:
+def bound(
+    facts: Mapping[str, Any],
+    calls: Sequence[Mapping[str, Any]],
+    think_s: Mapping[str, float],
+    profile: WorkerProfile,
+) -> Bound | None:
     """Of the calls that were answered; None for runs whose records do not say which tokens of a prompt were new.
 
-    The preamble that all prompts begin with is left out: it is computed once in a run.
+    `think_s` are seconds between a session's calls, where they are known. The preamble that all prompts begin with is
+    left out: it is computed once in a run.
     """
     if not calls or any("new_tokens" not in call for call in calls):
         return None
@@ -60,14 +69,18 @@ def bound(facts: Mapping[str, Any], calls: Sequence[Mapping[str, Any]], profile:
         read = call["prompt_tokens"] + call["output_tokens"] / 2
         decode_s += call["output_tokens"] * cost.step(0, 0.0, at_once, at_once * read) / at_once
         alone = 2 * profile.leg_s + prefill_s + call["output_tokens"] * cost.step(0, 0.0, 1, read)
-        sessions[call["session"]] = sessions.get(call["session"], 0.0) + alone
+        name = call["session"]
+        sessions[name] = sessions.get(name, max(0.0, think_s.get(name, 0.0))) + alone
     prefill_s, session_s = sum(prefill), max(sessions.values())
+    arrivals = parse_arrivals(facts["load"])
+    turns_s = sum(sessions.values()) / arrivals.concurrent if isinstance(arrivals, Closed) else 0.0
     prefill_cores, decode_cores = len(machine["prefill_cores"]), len(machine["decode_cores"])
     if facts["system"] == "colocated":
         both_s = (prefill_s + decode_s) / (prefill_cores + decode_cores)
-        return Bound(both_s, both_s, 0.0, session_s)
+        return Bound(both_s, both_s, 0.0, session_s, turns_s)
     moved = sum(call["new_tokens"] for call in calls) * profile.kv_bytes_per_token
-    return Bound(prefill_s / prefill_cores, decode_s / decode_cores, moved / profile.link.bytes_per_s, session_s)
+    handoff_s = moved / profile.link.bytes_per_s
+    return Bound(prefill_s / prefill_cores, decode_s / decode_cores, handoff_s, session_s, turns_s)
 
 
 def _pairs(prompt: int, new: int) -> float:

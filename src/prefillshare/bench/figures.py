@@ -17,6 +17,7 @@ from prefillshare.workloads.arrivals import Poisson, parse_arrivals
 
 _SHARES = (0.5, 0.95, 0.99)
 _BUSY = 0.85  # a core used more than this is what limits
+_FEWEST = 5  # durations that must go on at a percentile of which some were cut; of fewer, their half
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,18 +86,33 @@ def percentile_with_cut(ended: Sequence[float], cut: Sequence[float], share: flo
     """The percentile of durations of which some, `cut`, are known only to be longer than they say.
 
     After Kaplan and Meier (1958): what was cut counts among those under way until then, and after that stands for
-    nothing. Returns the longest duration that is known, and True, when the percentile lies beyond it; of none, None.
+    nothing. Where few are left under way, one of them would stand for all that were cut, so nothing is read from these.
+    Returns the longest duration that is known by enough of them, and True, when the percentile lies beyond it; of none,
+    None.
     """
-    under_way, surviving = len(ended) + len(cut), 1.0
+    under_way, surviving, known = len(ended) + len(cut), 1.0, 0.0
+    enough = min(_FEWEST, -(-under_way // 2)) if cut else 0
     if not under_way:
         return None, False
     for duration, is_end in sorted([(value, True) for value in ended] + [(value, False) for value in cut], key=_order):
+        if under_way < enough:
+            return known, True
         if is_end:
             surviving *= 1 - 1 / under_way
             if surviving <= 1 - share + 1e-9:
                 return duration, False
-        under_way -= 1
-    return max([*ended, *cut]), True
+        under_way, known = under_way - 1, duration
+    return known, True
+
+
+def percentile_with_unknown(values: Sequence[float], unknown: int, share: float) -> tuple[float | None, bool]:
+    """The percentile of these and of so many of which nothing is known: those that were under way at a run's end.
+
+    Where it may be one of the latter, it is at least as if they were the shortest of all; and True.
+    """
+    if unknown <= (1 - share) * (len(values) + unknown):
+        return percentile(values, share), False
+    return percentile([0.0] * unknown + list(values), share), True
 
 
 def _order(known: tuple[float, bool]) -> tuple[float, bool]:
@@ -109,9 +125,10 @@ def _figures(facts: dict[str, Any], rows: Sequence[dict[str, Any]], slo: Slo, co
     sessions = [row for row in rows if row["kind"] == "session"]
     cores = _core_use(facts)
     busiest = max(cores, key=lambda group: cores[group])
-    least = _bound(facts, calls, costs)
+    least = _bound(facts, calls, sessions, costs)
     is_open = isinstance(parse_arrivals(facts["load"]), Poisson)
-    waits, at_least = _session_latencies(sessions)
+    waits, bounded_waits = _session_latencies(sessions)
+    latencies, bounded = _latencies(calls, sum(not finished(row) and row["error"] is None for row in sessions))
     return Figures(
         run=facts["run"],
         system=facts["system"],
@@ -120,7 +137,7 @@ def _figures(facts: dict[str, Any], rows: Sequence[dict[str, Any]], slo: Slo, co
         load=facts["load"],
         repeat=facts["repeat"],
         values={
-            **_latencies(calls),
+            **latencies,
             **waits,
             **_rates(calls, sessions, facts["seconds"], slo),
             **_prefill(facts, calls, sessions),
@@ -134,16 +151,17 @@ def _figures(facts: dict[str, Any], rows: Sequence[dict[str, Any]], slo: Slo, co
         },
         limit=busiest if cores[busiest] >= _BUSY else "none",
         bound_by=least.limit if least else None,
-        at_least=at_least,
+        at_least=bounded_waits | bounded,
         facts=facts,
     )
 
 
-def _bound(facts: dict[str, Any], calls: Sequence[Any], costs: Path | None) -> Bound | None:
+def _bound(facts: dict[str, Any], calls: Sequence[Any], sessions: Sequence[Any], costs: Path | None) -> Bound | None:
     if costs is None:
         return None
     profile = read(costs, Machine.model_validate(facts["machine"]), facts["environment"]["kv_bytes_per_token"])
-    return bound(facts, [call for call in calls if call["error"] is None], profile)
+    think_s = {row["session"]: row["latency_s"] - row["busy_s"] for row in sessions if finished(row)}
+    return bound(facts, [call for call in calls if call["error"] is None], think_s, profile)
 
 
 def _session_latencies(sessions: Sequence[Any]) -> tuple[dict[str, float | None], frozenset[str]]:
@@ -158,7 +176,8 @@ def _session_latencies(sessions: Sequence[Any]) -> tuple[dict[str, float | None]
     return found, frozenset(at_least)
 
 
-def _latencies(calls: Sequence[Any]) -> dict[str, float | None]:
+def _latencies(calls: Sequence[Any], unknown: int) -> tuple[dict[str, float | None], frozenset[str]]:
+    """Also the names of those that are at least so large. `unknown`: calls that may have been under way at the end."""
     good = [call for call in calls if call["error"] is None]
     measured = {
         "call s": [call["latency_s"] for call in good],
@@ -167,13 +186,16 @@ def _latencies(calls: Sequence[Any]) -> dict[str, float | None]:
             for name, field in (("ttft s", "ttft_s"), ("queue s", "queue_s"), ("leg 1 s", "prefill_s"))
         },
     }
-    found: dict[str, float | None] = {
-        f"{name} p{round(100 * share)}": percentile(values, share)
-        for name, values in measured.items()
-        for share in _SHARES
-    }
+    found: dict[str, float | None] = {}
+    at_least = set()
+    for name, values in measured.items():
+        for share in _SHARES:
+            full = f"{name} p{round(100 * share)}"
+            found[full], is_bound = percentile_with_unknown(values, unknown if values else 0, share)
+            if is_bound:
+                at_least.add(full)
     tpot = [value for call in good if (value := _tpot(call)) is not None]
-    return found | {"tpot s": statistics.mean(tpot) if tpot else None}
+    return found | {"tpot s": statistics.mean(tpot) if tpot else None}, frozenset(at_least)
 
 
 def _rates(calls: Sequence[Any], sessions: Sequence[Any], seconds: float, slo: Slo) -> dict[str, float | None]:
@@ -209,9 +231,15 @@ def _prefill(facts: dict[str, Any], calls: Sequence[Any], sessions: Sequence[Any
         "prefix hit ratio": hit / queried if queried else None,
         "prefill tokens a session": computed / done if done else None,
         "KV moved a session, MB": sum(worker["pulled_bytes"] for worker in workers) / 1e6 / done if done else None,
-        "peak KV, MB": sum(worker["peak_kv_tokens"] for worker in workers) * per_token / 1e6,
+        "peak KV, MB": _peak_kv_tokens(facts["use"]) * per_token / 1e6,
         "preemptions": sum(worker["preemptions"] for worker in workers),
     }
+
+
+def _peak_kv_tokens(use: dict[str, Any]) -> float:
+    """Of all workers together; in records from before that was measured, at most so many."""
+    known: float | None = use.get("peak_kv_tokens")
+    return sum(worker["peak_kv_tokens"] for worker in use["workers"]) if known is None else known
 
 
 def _hit_ratio_at_best(calls: Sequence[Any]) -> float | None:

@@ -50,8 +50,9 @@ OURS: tuple[SystemName, ...] = ("shared", "shared-lora")
 _ABOUT_OPEN_LOOPS = (
     "\n*Kept up* is how fast the work of sessions that arrived on their own was done, to how fast it arrived: about 1, "
     "or less if what is left to do went on growing until the last session arrived. A system kept up with a load if the "
-    f"median over the repeats is {KEEPS_UP:g} or more. Loads are those asked for; a draw of a few sessions may have "
-    "arrived somewhat faster or slower (*arrivals a minute*), the same for all systems."
+    f"median over the repeats is {KEEPS_UP:g} or more; of a single run it is uncertain by 0.1 or more. Loads are those "
+    "asked for; a draw of a few sessions may have arrived up to a fifth faster or slower (*arrivals a minute*), the "
+    "same for all systems. The highest load kept up with is as it arrived."
 )
 
 
@@ -101,15 +102,15 @@ def _about(runs: Sequence[Figures], slo: Slo) -> str:
             "",
             "A figure is the median over the repeats, with their range in brackets where there are several. Session "
             "latency holds think time; sessions that the limit cut off count as long as they were seen (Kaplan-Meier), "
-            "which may leave no more to say than that a percentile is at least (>=) so long. In rates they count "
-            "for the calls that they made. Goodput is of calls "
-            f"with a first token within {slo.ttft_s:g} s and then at most {slo.tpot_s:g} s a token. Prefix hits are "
-            "measured where prompts are computed; prefill tokens are what was computed for calls that were answered. "
-            "Queue and leg 1 are parts of the time to the first token: the wait for room in the router, and the call "
-            "to the prefill worker. The limit is what used more than 85 % of a core: the engines on one, all API "
-            "servers, the router or the driver. *Possible* is what the same cores could do at the costs that `bench "
-            "calibrate` measured, if every token of a session were computed once, all calls under way formed one batch "
-            "and nobody waited.",
+            "which may leave no more to say than that a percentile is at least (>=) so long. So may calls that were "
+            "under way then. In rates sessions that were cut off count for the calls that they made. Goodput is of "
+            f"calls with a first token within {slo.ttft_s:g} s and then at most {slo.tpot_s:g} s a token. Prefix hits "
+            "are measured where prompts are computed; prefill tokens are what was computed for calls that were "
+            "answered. Queue and leg 1 are parts of the time to the first token: the wait for room in the router, and "
+            "the call to the prefill worker. The limit is what used more than 85 % of a core: the engines on one, all "
+            "API servers, the router or the driver. *Possible* is what the same cores could do at the costs that "
+            "`bench calibrate` measured, if every token of a session were computed once, all calls under way formed "
+            "one batch and nobody waited.",
             *([_ABOUT_OPEN_LOOPS] if any(panel.is_open for panel in by_panel(runs)) else ()),
         ]
     )
@@ -145,17 +146,24 @@ def kept_up_table(runs: Sequence[Figures]) -> str:
 
 
 def highest_kept_up(runs: Sequence[Figures]) -> str:
-    """The highest load of one system, in sessions a minute, with which it kept up, and with all that are lower: one
-    above a load that was too much was kept up with by chance. At least (>=) that if it was the highest measured, less
-    than (<) the lowest if not even that was kept up with."""
-    known = {load: [run.values["kept up"] for run in within] for load, within in by_load(runs).items()}
-    middle = {load: statistics.median(found) for load, values in known.items() if (found := _without_none(values))}
+    """The highest load of one system with which it kept up, and with all that are lower: one above a load that was too
+    much was kept up with by chance. In sessions a minute as they arrived, with *kept up* in brackets. At least (>=)
+    that if it was the highest measured, less than (<) the lowest if not even that was kept up with."""
+    loads = by_load(runs)
+    known = {load: _without_none(run.values["kept up"] for run in within) for load, within in loads.items()}
+    middle = {load: statistics.median(found) for load, found in known.items() if found}
     if not middle:
         return "-"
     kept = list(takewhile(lambda load: middle[load] >= KEEPS_UP, middle))
-    if not kept:
-        return f"< {in_figures(next(iter(middle)))}"
-    return ("" if len(kept) < len(middle) else ">= ") + in_figures(kept[-1])
+    load = kept[-1] if kept else next(iter(middle))
+    sign = "< " if not kept else "" if len(kept) < len(middle) else ">= "
+    return f"{sign}{arrived(loads[load])} ({middle[load]:.2f})"
+
+
+def arrived(runs: Sequence[Figures]) -> str:
+    """Sessions a minute, as they were drawn for an open loop's load."""
+    drawn = _without_none(run.values["arrivals a minute"] for run in runs)
+    return f"{statistics.median(drawn):.3g}" if drawn else in_figures(runs[0].load)
 
 
 def cell(runs: Sequence[Figures], name: str) -> str:

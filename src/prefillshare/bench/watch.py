@@ -47,10 +47,14 @@ class WorkerUse:
 
 @dataclass(slots=True)
 class Use:
-    """Of all workers. `router_cpu_s` is of the process that hosts the system: the router, if it has one."""
+    """Of all workers. `router_cpu_s` is of the process that hosts the system: the router, if it has one.
+
+    `peak_kv_tokens` is the most that was in use on all of them at one time, which is less than the sum of their peaks.
+    """
 
     seconds: float = 0.0
     workers: list[WorkerUse] = field(default_factory=list)
+    peak_kv_tokens: float = 0.0
     router_cpu_s: float = 0.0
     driver_cpu_s: float = 0.0
 
@@ -77,7 +81,7 @@ async def watching(http: aiohttp.ClientSession, system: Hosted) -> AsyncIterator
     before = await asyncio.gather(*(fetch(http, worker.url) for worker in system.workers))
     cpu = [_cpu_s(worker.pid) for worker in system.workers]  # of server and engine
     router, driver, began = _own_cpu_s(system.pid), _own_cpu_s(None), perf_counter()
-    sampler = asyncio.create_task(_sample(http, system.workers, use.workers))
+    sampler = asyncio.create_task(_sample(http, system.workers, use))
     try:
         yield use
     finally:
@@ -95,14 +99,18 @@ async def watching(http: aiohttp.ClientSession, system: Hosted) -> AsyncIterator
             setattr(found, name, grown.get(metric, 0.0))
 
 
-async def _sample(http: aiohttp.ClientSession, workers: list[HostedWorker], uses: list[WorkerUse]) -> None:
+async def _sample(http: aiohttp.ClientSession, workers: list[HostedWorker], use: Use) -> None:
     while True:
-        for worker, use in zip(workers, uses, strict=True):
+        used = 0.0
+        for worker, own in zip(workers, use.workers, strict=True):
             with contextlib.suppress(aiohttp.ClientError):  # a peak more or less; the totals are what must be there
                 found = gauges(await fetch(http, worker.url), _KV_USAGE, _RUNNING, _WAITING)
-                use.peak_kv_tokens = max(use.peak_kv_tokens, found.get(_KV_USAGE, 0.0) * worker.kv_tokens)
-                use.peak_running = max(use.peak_running, found.get(_RUNNING, 0.0))
-                use.peak_waiting = max(use.peak_waiting, found.get(_WAITING, 0.0))
+                kv_tokens = found.get(_KV_USAGE, 0.0) * worker.kv_tokens
+                used += kv_tokens
+                own.peak_kv_tokens = max(own.peak_kv_tokens, kv_tokens)
+                own.peak_running = max(own.peak_running, found.get(_RUNNING, 0.0))
+                own.peak_waiting = max(own.peak_waiting, found.get(_WAITING, 0.0))
+        use.peak_kv_tokens = max(use.peak_kv_tokens, used)
         await asyncio.sleep(_EVERY_S)
 
 
