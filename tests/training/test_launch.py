@@ -16,13 +16,16 @@ from prefillshare.training.config import load_train_config
 from prefillshare.training.run import train
 from tests.training.tiny import save_base
 
-FSDP = {
+DDP = {
     "compute_environment": "LOCAL_MACHINE",
-    "distributed_type": "FSDP",
+    "distributed_type": "MULTI_GPU",  # two processes on CPU all the same
     "use_cpu": True,
     "num_machines": 1,
     "num_processes": 2,
     "mixed_precision": "no",
+}
+FSDP = DDP | {
+    "distributed_type": "FSDP",
     "fsdp_config": {
         "fsdp_version": 2,
         "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
@@ -62,17 +65,18 @@ def recipe(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("launcher", "use_peft"),
-    [("ddp", False), ("ddp", True), ("fsdp", False)],
+    [("accelerate", False), ("torchrun", True), ("fsdp", False)],
     ids=["ddp-full", "ddp-lora", "fsdp-full"],
 )
 def test_two_processes_have_the_losses_of_one(recipe: Path, launcher: str, use_peft: bool) -> None:
     folder = recipe.parent
-    if launcher == "fsdp":
-        (folder / "fsdp.yaml").write_text(yaml.safe_dump(FSDP))
-        launch = ["accelerate.commands.accelerate_cli", "launch", "--config_file", str(folder / "fsdp.yaml")]
-        launch += [str(Path(__file__).with_name("fsdp_on_cpu.py"))]
-    else:
+    if launcher == "torchrun":
         launch = ["torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "prefillshare", "train"]
+    else:
+        (folder / "accelerate.yaml").write_text(yaml.safe_dump(FSDP if launcher == "fsdp" else DDP))
+        launch = ["accelerate.commands.accelerate_cli", "launch", "--config_file", str(folder / "accelerate.yaml")]
+        on_cpu = [str(Path(__file__).with_name("fsdp_on_cpu.py"))]
+        launch += on_cpu if launcher == "fsdp" else ["-m", "prefillshare", "train"]
     command = [sys.executable, "-m", *launch, str(recipe), f"use_peft={use_peft}", f"output_dir={folder / 'two'}"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)

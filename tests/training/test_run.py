@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,12 @@ from safetensors.torch import load_file
 
 from prefillshare.errors import UserError
 from prefillshare.identity import compute_identity
-from prefillshare.module import load_module, verify_module
+from prefillshare.module import MANIFEST_NAME, load_module, verify_module
 from prefillshare.training import run
 from prefillshare.training.base_cache import base_pass
 from prefillshare.training.config import TrainConfig
 from prefillshare.training.dataset import read_examples
-from prefillshare.training.output import RECORD_NAME
+from prefillshare.training.output import RECORD_NAME, UNFINISHED
 from prefillshare.training.reference import generate, load_base, load_decode
 from prefillshare.training.sources import digest
 from tests.training.tiny import byte_tokenizer, save_base, tiny_model
@@ -78,6 +79,20 @@ def test_what_was_learnt_is_in_the_artefact(config: TrainConfig, use_peft: bool)
             assert (config.output_dir / file).read_bytes() == (config.model_name_or_path / file).read_bytes()
 
 
+@pytest.mark.parametrize("use_peft", [False, True], ids=["full", "lora"])
+def test_loss_on_assistant_turns_may_be_asked_for_and_is_what_there_is(
+    config: TrainConfig, tmp_path: Path, use_peft: bool
+) -> None:
+    row = {"messages": [{"role": "user", "content": "say one"}, {"role": "assistant", "content": "one"}]}
+    config.dataset_name.write_text(json.dumps(row) + "\n")
+    config = config.changed(use_peft=use_peft, max_steps=1)
+    plain = run.train(config, show_progress=False).manifest.training
+    asked = config.changed(assistant_only_loss=True, output_dir=tmp_path / "asked")
+    record = run.train(asked, show_progress=False).manifest.training
+    assert record["final_loss"] == pytest.approx(plain["final_loss"], abs=1e-6)
+    assert record["hyper_parameters"]["assistant_only_loss"] is True
+
+
 def test_the_base_on_disk_is_not_touched(config: TrainConfig) -> None:
     def content() -> dict[str, bytes]:
         files = [file for file in config.model_name_or_path.iterdir() if not file.name.startswith(".")]
@@ -91,13 +106,54 @@ def test_the_base_on_disk_is_not_touched(config: TrainConfig) -> None:
 def test_an_output_folder_in_use_is_only_replaced_on_demand(config: TrainConfig) -> None:
     config.output_dir.mkdir(parents=True)
     (config.output_dir / "precious.txt").write_text("keep")
-    with pytest.raises(UserError, match=r"is not empty; .*overwrite_output_dir=true"):
+    with pytest.raises(UserError, match=r"output_dir: .*words is not empty; name another folder, or empty this one"):
         run.train(config, show_progress=False)
     assert (config.output_dir / "precious.txt").exists()
 
-    run.train(config.changed(max_steps=1, overwrite_output_dir=True), show_progress=False)
+    (config.output_dir / "precious.txt").unlink()
+    config = config.changed(max_steps=1)
+    run.train(config, show_progress=False)
+    (config.output_dir / "precious.txt").write_text("keep")
+    with pytest.raises(UserError, match="holds a module; name another folder or set overwrite_output_dir=true"):
+        run.train(config, show_progress=False)
+    assert (config.output_dir / "precious.txt").exists()
+
+    # As it is after a kill while the module was put together.
+    (config.output_dir / UNFINISHED).mkdir()
+    shutil.copyfile(config.output_dir / MANIFEST_NAME, config.output_dir / UNFINISHED / MANIFEST_NAME)
+    run.train(config.changed(overwrite_output_dir=True), show_progress=False)
     assert not (config.output_dir / "precious.txt").exists()
     assert load_module(config.output_dir).name == "words"
+
+
+def test_what_is_no_earlier_module_or_run_is_never_overwritten(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "make_trainer", no_model)
+    base = shutil.copytree(config.model_name_or_path, tmp_path / "here" / "base")
+    data = Path(shutil.copy(config.dataset_name, tmp_path / "here" / "data.jsonl"))
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    shutil.copy(config.dataset_name, rows / "train.jsonl")
+    others, foreign = tmp_path / "others", tmp_path / "foreign"
+    (others / "deep" / "sql").mkdir(parents=True)
+    (others / "deep" / "sql" / MANIFEST_NAME).write_text("{}")
+    foreign.mkdir()
+    (foreign / "thesis.txt").write_text("keep")
+    for folder in (tmp_path / "here", base, rows, others):
+        (folder / RECORD_NAME).write_text("{}")  # a run that was once sent there makes it no better
+    before = sorted(tmp_path.rglob("*"))
+    for change, problem in (
+        ({"output_dir": tmp_path / "here", "model_name_or_path": base}, rf"remove model_name_or_path {base} from"),
+        ({"output_dir": base, "model_name_or_path": base}, rf"remove model_name_or_path {base} from {base}; name "),
+        ({"output_dir": tmp_path / "here", "dataset_name": data}, rf"remove dataset_name {data} from"),
+        ({"output_dir": rows / ".." / "rows", "dataset_name": rows}, rf"remove dataset_name {rows} from"),
+        ({"output_dir": others}, rf"remove the module {others / 'deep' / 'sql'} from {others}; name another folder"),
+        ({"output_dir": foreign}, rf"{foreign} is not empty and holds neither a module nor a run .*; name another"),
+    ):
+        with pytest.raises(UserError, match=rf"output_dir: .*{problem}"):
+            run.train(config.changed(overwrite_output_dir=True, **change), show_progress=False)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_an_interrupted_run_leaves_the_old_module(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,6 +268,27 @@ def test_a_run_that_was_killed_goes_on_with_the_same_losses(
     weights = [load_file(next(module.path.glob("*model.safetensors"))) for module in (whole, resumed)]
     for name, tensor in weights[0].items():
         torch.testing.assert_close(weights[1][name], tensor)
+
+
+def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(
+    config: TrainConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config.changed(max_steps=2, save_strategy="steps", save_steps=1, logging_steps=1)
+    run.train(config, show_progress=False)
+    first, cut = config.output_dir / "checkpoint-1", config.output_dir / "checkpoint-2"
+    expected = losses(cut)
+    (cut / "trainer_state.json").unlink()
+    again = config.changed(resume_from_checkpoint=True)
+    assert run.train(again).manifest.training["steps"] == 2
+    assert f"passed over {cut}, which was not written to its end" in capsys.readouterr().err
+    assert losses(cut) == pytest.approx(expected, abs=1e-5)
+
+    for checkpoint in (first, cut):
+        (checkpoint / "trainer_state.json").unlink()
+    with pytest.raises(UserError, match=r"holds no finished checkpoint; .*overwrite_output_dir=true"):
+        run.train(again, show_progress=False)
+    with pytest.raises(UserError, match=rf"{cut} is not a finished checkpoint: .*trainer_state.json; name another"):
+        run.train(config.changed(resume_from_checkpoint=str(cut)), show_progress=False)
 
 
 def one_step(config: TrainConfig) -> TrainConfig:

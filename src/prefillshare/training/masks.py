@@ -1,7 +1,7 @@
 """Which column of a batch attends to which: by conversation, response and position, never by column number.
 
-The models are given explicit masks, so one rule covers left and right padding, several conversations packed in a row,
-several responses of a conversation in one pass, and attention windows.
+The models are given explicit masks, so one rule covers padding (always on the right), several conversations packed in
+a row, several responses of a conversation in one pass, and attention windows.
 """
 
 from collections.abc import Sequence

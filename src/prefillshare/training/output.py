@@ -6,10 +6,12 @@ on with others would train on another base's KV, or skip rows that were never se
 
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from prefillshare.errors import UserError
@@ -20,6 +22,7 @@ from prefillshare.training.config import TrainConfig
 
 RECORD_NAME = "prefillshare-run.json"
 UNFINISHED = ".unfinished-module"  # where a module is put together
+_OF_RUN = ("checkpoint-", "runs", RECORD_NAME)  # what a run leaves beside its module
 
 _AGAIN = "start again without resume_from_checkpoint, with overwrite_output_dir=true or another output_dir"
 # By what a user sets, for a refusal.
@@ -47,12 +50,17 @@ def check_output(config: TrainConfig, *, goes_on: bool) -> None:
     """Makes sure that a run may write to its output folder. `goes_on`: from one of the checkpoints that lie there.
 
     Raises:
-        UserError: it is in use, or not a folder.
+        UserError: it is in use, or not a folder, or holds what `overwrite_output_dir` must not remove.
     """
     folder = config.output_dir
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output_dir: {folder} is a file; name a folder")
-    if not folder.is_dir() or config.overwrite_output_dir or goes_on:
+    if not folder.is_dir():
+        return
+    if config.overwrite_output_dir:
+        _check_what_is_removed(config)
+        return
+    if goes_on:
         return
     if (folder / MANIFEST_NAME).exists():
         raise UserError(f"output_dir: {folder} holds a module; name another folder or set overwrite_output_dir=true")
@@ -63,28 +71,61 @@ def check_output(config: TrainConfig, *, goes_on: bool) -> None:
         )
     # A run that was stopped before its first checkpoint leaves nothing but these.
     if any(not entry.name.startswith((UNFINISHED, RECORD_NAME)) for entry in folder.iterdir()):
-        raise UserError(f"output_dir: {folder} is not empty; name another folder or set overwrite_output_dir=true")
+        raise UserError(f"output_dir: {folder} is not empty; name another folder, or empty this one")
 
 
-def checkpoint_to_resume(config: TrainConfig) -> Path | None:
+def _check_what_is_removed(config: TrainConfig) -> None:
+    """`overwrite_output_dir` is for an earlier module or run: what else the folder holds may be all that there is."""
+    folder = config.output_dir.resolve()
+    removed = "overwrite_output_dir=true would remove"
+    for field in ("model_name_or_path", "dataset_name"):
+        path = getattr(config, field).resolve()
+        if path.is_relative_to(folder):
+            raise UserError(f"output_dir: {removed} {field} {path} from {folder}; name another folder")
+    names = [entry.name for entry in folder.iterdir()]
+    foreign = any(not name.startswith((UNFINISHED, *_OF_RUN)) for name in names)
+    if foreign and MANIFEST_NAME not in names and RECORD_NAME not in names:
+        raise UserError(
+            f"output_dir: {folder} is not empty and holds neither a module nor a run that overwrite_output_dir=true "
+            "could replace; name another folder, or empty this one"
+        )
+    for manifest in sorted(folder.rglob(MANIFEST_NAME)):
+        if manifest.parent not in (folder, folder / UNFINISHED):
+            raise UserError(f"output_dir: {removed} the module {manifest.parent} from {folder}; name another folder")
+
+
+def checkpoint_to_resume(config: TrainConfig, *, tell: bool = True) -> Path | None:
     """The checkpoint that the run goes on from, as `resume_from_checkpoint` says. None: it starts.
 
+    A checkpoint without the trainer's state was not written to its end: the state is its last file. Those that are
+    passed over are named on stderr, with `tell`.
+
     Raises:
-        UserError: there is no such checkpoint.
+        UserError: there is no such checkpoint, or it was not written to its end.
     """
     wanted = config.get("resume_from_checkpoint")
     if not wanted:
         return None
     if wanted == "true":
-        found: str | None = get_last_checkpoint(str(config.output_dir)) if config.output_dir.is_dir() else None
-        if found is None:
-            raise UserError(
-                f"resume_from_checkpoint: {config.output_dir} holds no checkpoint; leave the option out to start, and "
-                "set save_steps lower than the run is long"
-            )
-        return Path(found)
+        steps = [entry.name.removeprefix("checkpoint-") for entry in config.output_dir.glob("checkpoint-*")]
+        for step in sorted((step for step in steps if step.isdecimal()), key=int, reverse=True):
+            found = config.output_dir / f"checkpoint-{step}"
+            if (found / TRAINER_STATE_NAME).is_file():
+                return found
+            if tell:
+                print(f"resume_from_checkpoint: passed over {found}, which was not written to its end", file=sys.stderr)
+        raise UserError(
+            f"resume_from_checkpoint: {config.output_dir} holds no finished checkpoint; leave the option out to start "
+            "(with overwrite_output_dir=true where there are unfinished ones), and set save_steps lower than the run "
+            "is long"
+        )
     if not Path(wanted).is_dir():
         raise UserError(f"resume_from_checkpoint: {wanted} is not a folder; name a checkpoint-N folder, or true")
+    if not (Path(wanted) / TRAINER_STATE_NAME).is_file():
+        raise UserError(
+            f"resume_from_checkpoint: {wanted} is not a finished checkpoint: it has no {TRAINER_STATE_NAME}; name "
+            "another checkpoint-N folder, or true"
+        )
     return Path(os.path.abspath(wanted))
 
 
@@ -140,8 +181,8 @@ def publish(finished: Path, folder: Path, *, alone: bool) -> None:
     """
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
     for entry in folder.iterdir() if alone else ():
-        if entry != finished and not entry.name.startswith(("checkpoint-", "runs", RECORD_NAME)):
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        if entry != finished and not entry.name.startswith(_OF_RUN):
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
     for entry in sorted(finished.iterdir(), key=lambda entry: entry.name == MANIFEST_NAME):
         os.replace(entry, folder / entry.name)
     finished.rmdir()

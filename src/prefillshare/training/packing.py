@@ -1,5 +1,6 @@
 """Conversations -> rows of a batch: one a row, or several where they fit."""
 
+from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -16,19 +17,19 @@ def pack(examples: Sequence[Example], *, row_length: int) -> list[list[Example]]
         ValueError: a conversation is longer than a row.
     """
     rows: list[list[Example]] = []
-    room: list[int] = []
+    room: list[tuple[int, int]] = []  # free tokens and number of every row, sorted: trying each row would be quadratic
     for example in sorted(examples, key=lambda example: len(example.ids), reverse=True):
         length = len(example.ids)
         if length > row_length:
             raise ValueError(f"a conversation of {length} tokens does not fit into a row of {row_length}")
-        fitting = [number for number, free in enumerate(room) if free >= length]
-        if fitting:
-            best = min(fitting, key=room.__getitem__)
-            rows[best].append(example)
-            room[best] -= length
+        place = bisect_left(room, (length, 0))
+        if place < len(room):
+            free, number = room.pop(place)
+            rows[number].append(example)
         else:
+            free, number = row_length, len(rows)
             rows.append([example])
-            room.append(row_length - length)
+        insort(room, (free - length, number))
     return rows
 
 

@@ -62,12 +62,12 @@ def train(config: TrainConfig, *, show_progress: bool = True) -> DecodeModule:
             under FSDP.
     """
     _check_processes(config)
-    resume_from = checkpoint_to_resume(config)
+    main = int(os.environ.get("RANK", "0")) == 0
+    resume_from = checkpoint_to_resume(config, tell=show_progress and main)
     goes_on = is_of_run(resume_from, config.output_dir)
     check_output(config, goes_on=goes_on)
     identity = compute_identity(config.model_name_or_path)
     tokenizer = _check_base(config)
-    main = int(os.environ.get("RANK", "0")) == 0
     arguments = config.arguments()
     # `do_eval` alone has Transformers evaluate nothing while it trains.
     evaluated = arguments.do_eval and (arguments.eval_strategy != "no" or arguments.eval_on_start)

@@ -97,6 +97,7 @@ class CacheConditionedTrainer(SFTTrainer):
     def __init__(self, *, base: PreTrainedModel | None, args: SFTConfig, **kwargs: Any) -> None:
         args.dataset_kwargs = {"skip_prepare_dataset": True}
         args.remove_unused_columns = False
+        args.assistant_only_loss = False  # the loss is on responses anyway; TRL would look for messages in the rows
         super().__init__(args=args, data_collator=_collate_records, **kwargs)
         assert isinstance(self.model, torch.nn.Module)
         self._module = self.model
