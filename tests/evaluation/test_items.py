@@ -9,6 +9,7 @@ from prefillshare.evaluation.items import BadField, read_items
 
 USER = {"role": "user", "content": "How many?"}
 ANSWER = {"role": "assistant", "content": "42"}
+EMPTY = {"role": "assistant", "content": ""}
 
 
 def write(tmp_path: Path, *rows: Any) -> Path:
@@ -60,6 +61,8 @@ def test_empty_lines_are_passed_over_but_counted(tmp_path: Path) -> None:
         ({"prompt": [USER], "completion": [USER]}, "field 'completion'.*'user'"),
         ({"prompt": [USER], "completion": [ANSWER, ANSWER]}, "field 'completion'.*2 messages"),
         ({"messages": [ANSWER]}, "field 'messages': only one"),
+        ({"messages": [USER, EMPTY]}, "field 'messages': the assistant's answer is empty"),
+        ({"prompt": [USER], "completion": [EMPTY | {"tool_calls": None}]}, "field 'completion': the assistant's"),
         ({"prompt": "x", "expected": 1, "tools": "f"}, "field 'tools': not JSON"),
         ({"prompt": "x", "expected": 1, "tools": '{"name": "f"}'}, "field 'tools': expected a list"),
         ({"prompt": "x", "expected": 1, "tools": ["f"]}, "field 'tools': expected a list"),
@@ -74,6 +77,12 @@ def test_a_bad_row_is_named_by_file_line_and_field(tmp_path: Path, row: Any, mes
     file = write(tmp_path, {"prompt": "x", "expected": 1}, row)
     with pytest.raises(UserError, match=rf"items\.jsonl, line 2.*{message}"):
         read_items(file)
+
+
+def test_a_row_may_go_without_what_no_scorer_reads(tmp_path: Path) -> None:
+    rows = [{"prompt": "x", **answer} for answer in ({}, {"expected": 1}, {"completion": "2"})]
+    items = read_items(write(tmp_path, *rows), needs_expected=False)
+    assert [item.expected for item in items] == [None, 1, "2"]
 
 
 @pytest.mark.parametrize(

@@ -185,6 +185,7 @@ def test_a_row_that_the_chat_template_refuses_is_named_by_its_line(folder: Path)
         ({"full_fine_tuning": "other"}, "full_fine_tuning.*model_type 'qwen2'"),
         ({"module": "full"}, "module.*prefillshare.json"),
         ({"model_name_or_path": "nowhere"}, "base.*nowhere"),
+        ({"model_name_or_path": "unproven"}, "model_name_or_path.*unproven is of architecture 'gpt_neox'"),
         ({"max_new_tokens": 500}, "line 1.*512 positions"),
     ],
 )
@@ -193,6 +194,8 @@ def test_what_cannot_be_used_is_named_before_anything_is_loaded(
 ) -> None:
     save_module(folder / "module", folder / "base", tiny_model(1))
     save_base(folder / "other", tiny_model(0, "qwen2"))
+    settings = save_base(folder / "unproven") / "config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "model_type": "gpt_neox"}))
     monkeypatch.setattr("prefillshare.evaluation.local.load_base", lambda *_, **__: pytest.fail("loaded"))
     fields = {name: folder / value if isinstance(value, str) else value for name, value in fields.items()}
     with pytest.raises(UserError, match=message):

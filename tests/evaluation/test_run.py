@@ -124,6 +124,14 @@ def test_an_item_that_the_scorer_cannot_use_is_named(folder: Path, monkeypatch: 
         evaluate(config(folder, scorer="number"), show_progress=False)
 
 
+def test_a_row_for_python_needs_nothing_but_prompt_and_tests(folder: Path) -> None:
+    write(folder, [{"prompt": "Double it.", "tests": "assert double(1) == 2"}])
+    (item,) = read_selected(config(folder, scorer="python"))
+    assert item.fields == {"tests": "assert double(1) == 2"}
+    with pytest.raises(UserError, match=r"line 1, field 'expected': missing"):
+        read_selected(config(folder, scorer="number"))
+
+
 def test_a_missing_package_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"shares: .*matplotlib; pip install 'prefillshare\[evaluate\]'"):

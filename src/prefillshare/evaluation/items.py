@@ -6,7 +6,7 @@
 
 The last two are TRL's: the completion is the expected answer. `tools` are the functions that a chat request offers (a
 list, or its JSON text) and `chat_template_kwargs` what it tells the chat template, both as in the rows of training; any
-other field is for the scorer (`setup` for sql, `tests` for python).
+other field is for the scorer (`setup` for sql, `tests` for python, which needs no expected answer).
 """
 
 import json
@@ -51,8 +51,8 @@ class Item:
         return texts
 
 
-def read_items(file: Path) -> list[Item]:
-    """All rows of the file, in its order.
+def read_items(file: Path, *, needs_expected: bool = True) -> list[Item]:
+    """All rows of the file, in its order. Without `needs_expected` a row may lack it, and a completion: it is None.
 
     Raises:
         UserError: an unreadable file, no rows, or a row that cannot be used, by file, line and field.
@@ -60,7 +60,7 @@ def read_items(file: Path) -> list[Item]:
     items = []
     for line, row in _rows(file):
         try:
-            items.append(_item(row, line))
+            items.append(_item(row, line, needs_expected))
         except BadField as problem:
             raise UserError(f"{file}, line {line}, {problem}") from None
     if not items:
@@ -87,16 +87,16 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield line, row
 
 
-def _item(row: dict[str, Any], line: int) -> Item:
+def _item(row: dict[str, Any], line: int, needs_expected: bool) -> Item:
     if "messages" in row:
         messages = _messages(row["messages"], "messages")
         prompt: str | list[Message] = messages[:-1]
-        expected = _answer(messages[-1], "messages")
+        expected: Any = _answer(messages[-1], "messages")
         if not prompt:
             raise BadField("messages", "only one message; a row needs a prompt and the assistant's answer")
     else:
         prompt = _prompt(row)
-        expected = row["expected"] if "expected" in row else _completion(row)
+        expected = row["expected"] if "expected" in row else _completion(row, needs_expected)
     known = {"messages", "prompt", "expected", "completion", "tools", "chat_template_kwargs"}
     fields = {key: row[key] for key in row.keys() - known}
     return Item(prompt, expected, _tools(row), fields, line, _template_kwargs(row))
@@ -114,9 +114,11 @@ def _prompt(row: dict[str, Any]) -> str | list[Message]:
     return _messages(prompt, "prompt")
 
 
-def _completion(row: dict[str, Any]) -> str:
+def _completion(row: dict[str, Any], is_needed: bool) -> str | None:
     completion = row.get("completion")
     if completion is None:
+        if not is_needed:
+            return None
         raise BadField("expected", "missing, and there is no 'completion' to take in its place")
     if isinstance(completion, str):
         return completion
@@ -129,8 +131,10 @@ def _completion(row: dict[str, Any]) -> str:
 def _answer(message: Message, name: str) -> str:
     if message["role"] != "assistant":
         raise BadField(name, f"the last message must be the assistant's, found role {message['role']!r}")
-    content = message.get("content")
-    return content if content else json.dumps(message["tool_calls"])
+    content, calls = message.get("content"), message.get("tool_calls")
+    if not content and calls is None:
+        raise BadField(name, "the assistant's answer is empty, and there are no 'tool_calls' in its place")
+    return content if content else json.dumps(calls)
 
 
 def _tools(row: dict[str, Any]) -> list[dict[str, Any]] | None:

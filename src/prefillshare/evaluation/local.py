@@ -22,6 +22,7 @@ from prefillshare.identity import compute_identity
 from prefillshare.instructions import Placement, place_instructions
 from prefillshare.module import MANIFEST_NAME, load_module, verify_module
 from prefillshare.training.conversation import render_prompt
+from prefillshare.training.models import require_proven
 from prefillshare.training.reference import generate_batch, load_base, load_decode
 
 # What two checkpoints have to have in common for one to read the other's KV and tokens.
@@ -39,8 +40,9 @@ class LocalAnswers:
     `weights` are digests by role. At most the base and one decode model are loaded at a time.
 
     Raises:
-        UserError: a folder that is not what its field says, a module or checkpoint of another base, a prompt that the
-            base's chat template refuses, or one that leaves no room for an answer.
+        UserError: a folder that is not what its field says, a base of an architecture that is not proven, a module or
+            checkpoint of another base, a prompt that the base's chat template refuses, or one that leaves no room for
+            an answer.
     """
 
     def __init__(self, config: EvaluateConfig, items: list[Item]) -> None:
@@ -48,6 +50,7 @@ class LocalAnswers:
         transformers_logging.disable_progress_bar()  # of the loading of weights: the evaluation has its own
         self._config, self._base_path = config, config.model_name_or_path
         identity = compute_identity(self._base_path)
+        require_proven(self._base_path)
         self._placement: Placement = "in_place"
         if config.module is not None:
             module = load_module(config.module)

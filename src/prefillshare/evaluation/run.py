@@ -68,7 +68,7 @@ def evaluate(config: EvaluateConfig, *, show_progress: bool = True) -> Report:
 
 def read_selected(config: EvaluateConfig) -> list[Item]:
     """The items that the config asks for, in the file's order, each of them fit for the scorer."""
-    items = read_items(config.dataset_name)
+    items = read_items(config.dataset_name, needs_expected=SCORERS[config.scorer].needs_expected)
     if config.items is not None:
         if config.items > len(items):
             raise UserError(f"items: {config.items} is more than the {len(items)} rows of {config.dataset_name}")

@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -6,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from prefillshare.evaluation.items import BadField, Item
-from prefillshare.evaluation.scorers import SCORERS
+from prefillshare.evaluation.scorers import SCORERS, confined
 from prefillshare.evaluation.scorers.python import passes
 
 score = SCORERS["python"]
@@ -60,6 +62,9 @@ def test_tests_may_come_in_pieces() -> None:
         "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass A:\n    x: int",
         "import os\nopen('a', 'w').write('x')\nos.mkdir('b')\nos.rename('a', 'b/a')",
         "import os\nopen(os.devnull, 'w').write('x')",
+        "import tempfile\nwith tempfile.TemporaryDirectory() as folder: open(folder + '/a', 'w').write('x')",
+        "import tempfile\nwith tempfile.TemporaryFile() as file: file.write(b'xy'); file.truncate(1)",
+        "from os import *\ngetpid()",
         "import math, collections, itertools, re, json, random, decimal, datetime, subprocess, multiprocessing, socket",
     ],
 )
@@ -123,6 +128,81 @@ def test_the_kernel_confines_too(what: str, tmp_path: Path) -> None:
     tmp_path.chmod(0o777)  # open to the user that the process runs as
     assert not passes(_KERNEL[what].format(outside=outside), "")
     assert not outside.exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import os\nfile = os.open('a', os.O_RDWR | os.O_CREAT)\n"
+        "os.truncate(file, 3)\nos.utime(file)\nos.fchmod(file, 0o600)",
+        "import os\nos.mkdir('b')\nb = os.open('b', os.O_RDONLY)\nos.close(os.open('a', os.O_CREAT, dir_fd=b))\n"
+        "os.rename('a', 'c', src_dir_fd=b, dst_dir_fd=b)\nos.remove('c', dir_fd=b)",
+        "import os, resource\nresource.prlimit(os.getpid(), resource.RLIMIT_CPU)",
+    ],
+)
+def test_its_own_files_and_limits_may_be_reached_by_descriptor_and_number(code: str) -> None:
+    assert passes(code, "")
+
+
+# What the kernel does not confine everywhere, so that it is the audit hook's part that is tested.
+_HOOK = {
+    "chmod beneath": "os.chmod('existing', 0, dir_fd=there)",
+    "chmod of a descriptor": "os.chmod(file, 0)",
+    "fchmod": "os.fchmod(file, 0)",
+    "fchown": "os.fchown(file, -1, -1)",
+    "utime": "os.utime(file, (0, 0))",
+    "ftruncate": "os.ftruncate(writable, 0)",
+    "remove beneath": "os.remove('existing', dir_fd=there)",
+    "rename from beneath": "os.rename('existing', 'taken', src_dir_fd=there)",
+    "rename to beneath": "os.rename('own', 'written', dst_dir_fd=there)",
+    "rename over": "os.rename('own', 'existing', dst_dir_fd=there)",
+    "mkdir beneath": "os.mkdir('written', dir_fd=there)",
+    "link beneath": "os.link('own', 'written', dst_dir_fd=there)",
+    "symlink beneath": "os.symlink('own', 'written', dir_fd=there)",
+    "write beneath": "os.open('existing', os.O_WRONLY | os.O_TRUNC, dir_fd=there)",
+    "create beneath": "os.open('written', os.O_WRONLY | os.O_CREAT, dir_fd=there)",
+    "out of a folder inside": "os.remove('../existing', dir_fd=here)",
+    "a process by descriptor": "signal.pidfd_send_signal(os.pidfd_open(os.getppid()), 0)",
+    "limits of a process": "resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE)",
+    "priority of a process": "os.setpriority(os.PRIO_PROCESS, os.getppid(), 0)",
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
+@pytest.mark.parametrize("what", _HOOK)
+def test_the_audit_hook_refuses_what_the_kernel_may_permit(what: str, tmp_path: Path) -> None:
+    folder, existing = tmp_path / "folder", tmp_path / "existing"
+    folder.mkdir()
+    (folder / "own").touch()
+    existing.write_text("here")
+    before = existing.stat()
+    program = (
+        f"import os, resource, signal, sys\nsys.path.append({str(Path(confined.__file__).parent)!r})\nimport confined\n"
+        "here, there, file = (os.open(path, os.O_RDONLY) for path in ('.', '..', '../existing'))\n"
+        f"writable = os.open('../existing', os.O_WRONLY)\nconfined._refuse('.')\n{_HOOK[what]}"
+    )
+    run = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, check=False)
+    assert "PermissionError: " in run.stderr
+    assert "[Errno" not in run.stderr  # which the kernel's refusals have
+    after = existing.stat()
+    assert (existing.read_text(), after.st_mode, after.st_mtime) == ("here", before.st_mode, before.st_mtime)
+    assert sorted(os.listdir(tmp_path)) == ["existing", "folder"]
+
+
+def test_a_pass_cannot_be_read_off_the_frames_that_called_the_code() -> None:
+    code = (
+        "import os, re, sys\nframe = sys._getframe(1)\nwhile frame:\n    held = [*frame.f_locals.values()]\n"
+        "    held += [inner for each in held if isinstance(each, dict) for inner in each.values()]\n"
+        "    for text in held:\n        if isinstance(text, str) and re.fullmatch('[0-9a-f]{32}', text):\n"
+        "            for file in range(16):\n                try: os.write(file, text.encode())\n"
+        "                except OSError: pass\n            os._exit(0)\n    frame = frame.f_back"
+    )
+    assert not passes(code, "assert False")
+
+
+def test_an_answer_cannot_replace_the_tests_by_replacing_compile() -> None:
+    assert not passes("import builtins\nbuiltins.compile = lambda *_: (lambda: None).__code__", "assert False")
 
 
 def test_nothing_of_the_environment_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,11 +12,12 @@ class Scorer:
     """`scorer(answer, item)` says whether a model's answer, as text, is what the item expects. It never raises.
 
     `check(item)` raises BadField when the item lacks what the scorer needs. It is called once an item, before
-    any model is loaded.
+    any model is loaded. `needs_expected` says whether a row has to have an expected answer.
     """
 
     is_right: Callable[[str, Item], bool]
     check: Callable[[Item], None]
+    needs_expected: bool = True
 
     def __call__(self, answer: str, item: Item) -> bool:
         return self.is_right(answer, item)
@@ -28,5 +29,5 @@ SCORERS: dict[str, Scorer] = {
     "number": Scorer(number.is_right, number.check),
     "sql": Scorer(sql.is_right, sql.check),
     "call": Scorer(call.is_right, call.check),
-    "python": Scorer(python.is_right, python.check),
+    "python": Scorer(python.is_right, python.check, needs_expected=False),
 }

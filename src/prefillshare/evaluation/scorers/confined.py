@@ -8,10 +8,12 @@ import ctypes
 import json
 import os
 import resource
+import signal
 import struct
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
-from types import ModuleType
+from types import CodeType, ModuleType
 
 _CPU_SECONDS = 5
 _ADDRESS_SPACE = 512 << 20
@@ -38,25 +40,40 @@ _OUTSIDE = (
     "ctypes.",
     "pty.",
 )
-_CHANGING = {
-    "os.chmod", "os.chown", "os.link", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink", "os.truncate",
-    "os.utime", "os.setxattr", "os.removexattr",
+# By event, which arguments are paths or descriptors, and for each the argument with the directory's descriptor that a
+# relative path starts from.
+_CHANGING: dict[str, dict[int, int | None]] = {
+    "os.chmod": {0: 2}, "os.chown": {0: 3}, "os.link": {0: 2, 1: 3}, "os.mkdir": {0: 2}, "os.remove": {0: 1},
+    "os.rename": {0: 2, 1: 3}, "os.rmdir": {0: 1}, "os.symlink": {0: 2, 1: 2}, "os.truncate": {0: None},
+    "os.utime": {0: 3}, "os.setxattr": {0: None}, "os.removexattr": {0: None},
 }  # fmt: skip
+# These reach other processes, and no event says so.
+_UNSEEN = (
+    "pidfd_open", "pidfd_send_signal", "sched_setaffinity", "sched_setparam", "sched_setscheduler", "setpriority",
+)  # fmt: skip
 _OPENS_TO_WRITE = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _AF_UNIX = 1
 
 
 def main() -> None:
+    module = ModuleType("answer")  # registered: dataclasses look their module up; not __main__, so no script part runs
+    sys.modules["answer"] = module
+    for part in _parts():
+        exec(part, module.__dict__)
+
+
+def _parts() -> Iterator[CodeType]:
+    """Confines the process, yields code and tests to be run in it, and then writes the proof that they ended.
+
+    A generator, because the code sees the frames that call it: this one, which holds the proof, is none of them.
+    """
     request = json.load(sys.stdin)
     verdict = os.dup(1)
     nothing = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(nothing, standard)
     _confine(os.getcwd())
-    module = ModuleType("answer")  # registered: dataclasses look their module up; not __main__, so no script part runs
-    sys.modules["answer"] = module
-    for part in ("code", "tests"):
-        exec(compile(request[part], part, "exec"), module.__dict__)
+    yield from [compile(request[part], part, "exec") for part in ("code", "tests")]  # both before either can interfere
     os.write(verdict, request["proof"].encode())
     os._exit(0)
 
@@ -115,22 +132,32 @@ def _allow_writing_only_in(folder: str, libc: ctypes.CDLL) -> None:
 
 
 def _refuse(folder: str) -> None:
-    """The audit hook. It cannot be removed; code that the interpreter runs in C can go round it."""
+    """The audit hook. It cannot be removed; code that the interpreter runs in C can go round it.
 
-    def is_outside(path: object) -> bool:
-        if isinstance(path, int) or path is None:  # a descriptor, opened under this hook
-            return False
-        real = os.path.realpath(os.fsdecode(path))  # type: ignore[arg-type]
+    What raises no event, or one that does not say enough, is replaced in its module.
+    """
+
+    def is_outside(path: object, beneath: object = None) -> bool:
+        # Where there is no /proc, nothing is known of a descriptor, and its own path is outside.
+        start = "" if beneath in (None, -1) else f"/proc/self/fd/{beneath}"
+        named = f"/proc/self/fd/{path}" if isinstance(path, int) else os.fsdecode(path)  # type: ignore[arg-type]
+        real = os.path.realpath(os.path.join(start, named))
         return real != os.devnull and os.path.commonpath([real, folder]) != folder
 
     def hook(event: str, arguments: tuple[object, ...]) -> None:
         if event == "open":
             path, _, flags = arguments
+            if isinstance(path, int) or path is None:  # a descriptor, opened under this hook
+                return
             if isinstance(flags, int) and flags & _OPENS_TO_WRITE and is_outside(path):
                 raise PermissionError(f"writing outside the working directory: {path!r}")
         elif event in _CHANGING:
-            if any(is_outside(path) for path in arguments if isinstance(path, str | bytes | os.PathLike)):
-                raise PermissionError(f"{event} outside the working directory")
+            for path, beneath in _CHANGING[event].items():
+                if is_outside(arguments[path], None if beneath is None else arguments[beneath]):
+                    raise PermissionError(f"{event} outside the working directory")
+        elif event == "resource.prlimit":
+            if arguments[0] not in (0, os.getpid()):
+                raise PermissionError(f"{event} of another process")
         elif event.startswith("socket."):
             # Pairs of local sockets are what asyncio wakes its loop with.
             if event != "socket.__new__" or arguments[1] != _AF_UNIX:
@@ -138,7 +165,21 @@ def _refuse(folder: str) -> None:
         elif event.startswith(_OUTSIDE):
             raise PermissionError(f"{event} is refused")
 
+    open_anywhere = os.open
+
+    def open_inside(path: object, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        if dir_fd is not None and flags & _OPENS_TO_WRITE and is_outside(path, dir_fd):  # the event has no dir_fd
+            raise PermissionError(f"writing outside the working directory: {path!r}")
+        return open_anywhere(path, flags, mode, dir_fd=dir_fd)  # type: ignore[arg-type]
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError("acting on another process is refused")
+
     folder = os.path.realpath(folder)
+    replaced = {"open": open_inside, **dict.fromkeys(_UNSEEN, refused)}
+    for module in (os, sys.modules["posix"], signal, sys.modules["_signal"]):
+        for name in replaced.keys() & vars(module).keys():
+            setattr(module, name, replaced[name])
     sys.addaudithook(hook)
 
 

@@ -11,11 +11,11 @@ from typing import Any
 from prefillshare.evaluation.items import BadField, Item
 
 # A sign counts unless it stands between operands (5-3), digits unless they belong to a word (H2O). The length of the
-# exponent is bounded, because a fraction writes 1e999999999 out.
+# exponent is bounded, because a fraction writes 1e999999999 out. Of a date or a path (3/4/2020) no part is a fraction.
 _NUMBER = re.compile(
-    r"(?P<sign>(?<![\w)\]])[-+\u2212])?[$\u20ac\u00a3]?(?P<value>(?<![A-Za-z_\d.])"
+    r"(?P<slash>(?<=/)|(?<=/\s))?(?P<sign>(?<![\w)\]])[-+\u2212])?[$\u20ac\u00a3]?(?P<value>(?<![A-Za-z_\d.])"
     r"(?:\d{1,3}(?:,\d{3})+(?![\d])|\d+)(?:\.\d+)?|(?<![\w.])\.\d+)"
-    r"(?:[eE](?P<exponent>[-+]?\d{1,3})(?!\d))?(?:\s?/\s?(?P<divisor>\d+)(?![\d.,/]))?"
+    r"(?:[eE](?P<exponent>[-+]?\d{1,3})(?!\d))?(?(slash)|(?:\s?/\s?(?P<divisor>\d+)(?!\d|[.,]\d|\s?/))?)"
 )
 _LATEX_FRACTION = re.compile(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}")
 _CLOSE = Fraction(1, 10**9)

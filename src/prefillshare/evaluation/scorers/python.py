@@ -7,10 +7,14 @@ library only, in an empty folder that is removed afterwards. What the process ma
 - 5 seconds of CPU and 15 by the clock, 512 MiB of address space, 8 MiB a file, 64 open files;
 - no network: an empty network namespace where the kernel permits one, and sockets refused by an audit hook;
 - no further processes or threads: RLIMIT_NPROC, under another user when this process is root's;
+- no signals to other processes and no limits for them: an audit hook, and functions that are taken away;
 - no writing outside its folder: Landlock on Linux from 5.13 on, and an audit hook.
 
 The audit hook is there everywhere, the others where the kernel has them. The hook alone stops mistakes and ordinary
 code, not an attack on the interpreter: score models that you distrust inside a container.
+
+Verdicts are for models' answers, not for adversaries. Answer and tests share an interpreter, so code that sets out to
+deceive the scorer can: it may change what the tests use, or find the proof of a pass in the process's memory.
 """
 
 import json
