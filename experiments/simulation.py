@@ -68,11 +68,21 @@ def simulate(
     sessions: int,
     seed: int = 0,
     since: float = 0.0,
+    until: float | None = None,
 ) -> dict[str, Any]:
-    """`since`: calls and sessions that begin earlier, in simulated seconds, are not counted."""
+    """`since`: calls and sessions that begin earlier, in simulated seconds, are not counted. With `until` devices are
+    watched between the two."""
     shapes, preamble = sessions_of(source, layout.models)
     totals = Totals(since)
-    run = Simulation(layout, profile, many(shapes, sessions, seed), arrivals, totals, preamble_tokens=preamble)
+    run = Simulation(
+        layout,
+        profile,
+        many(shapes, sessions, seed),
+        arrivals,
+        totals,
+        preamble_tokens=preamble,
+        busy_within=None if until is None else (since, until),
+    )
     outcome = run.run()
     found = totals.summary()
     return {
@@ -127,12 +137,14 @@ def cluster(cells: int, sessions: int) -> list[dict[str, Any]]:
         return list(executor.map(_cell, range(cells), [sessions] * cells))
 
 
-def _cell(seed: int, sessions: int, rate: float = CELL_RATE, since: float = 0.0) -> dict[str, Any]:
+def _cell(
+    seed: int, sessions: int, rate: float = CELL_RATE, since: float = 0.0, until: float | None = None
+) -> dict[str, Any]:
     """Tool-heavy sessions, over the network. Cells have nothing in common, so each is a simulation of its own."""
     layout = Layout("shared", model_names(4), CELL_PREFILL, CELL_DECODE)
     profile = worker_profile(HARDWARE, MODEL, block_size=128)
     began = time.process_time()
-    found = simulate(layout, profile, "tool_heavy", Poisson(rate, seed), sessions, seed, since)
+    found = simulate(layout, profile, "tool_heavy", Poisson(rate, seed), sessions, seed, since, until)
     return show(found | {"cpu_s": round(time.process_time() - began, 1)})
 
 
@@ -143,7 +155,7 @@ def day() -> list[dict[str, Any]]:
 
 def _hour(hour: int) -> dict[str, Any]:
     rate = rate_at(hour)
-    found = _cell(hour, round(rate * WINDOW_S), rate, since=WARM_UP_S)
+    found = _cell(hour, round(rate * WINDOW_S), rate, WARM_UP_S, WINDOW_S)
     return found | {"hour": hour, "sessions_in_the_hour": round(rate * 3600) * CELLS}
 
 

@@ -132,6 +132,20 @@ def test_a_single_prefill_worker_is_an_m_d_1_queue() -> None:
     assert outcome.busy["prefill"] == pytest.approx(load, rel=0.03)
 
 
+def test_devices_are_watched_for_a_part_of_the_time() -> None:
+    """Two prompts of half a second, two seconds apart, of which one begins before the window."""
+    profile = replace(PROFILE, cost=Cost(step_s=1e-9, token_s=0.001), link=Link(0.0, 1e15))
+    calls = (Call("planner", 0, 500, 500, 1, 0.0), Call("planner", 0, 1000, 1000, 1, 1.5))
+    busy = {}
+    for window in (None, (0.25, 2.25), (0.6, 1.6)):
+        records = Records()
+        arguments = (SHARED, profile, [calls], Closed(1), records)
+        busy[window] = Simulation(*arguments, busy_within=window).run().busy["prefill"]
+    assert busy[0.25, 2.25] == pytest.approx((0.25 + 0.25) / 2, rel=0.01)
+    assert busy[0.6, 1.6] == 0
+    assert busy[None] == pytest.approx(1.0 / 2.5, rel=0.01)
+
+
 def two_calls(models: tuple[str, str]) -> list[Shape]:
     return [(Call(models[0], 0, 800, 800, 16, 0.0), Call(models[1], 0, 960, 960, 16, 1.0))]
 

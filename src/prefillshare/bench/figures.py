@@ -17,7 +17,7 @@ from prefillshare.workloads.arrivals import Poisson, parse_arrivals
 
 _SHARES = (0.5, 0.95, 0.99)
 _BUSY = 0.85  # a core used more than this is what limits
-_FEWEST = 5  # durations that must go on at a percentile of which some were cut; of fewer, their half
+_LEAST, _ENOUGH = 2, 5  # durations that must go on at a percentile of which some were cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,23 +86,25 @@ def percentile_with_cut(ended: Sequence[float], cut: Sequence[float], share: flo
     """The percentile of durations of which some, `cut`, are known only to be longer than they say.
 
     After Kaplan and Meier (1958): what was cut counts among those under way until then, and after that stands for
-    nothing. Where few are left under way, one of them would stand for all that were cut, so nothing is read from these.
-    Returns the longest duration that is known by enough of them, and True, when the percentile lies beyond it; of none,
+    nothing. Where few are left under way, one of them would stand for all that were cut, so nothing is read from the
+    last one, nor from fewer than half of those that would be left were none cut; five are always enough. Returns the
+    longest duration that is known, or that all of so few have, and True, when the percentile lies beyond it; of none,
     None.
     """
-    under_way, surviving, known = len(ended) + len(cut), 1.0, 0.0
-    enough = min(_FEWEST, -(-under_way // 2)) if cut else 0
+    under_way, surviving = len(ended) + len(cut), 1.0
+    left = int((1 - share) * under_way + 1e-9) + 1
+    enough = min(_ENOUGH, max(_LEAST, -(-left // 2))) if cut else 0
     if not under_way:
         return None, False
     for duration, is_end in sorted([(value, True) for value in ended] + [(value, False) for value in cut], key=_order):
         if under_way < enough:
-            return known, True
+            return duration, True
         if is_end:
             surviving *= 1 - 1 / under_way
             if surviving <= 1 - share + 1e-9:
                 return duration, False
-        under_way, known = under_way - 1, duration
-    return known, True
+        under_way -= 1
+    return max([*ended, *cut]), True
 
 
 def percentile_with_unknown(values: Sequence[float], unknown: int, share: float) -> tuple[float | None, bool]:

@@ -67,6 +67,11 @@ class Device:
         self._aim(tenant, goal)
         self._announce()
 
+    def busy(self, now: float) -> float:
+        """Seconds until now in which anyone ran."""
+        self._advance(now)
+        return self.busy_s
+
     def received(self, now: float) -> float:
         """Device-seconds that each of the present tenants has received, counted from the beginning of time."""
         self._advance(now)

@@ -112,7 +112,15 @@ class _Run:
         seen = ByModel(self._since, until)
         sessions = many(demand.shapes, ceil(demand.rate * until) + 1, self._seed)
         arrivals = Poisson(demand.rate, self._seed)
-        simulation = Simulation(layout, self._profile, sessions, arrivals, seen, preamble_tokens=demand.preamble_tokens)
+        simulation = Simulation(
+            layout,
+            self._profile,
+            sessions,
+            arrivals,
+            seen,
+            preamble_tokens=demand.preamble_tokens,
+            busy_within=(self._since, until),
+        )
         return seen, simulation.run()
 
     def reached(self, layout: Layout, seen: ByModel) -> Reached:

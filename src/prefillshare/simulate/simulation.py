@@ -38,17 +38,22 @@ class Simulation:
         preamble_tokens: int = 0,
         placement: PlacementConfig | None = None,
         flow: FlowConfig | None = None,
+        busy_within: tuple[float, float] | None = None,
     ) -> None:
         """
         Args:
             sessions: in the order in which they begin; may be an iterator, and is then read as they do.
             preamble_tokens: that the prompts of all sessions begin with.
             flow: how calls wait for prefill workers; without it they begin at once, and wait inside these.
+            busy_within: simulated seconds between which devices are watched; without it from the first event to the
+                last, which of an open loop takes in the time that it fills and the time that it empties.
         """
         self._clock = Clock()
         self.deployment = Deployment(layout, profile, self._clock, Prompts(preamble_tokens), placement, flow)
         self._profile, self._arrivals, self._recorder = profile, arrivals, recorder
         self._sessions: Iterator[tuple[int, Shape]] = iter(enumerate(sessions))
+        self._busy_within = busy_within
+        self._busy_s: list[dict[tuple[Role, int], float]] = []  # of each device, at either end
 
     def run(self) -> Outcome:
         """
@@ -60,10 +65,16 @@ class Simulation:
                 self._begin(0.0)
         else:
             self._clock.at(0.0, self._arrive, intervals(self._arrivals))
+        for moment in self._busy_within or ():
+            self._clock.at(moment, self._note_busy, None)
         ended = self._clock.run()
+        since, until = self._busy_within or (0.0, ended)
+        if not self._busy_s:
+            self._busy_s = [dict.fromkeys(self.deployment.devices, 0.0)]
+            self._note_busy(ended, None)
         busy: dict[Role, list[float]] = {}
-        for (role, _), device in self.deployment.devices.items():
-            busy.setdefault(role, []).append(device.busy_s / ended if ended else 0.0)
+        for key, before in self._busy_s[0].items():
+            busy.setdefault(key[0], []).append((self._busy_s[1][key] - before) / (until - since) if until else 0.0)
         peak = max(worker.cache.peak_in_use for worker in self.deployment.workers.values())
         return Outcome(
             ended,
@@ -71,6 +82,9 @@ class Simulation:
             {role: sum(shares) / len(shares) for role, shares in busy.items()},
             peak * self._profile.block_size,
         )
+
+    def _note_busy(self, now: float, _: None) -> None:
+        self._busy_s.append({key: device.busy(now) for key, device in self.deployment.devices.items()})
 
     def _arrive(self, now: float, waits: Iterator[float]) -> None:
         if self._begin(now):
