@@ -37,6 +37,8 @@ from prefillshare.evaluation.scorers.number import final_number
         ("3 / 4 / 2020", 2020),
         ("/data/3/4", 4),
         (r"\boxed{\frac{3}{4}}", Fraction(3, 4)),
+        (r"\boxed{1\frac{3}{4}}", Fraction(7, 4)),
+        (r"That is -12 \dfrac{1}{2}.", Fraction(-25, 2)),
         (r"It is $\frac{3}{4}$, or \frac{3}{4}.", Fraction(3, 4)),
         ("1.5e3", 1500),
         ("2E-2", Fraction(1, 50)),

@@ -1,7 +1,7 @@
 """The final number of an answer, as in worked arithmetic: the last one, or the one behind the last `####`.
 
 Thousands separators, currency signs and per cent signs are read over (50% is 50), `1/2` and `\\frac{1}{2}` are
-fractions, and numbers are compared as fractions to a relative 1e-9.
+fractions (`1\\frac{1}{2}` is 3/2), and numbers are compared as fractions to a relative 1e-9.
 """
 
 import re
@@ -18,6 +18,7 @@ _NUMBER = re.compile(
     r"(?:[eE](?P<exponent>[-+]?\d{1,3})(?!\d))?(?(slash)|(?:\s?/\s?(?P<divisor>\d+)(?!\d|[.,]\d|\s?/))?)"
 )
 _LATEX_FRACTION = re.compile(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}")
+_LATEX_MIXED = re.compile(r"(?<![\d.,])(\d{1,18})\s?\\[dt]?frac\{(\d{1,18})\}\{(\d{1,18})\}")
 _CLOSE = Fraction(1, 10**9)
 
 
@@ -36,7 +37,8 @@ def check(item: Item) -> None:
 def final_number(text: str) -> Fraction | None:
     """None when there is no number, when it divides by zero, or has more digits than Python converts (4,300)."""
     _, marker, behind = text.rpartition("####")
-    found = list(_NUMBER.finditer(_LATEX_FRACTION.sub(r"\1/\2", behind)))
+    improper = _LATEX_MIXED.sub(lambda mixed: f"{int(mixed[1]) * int(mixed[3]) + int(mixed[2])}/{mixed[3]}", behind)
+    found = list(_NUMBER.finditer(_LATEX_FRACTION.sub(r"\1/\2", improper)))
     if not found:
         return None
     number = found[0] if marker else found[-1]
