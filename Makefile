@@ -89,7 +89,7 @@ simulation: setup  ## The figures of docs/simulation.md, but for the cluster's (
 	$(BIN)/python -m experiments.simulation models
 	$(BIN)/python -m experiments.simulation day
 
-bench: setup  ## Two systems on one workload, with a report in artifacts/bench/short (under 15 minutes)
+bench: setup  ## Two systems on one workload, with a report in artifacts/bench/short (about 15 minutes)
 	$(BIN)/python -m experiments.bench short
 
 bench-full: setup  ## The tables and plots of README.md and docs/bench.md (hours on two cores; resumes)

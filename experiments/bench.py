@@ -1,6 +1,6 @@
 """The benchmark's published figures: `python -m experiments.bench short | full | float32 | short-contexts | publish`.
 
-    short           one load, two systems, under 15 minutes on two cores
+    short           one load, two systems, in about 15 minutes on two cores
     full            every family, load and system, three times: hours; goes on where it was stopped
     float32         whole tool-heavy sessions in float32, for cores without bfloat16 units: two hours
     short-contexts  ReAct and Reflexion in float32: 75 minutes
