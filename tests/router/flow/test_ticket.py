@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from prefillshare.router.flow import ticket as tickets
 from prefillshare.router.flow.held import HeldKV
 from prefillshare.router.flow.need import Need
 from prefillshare.router.flow.ticket import Choose, ReservedTicket, Ticket
@@ -186,6 +187,24 @@ async def test_kv_that_is_lost_does_not_wait_for_its_lease() -> None:
     ticket.prefill(first_of(P))
     ticket.close()
     assert site.rooms.held() == (0, 0, 0)
+
+
+async def test_a_leg_2_that_lost_its_kv_says_nothing_of_what_is_prefilled_after_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tickets, "PULLED_S", 0.01)
+    site = Site()
+    ticket = site.ticket()
+    ticket.prefill(first_of(P))
+    ticket.prefilled()
+    ticket.decode(first_of(D0))
+    ticket.decoded()
+    ticket.prefill(first_of(P))
+    await asyncio.sleep(0.03)
+    assert site.rooms.held() == (PROMPT.tokens, 0, 0)
+    ticket.prefilled()
+    ticket.close()
+    assert site.rooms.held() == (PROMPT.tokens, 0, 0)
 
 
 def test_the_prompt_of_a_ticket_is_not_made_a_chain_again() -> None:

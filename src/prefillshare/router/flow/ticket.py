@@ -100,7 +100,7 @@ class ReservedTicket(Ticket):
         self._prompt = prompt
         self._reserved = reserved
         self._kv_lease_s = kv_lease_s
-        self._lease_end: float | None = None  # by the event loop's clock, while no decode worker is known to pull
+        self._lease_end: float | None = None  # that of the last leg 1, by the event loop's clock
         self._timer: asyncio.TimerHandle | None = None
 
     def chain(self, body: Mapping[str, Any]) -> Chain:
@@ -109,6 +109,7 @@ class ReservedTicket(Ticket):
     def prefill(self, choose: Choose) -> Placed | None:
         pool, prompt = self._route.prefill, self._prompt
         self._release("prefill", "parked")
+        self._stop_timer()
         self._lease_end = None
         placed = choose(lambda worker, tokens: self._rooms.has_room(pool, worker, tokens, prompt))
         if placed:
