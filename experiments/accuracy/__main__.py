@@ -2,6 +2,7 @@
 
 python -m experiments.accuracy run                  trains and scores what has no record yet
 python -m experiments.accuracy table                writes docs/accuracy.md's table from the records
+python -m experiments.accuracy sweep                accuracy by the share of the prompt's KV that is the base's
 """
 
 import argparse
@@ -15,13 +16,14 @@ from experiments.accuracy.families import COUNTED, FAMILIES
 from prefillshare.errors import UserError
 
 ROOT = Path(__file__).parents[2]
+CHECKPOINTS = ROOT / "artifacts" / "accuracy"
 INTERRUPTED = 130
 
 
 def main() -> int:
     options = _parser().parse_args()
     try:
-        return _run(options) if options.command == "run" else _table(options)
+        return {"run": _run, "table": _table, "sweep": _sweep}[options.command](options)
     except UserError as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
@@ -42,7 +44,7 @@ def _run(options: argparse.Namespace) -> int:
         items=options.items,
         base=prepare_base(options.base),
         results=options.results,
-        checkpoints=ROOT / "artifacts" / "accuracy",
+        checkpoints=CHECKPOINTS,
     )
     return 0 if run(what, budget_s=options.budget_minutes * 60, console=Console()) else 1
 
@@ -54,21 +56,44 @@ def _table(options: argparse.Namespace) -> int:
     return 0
 
 
+def _sweep(options: argparse.Namespace) -> int:
+    from examples.demo.prepare_base import prepare_base
+    from experiments.accuracy.sweep import Sweep
+
+    what = Sweep(
+        family=options.family,
+        seed=options.seed,
+        items=options.items,
+        base=prepare_base(options.base),
+        results=options.results,
+        checkpoints=CHECKPOINTS,
+        docs=ROOT / "docs",
+    )
+    print(what.run())
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m experiments.accuracy", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="train and score what has no record yet")
     table = commands.add_parser("table", help="write the table, its JSON and the plot from the records")
-    for command in (run, table):
+    sweep = commands.add_parser("sweep", help="score the best checkpoints on 0 to 100 %% of base KV")
+    for command in (run, table, sweep):
         command.add_argument("--results", type=Path, default=RESULTS, help="folder of the records")
     run.add_argument("--families", nargs="+", choices=sorted(FAMILIES), default=list(COUNTED))
     run.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     run.add_argument("--rates", nargs="+", type=_positive(float), help="learning rates (default: each family's own)")
-    run.add_argument("--items", type=_positive(int), default=200, help="test items; half as many for validation")
+    sweep.add_argument("--family", choices=sorted(FAMILIES), default="sql")
+    sweep.add_argument("--seed", type=int, default=2)
+    for command in (run, sweep):
+        command.add_argument(
+            "--items", type=_positive(int), default=200, help="test items; half as many for validation"
+        )
+        command.add_argument("--base", type=Path, default=ROOT / "artifacts" / "base", help="the base's checkpoint")
     run.add_argument(
         "--budget-minutes", type=_positive(float), default=float("inf"), help="start nothing that ends later"
     )
-    run.add_argument("--base", type=Path, default=ROOT / "artifacts" / "base", help="the base's checkpoint")
     return parser
 
 

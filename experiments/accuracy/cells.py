@@ -14,6 +14,7 @@ from prefillshare.files import write_whole
 System = Literal["base", "full", "decode"]  # what is trained: nothing, all weights on own KV, all weights on base KV
 # What is scored: naive sharing is full fine-tuning's weights on the base's KV.
 Answerer = Literal["base", "full", "naive", "decode"]
+_TUNED: tuple[System, System] = ("full", "decode")
 ANSWERERS: dict[System, tuple[Answerer, ...]] = {"base": ("base",), "full": ("full", "naive"), "decode": ("decode",)}
 
 BATCH_SIZE = 8
@@ -23,15 +24,17 @@ RESULTS = Path(__file__).parents[2] / "docs" / "results" / "accuracy"
 
 @dataclass(frozen=True)
 class Cell:
-    """One training, or for `base` none. `rate` is its learning rate."""
+    """One training, or for `base` none. `rate` is its learning rate, `passes` how often it goes through the rows."""
 
     family: str
     seed: int
     system: System
     rate: float | None = None
+    passes: int = 1
 
     def __str__(self) -> str:
-        return f"{self.family} seed {self.seed} {self.system}" + ("" if self.rate is None else f" {self.rate:g}")
+        rate = "" if self.rate is None else f" {self.rate:g}"
+        return f"{self.family} seed {self.seed} {self.system}{rate}" + (f" x{self.passes}" if self.passes > 1 else "")
 
     @property
     def name(self) -> str:
@@ -61,15 +64,17 @@ class Record:
         return sum(bits) / len(bits)
 
 
-def grid(families: list[Family], seeds: list[int], rates: tuple[float, ...] | None) -> Iterator[list[Cell]]:
-    """Groups of cells whose best rate is scored on the test items: all rates of a family, seed and system.
+def grid(families: list[Family], seeds: list[int], rates: tuple[float, ...] | None) -> Iterator[list[list[Cell]]]:
+    """For each seed and family four groups of cells whose best is scored on the test items: the base, all rates of full
+    fine-tuning, all rates of the decode module, and its longer training (empty if its rate is left out).
 
     Seed by seed, so that a run that stops early has every family.
     """
     for seed, family in product(seeds, families):
-        yield [Cell(family.name, seed, "base")]
-        for system in ("full", "decode"):
-            yield [Cell(family.name, seed, system, rate) for rate in rates or family.rates]
+        tried = rates or family.rates
+        full, decode = ([Cell(family.name, seed, system, rate) for rate in tried] for system in _TUNED)
+        longer = [Cell(family.name, seed, "decode", rate, passes) for rate, passes in family.longer if rate in tried]
+        yield [[Cell(family.name, seed, "base")], full, decode, longer]
 
 
 def recipe(family: Family, data: Data, base: str) -> dict[str, Any]:

@@ -49,7 +49,11 @@ class Size:
 
 @dataclass(frozen=True)
 class Family:
-    """A task family with the budget that both systems get for it."""
+    """A task family with the budget that both systems get for it: as many steps at every rate.
+
+    `longer` is what the decode module is trained besides, for the time that its cheaper steps leave: rates, and how
+    often to go through the rows.
+    """
 
     name: str
     held_out: str  # what distinguishes a held-out item, for the table
@@ -58,6 +62,7 @@ class Family:
     steps: int
     rates: tuple[float, ...]
     max_new_tokens: int
+    longer: tuple[tuple[float, int], ...] = ()
 
 
 def epochs(rows: list[Item], length: int, shuffle: Callable[[list[Item]], None]) -> list[Item]:

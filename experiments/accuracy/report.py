@@ -1,15 +1,15 @@
 """The table, its JSON and its plot, from the records alone."""
 
 import json
-from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from experiments.accuracy.cells import Answerer, Record, System, best, comparable, read
+from experiments.accuracy.cells import Answerer, Record, read
 from experiments.accuracy.families import COUNTED, FAMILIES
 from experiments.accuracy.plot import draw
-from experiments.accuracy.statistics import Bits, Difference, mean, paired_difference
+from experiments.accuracy.results import FamilyResult, SameTime, family_result
+from experiments.accuracy.statistics import Difference, mean, paired_difference
 from experiments.section import write_section
 from prefillshare.errors import UserError
 
@@ -19,28 +19,7 @@ NAMES: dict[Answerer, str] = {
     "naive": "naive sharing",
     "decode": "decode module",
 }
-_TRAINED: dict[Answerer, System] = {"base": "base", "full": "full", "naive": "full", "decode": "decode"}
 START = "<!-- table: python -m experiments.accuracy table -->"
-# What has to be equal for results of several seeds to be put together; the data are drawn anew for each.
-_PER_SEED = {"data"}
-
-
-@dataclass(frozen=True)
-class FamilyResult:
-    """One family over the seeds for which every system has been scored on the test items.
-
-    Only rates that both systems have been trained at, in one dtype, count: a wider sweep would favour one of them.
-    """
-
-    family: str
-    seeds: list[int]
-    bits: dict[Answerer, list[list[int]]]  # by answerer, seed, item
-    rates: dict[str, list[float]]  # the best rate by system and seed
-    sweep: dict[float, dict[Answerer, float]]  # validation accuracy by rate and answerer, mean over these seeds
-    training_s: dict[str, float]  # mean seconds of a training, by system
-
-    def pair(self, one: Answerer, other: Answerer) -> tuple[Bits, Bits]:
-        return self.bits[one], self.bits[other]
 
 
 def write_report(results: Path, docs: Path) -> str:
@@ -50,7 +29,7 @@ def write_report(results: Path, docs: Path) -> str:
         UserError: no family is complete for any seed, or records of different recipes lie side by side.
     """
     records = [read(file) for file in sorted(results.glob("[!.]*.json"))]
-    families = [result for name in FAMILIES if (result := _family_result(name, records)) is not None]
+    families = [result for name in FAMILIES if (result := family_result(name, records)) is not None]
     if not _counted(families):
         raise UserError(
             f"{results}: no family has all systems scored for any seed; run `python -m experiments.accuracy run`"
@@ -82,7 +61,31 @@ def table(families: list[FamilyResult], records: list[Record]) -> str:
             cells = " | ".join(f"{100 * accuracy[key]:.1f}" for key in ("full", "naive", "decode"))
             chosen = " | ".join(str(result.rates[system].count(rate)) for system in ("full", "decode"))
             lines.append(f"| {result.family} | {rate:g} | {cells} | {chosen} |")
-    return "\n".join([*lines, "", _what_was_run(families, records)])
+    return "\n".join([*lines, *_same_time_table(families), "", _what_was_run(families, records)])
+
+
+def _same_time_table(families: list[FamilyResult]) -> list[str]:
+    known = [(result, result.same_time) for result in families if result.same_time]
+    if not known:
+        return []
+    lines = ["", "With as much time, the decode module's longer training among its choices (test items):", ""]
+    head = "| family | full fine-tuning | decode module | difference | seeds that chose more passes"
+    lines += [f"{head} | time of all trainings |", "|---" * 6 + "|"]
+    for result, longer in known:
+        chosen = f"{sum(passes > 1 for passes in longer.passes)} of {len(longer.passes)}"
+        cells = (mean(result.bits["full"]), mean(longer.bits))
+        shown = " | ".join(f"{100 * accuracy:.1f}" for accuracy in cells)
+        difference = paired_difference([(longer.bits, result.bits["full"])])
+        lines.append(f"| {result.family} | {shown} | {difference} | {chosen} | {longer.time:.2f}x |")
+    counted = [(result, longer) for result, longer in known if result.family in COUNTED]
+    if len(counted) == len(_counted(families)):
+        full, decode = (
+            f"{100 * sum(mean(bits) for bits in of_all) / len(counted):.1f}"
+            for of_all in ([r.bits["full"] for r, _ in counted], [longer.bits for _, longer in counted])
+        )
+        difference = paired_difference([(longer.bits, result.bits["full"]) for result, longer in counted])
+        lines.append(f"| mean of {len(counted)} | {full} | {decode} | {difference} | | |")
+    return lines
 
 
 def _counted(families: list[FamilyResult]) -> list[FamilyResult]:
@@ -114,6 +117,7 @@ def as_json(families: list[FamilyResult]) -> dict[str, Any]:
                 "points": {key: asdict(paired_difference([result.pair(key, "full")])) for key in _COMPARED},
                 "validation": {f"{rate:g}": accuracy for rate, accuracy in sorted(result.sweep.items())},
                 "training_seconds": result.training_s,
+                "same_time": result.same_time and _same_time_json(result, result.same_time),
             }
             for result in families
         },
@@ -122,68 +126,14 @@ def as_json(families: list[FamilyResult]) -> dict[str, Any]:
     }
 
 
-def _family_result(name: str, records: list[Record]) -> FamilyResult | None:
-    groups = _at_common_rates([record for record in records if record.cell.family == name])
-    chosen: dict[int, dict[str, Record]] = defaultdict(dict)
-    for (seed, system), group in groups.items():
-        top = group[0] if system == "base" else best(group)
-        if "test" in top.scores:
-            chosen[seed][system] = top
-    seeds = sorted(seed for seed, systems in chosen.items() if len(systems) == 3)
-    if not seeds:
-        return None
-    used = [record for seed in seeds for system in ("base", "full", "decode") for record in groups[seed, system]]
-    _check_comparable(name, used)
-    bits = {key: [chosen[seed][system].right("test", key) for seed in seeds] for key, system in _TRAINED.items()}
-    tuned = [record for record in used if record.cell.system != "base"]
-    systems = ("full", "decode")
-    return FamilyResult(
-        name,
-        seeds,
-        bits,
-        {system: [chosen[seed][system].cell.rate or 0.0 for seed in seeds] for system in systems},
-        _sweep(tuned, len(seeds)),
-        {system: _mean_seconds([record for record in tuned if record.cell.system == system]) for system in systems},
-    )
-
-
-def _at_common_rates(records: list[Record]) -> dict[tuple[int, System], list[Record]]:
-    """By seed and system: base, and both systems at the rates at which they can be compared."""
-    groups: dict[tuple[int, System], list[Record]] = defaultdict(list)
-    decode = {(record.cell.seed, record.cell.rate): record for record in records if record.cell.system == "decode"}
-    for record in records:
-        seed, rate = record.cell.seed, record.cell.rate
-        if record.cell.system == "base":
-            groups[seed, "base"].append(record)
-        elif record.cell.system == "full" and (pair := decode.get((seed, rate))) and comparable(record, pair):
-            groups[seed, "full"].append(record)
-            groups[seed, "decode"].append(pair)
-    return groups
-
-
-def _sweep(tuned: list[Record], seeds: int) -> dict[float, dict[Answerer, float]]:
-    """Only rates at which both systems were trained with every seed: others would be means of something else."""
-    sweep = {}
-    for rate in {record.cell.rate for record in tuned if record.cell.rate is not None}:
-        of_rate = [record for record in tuned if record.cell.rate == rate]
-        if len(of_rate) == 2 * seeds:
-            sweep[rate] = {
-                key: mean([record.right("validation", key) for record in of_rate if record.cell.system == system])
-                for key, system in _TRAINED.items()
-                if system != "base"
-            }
-    return sweep
-
-
-def _check_comparable(name: str, records: list[Record]) -> None:
-    recipes = [{key: value for key, value in record.recipe.items() if key not in _PER_SEED} for record in records]
-    of_seed = {(record.cell.seed, record.recipe["data"]) for record in records}
-    if any(other != recipes[0] for other in recipes) or len(of_seed) != len({seed for seed, _ in of_seed}):
-        raise UserError(f"the records of {name} were made by different recipes; remove those that are out of date")
-
-
-def _mean_seconds(records: list[Record]) -> float:
-    return round(sum(record.training["seconds"] for record in records) / len(records), 1)
+def _same_time_json(result: FamilyResult, longer: SameTime) -> dict[str, Any]:
+    return {
+        "accuracy": mean(longer.bits),
+        "accuracy_by_seed": [mean([seed]) for seed in longer.bits],
+        "passes": longer.passes,
+        "points": asdict(paired_difference([(longer.bits, result.bits["full"])])),
+        "time": longer.time,
+    }
 
 
 def _what_was_run(families: list[FamilyResult], records: list[Record]) -> str:

@@ -1,13 +1,14 @@
 """The grid, cell by cell. Every finished step is a record on disk; a run goes on where the last one stopped.
 
 For each family and seed: the base is scored; full fine-tuning and the decode module are trained at every learning
-rate and scored on the validation items; then each system's best checkpoint is scored on the test items.
+rate and scored on the validation items; then each system's best checkpoint is scored on the test items. The decode
+module's longer training is scored on both.
 """
 
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -81,14 +82,16 @@ class Grid:
     def groups(self) -> list["Group"]:
         identity = compute_identity(self.base).digest
         groups = []
-        for cells in grid([FAMILIES[name] for name in self.families], list(self.seeds), self.rates):
-            family = FAMILIES[cells[0].family]
-            data = family.build(cells[0].seed, Size(family.steps * BATCH_SIZE, self.items // 2, self.items))
+        for base, *tuned in grid([FAMILIES[name] for name in self.families], list(self.seeds), self.rates):
+            family = FAMILIES[base[0].family]
+            data = family.build(base[0].seed, Size(family.steps * BATCH_SIZE, self.items // 2, self.items))
             wanted = recipe(family, data, identity)
-            groups.append(Group(self, data, [load(cell, wanted, self.results) for cell in cells]))
-        for full, decode in zip(groups[1::3], groups[2::3], strict=True):
+            of_base, full, decode, longer = (
+                Group(self, data, [load(cell, wanted, self.results) for cell in cells]) for cells in (base, *tuned)
+            )
             for number, pair in enumerate(zip(full.records, decode.records, strict=True)):
                 full.records[number], decode.records[number] = _in_one_dtype(*pair)
+            groups += [of_base, full, decode, *([longer] if longer.records else [])]
         return groups
 
 
@@ -106,7 +109,7 @@ def _of_this_machine(record: Record) -> Record:
 
 @dataclass
 class Group:
-    """All rates of one family, seed and system. Only the best checkpoint so far is kept."""
+    """Trainings of one family, seed and system that are compared. Only the best checkpoint so far is kept."""
 
     grid: Grid
     data: Data
@@ -125,7 +128,7 @@ class Group:
             if "validation" not in record.scores
         ]
         if steps or ("test" not in best(self.records).scores and not self.left_to_others()):
-            title = f"{cells[0].family} seed {cells[0].seed} {cells[0].system}, test items"
+            title = f"{replace(cells[0], rate=None)}, test items"
             steps.append(Step(f"{cells[0].family} {cells[0].system} test", title, self._test))
         return steps
 

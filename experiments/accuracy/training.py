@@ -56,7 +56,7 @@ def _common(cell: Cell) -> dict[str, Any]:
     """What both trainings are told, by the names that both know."""
     return {
         "learning_rate": cell.rate,
-        "num_train_epochs": 1,
+        "num_train_epochs": cell.passes,
         "per_device_train_batch_size": BATCH_SIZE,
         "lr_scheduler_type": "linear",
         "weight_decay": 0.0,

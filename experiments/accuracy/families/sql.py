@@ -112,4 +112,5 @@ FAMILY = Family(
     steps=80,
     rates=(3e-4, 6e-4, 1.2e-3),
     max_new_tokens=48,
+    longer=((3e-4, 2),),
 )

@@ -116,6 +116,40 @@ def test_a_rate_that_only_one_system_was_trained_at_does_not_count(docs: Path) -
     assert "| 100.0 |" in write_report(results, docs)
 
 
+def longer(folder: Path, seed: int, *, validation: str, test: str) -> None:
+    record = Record(Cell("sql", seed, "decode", 1e-3, passes=2), RECIPE, {"dtype": "float32"}, {"seconds": 12.0})
+    record.scores["validation"] = {"decode": {"right": validation, "seconds": 1.0}}
+    record.scores["test"] = {"decode": {"right": test, "seconds": 1.0}}
+    save(record, folder)
+
+
+def test_the_longer_training_counts_in_a_table_of_its_own(docs: Path) -> None:
+    results = docs / "results" / "accuracy"
+    fill(results, 0)
+    fill(results, 1)
+    before = write_report(results, docs)
+    longer(results, 0, validation="11", test="1111")  # better on the validation items
+    assert "With as much time" not in write_report(results, docs)  # only one of two seeds has it
+    longer(results, 1, validation="00", test="1111")  # not better there: the shorter one stays, with 2 of 4
+    after = write_report(results, docs)
+    assert after.splitlines()[:5] == before.splitlines()[:5]
+    # Four trainings of one pass and two of two, and steps that take as long, against four of full fine-tuning's.
+    assert "| sql | 75.0 | 75.0 | +0.0 (" in after
+    assert "| 1 of 2 | 2.00x |" in after
+    summary = json.loads((docs / "results" / "accuracy.json").read_text())["families"]["sql"]["same_time"]
+    assert (summary["passes"], summary["accuracy_by_seed"]) == ([2, 1], [1.0, 0.5])
+
+
+def test_cheaper_steps_leave_time(docs: Path) -> None:
+    results = docs / "results" / "accuracy"
+    fill(results, 0)
+    longer(results, 0, validation="11", test="1111")
+    for rate in ("0.0001", "0.001"):
+        file = results / f"sql-s0-full-{rate}.json"
+        file.write_text(file.read_text().replace('"seconds": 9.0', '"seconds": 36.0'))
+    assert "| 1 of 1 | 0.50x |" in write_report(results, docs)
+
+
 def test_no_complete_seed_is_said(docs: Path) -> None:
     with pytest.raises(UserError, match="no family"):
         write_report(docs / "results" / "accuracy", docs)

@@ -13,6 +13,7 @@ from rich.console import Console
 from experiments.accuracy import run as run_module
 from experiments.accuracy.cells import Cell, Record, best, load, read, save
 from experiments.accuracy.cells import grid as cells_of
+from experiments.accuracy.families import FAMILIES
 from experiments.accuracy.items import Family, Item
 from experiments.accuracy.run import Clock, Grid, Step, run
 from prefillshare.errors import UserError
@@ -140,6 +141,22 @@ def test_another_rate_is_added_to_what_is_there(grid: Grid, trained: list[str]) 
     ]
 
 
+def test_the_longer_training_has_its_own_tests(
+    grid: Grid, trained: list[str], family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FAMILIES, "toy", replace(family, longer=((1e-3, 3),)))
+    go(grid)
+    assert trained[-3:] == [
+        "train toy seed 0 decode 0.001 x3",
+        "toy seed 0 decode 0.001 x3: decode, validation items",
+        "toy seed 0 decode 0.001 x3: decode, test items",
+    ]
+    assert read(grid.results / "toy-s0-decode-0.001-x3.json").cell == Cell("toy", 0, "decode", 1e-3, passes=3)
+    trained.clear()
+    go(replace(grid, rates=(1e-2,)))
+    assert not trained  # its rate is not asked for
+
+
 def test_time_is_up_before_a_step_that_would_end_too_late(grid: Grid, trained: list[str]) -> None:
     finished, text = go(grid, budget_s=0.0)
     assert not finished
@@ -225,5 +242,5 @@ def test_of_equal_rates_the_lower_one_is_best() -> None:
 
 
 def test_a_run_that_stops_early_has_every_family(family: Family) -> None:
-    order = [cells[0] for cells in cells_of([family, replace(family, name="other")], [0, 1], None)]
-    assert [(cell.seed, cell.family) for cell in order[::3]] == [(0, "toy"), (0, "other"), (1, "toy"), (1, "other")]
+    order = [base for (base,), *_ in cells_of([family, replace(family, name="other")], [0, 1], None)]
+    assert [(cell.seed, cell.family) for cell in order] == [(0, "toy"), (0, "other"), (1, "toy"), (1, "other")]

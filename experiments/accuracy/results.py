@@ -1,0 +1,138 @@
+"""What the records say of a family: the best of each system on the test items, and its sweep."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from statistics import median
+
+from experiments.accuracy.cells import Answerer, Record, System, best, comparable
+from experiments.accuracy.statistics import Bits, mean
+from prefillshare.errors import UserError
+
+_TRAINED: dict[Answerer, System] = {"base": "base", "full": "full", "naive": "full", "decode": "decode"}
+# What has to be equal for results of several seeds to be put together; the data are drawn anew for each.
+_PER_SEED = {"data"}
+
+
+@dataclass(frozen=True)
+class SameTime:
+    """The decode module with its longer training among its choices, over the same seeds as the rest of a family.
+
+    `time` is what all its trainings took, of what all of full fine-tuning's did. It goes by the ratio of a step's
+    times, the median over pairs of trainings at one rate, since machines and numbers of threads differ between rates.
+    """
+
+    bits: list[list[int]]
+    passes: list[int]  # what was chosen, by seed
+    time: float
+
+
+@dataclass(frozen=True)
+class FamilyResult:
+    """One family over the seeds for which every system has been scored on the test items.
+
+    Only rates that both systems have been trained at, in one dtype, count: a wider sweep would favour one of them.
+    """
+
+    family: str
+    seeds: list[int]
+    bits: dict[Answerer, list[list[int]]]  # by answerer, seed, item
+    rates: dict[str, list[float]]  # the best rate by system and seed
+    sweep: dict[float, dict[Answerer, float]]  # validation accuracy by rate and answerer, mean over these seeds
+    training_s: dict[str, float]  # mean seconds of a training, by system
+    same_time: SameTime | None  # None: not every seed has the longer training
+
+    def pair(self, one: Answerer, other: Answerer) -> tuple[Bits, Bits]:
+        return self.bits[one], self.bits[other]
+
+
+def family_result(name: str, records: list[Record]) -> FamilyResult | None:
+    groups = _at_common_rates([record for record in records if record.cell.family == name])
+    chosen: dict[int, dict[str, Record]] = defaultdict(dict)
+    for (seed, system), group in groups.items():
+        top = group[0] if system == "base" else best(group)
+        if "test" in top.scores:
+            chosen[seed][system] = top
+    seeds = sorted(seed for seed, systems in chosen.items() if len(systems) == 3)
+    if not seeds:
+        return None
+    used = [record for seed in seeds for system in ("base", "full", "decode") for record in groups[seed, system]]
+    _check_comparable(name, used)
+    bits = {key: [chosen[seed][system].right("test", key) for seed in seeds] for key, system in _TRAINED.items()}
+    tuned = [record for record in used if record.cell.system != "base"]
+    systems = ("full", "decode")
+    return FamilyResult(
+        name,
+        seeds,
+        bits,
+        {system: [chosen[seed][system].cell.rate or 0.0 for seed in seeds] for system in systems},
+        _sweep(tuned, len(seeds)),
+        {system: _mean_seconds([record for record in tuned if record.cell.system == system]) for system in systems},
+        _same_time(
+            tuned, [record for record in records if record.cell.family == name and record.cell.passes > 1], seeds
+        ),
+    )
+
+
+def _same_time(tuned: list[Record], longer: list[Record], seeds: list[int]) -> SameTime | None:
+    chosen, times = [], []
+    for seed in seeds:
+        full, decode, more = (
+            [record for record in group if record.cell.seed == seed and record.cell.system == system]
+            for group, system in ((tuned, "full"), (tuned, "decode"), (longer, "decode"))
+        )
+        if not more or any("validation" not in record.scores for record in more):
+            return None
+        _check_comparable(more[0].cell.family, [*full, *decode, *more])
+        top = best([*decode, *more])  # of equal ones at one rate the first: one pass
+        if "test" not in top.scores:
+            return None
+        chosen.append(top)
+        passes = sum(record.cell.passes for record in (*decode, *more))
+        times.append((passes, len(full), [_seconds(f) / _seconds(d) for f, d in zip(full, decode, strict=True)]))
+    step = median(ratio for _, _, ratios in times for ratio in ratios)
+    time = sum(passes for passes, _, _ in times) / step / sum(rates for _, rates, _ in times)
+    return SameTime([record.right("test", "decode") for record in chosen], [r.cell.passes for r in chosen], time)
+
+
+def _seconds(record: Record) -> float:
+    return float(record.training["seconds"])
+
+
+def _at_common_rates(records: list[Record]) -> dict[tuple[int, System], list[Record]]:
+    """By seed and system: base, and both systems at the rates at which they can be compared."""
+    groups: dict[tuple[int, System], list[Record]] = defaultdict(list)
+    records = [record for record in records if record.cell.passes == 1]
+    decode = {(record.cell.seed, record.cell.rate): record for record in records if record.cell.system == "decode"}
+    for record in records:
+        seed, rate = record.cell.seed, record.cell.rate
+        if record.cell.system == "base":
+            groups[seed, "base"].append(record)
+        elif record.cell.system == "full" and (pair := decode.get((seed, rate))) and comparable(record, pair):
+            groups[seed, "full"].append(record)
+            groups[seed, "decode"].append(pair)
+    return groups
+
+
+def _sweep(tuned: list[Record], seeds: int) -> dict[float, dict[Answerer, float]]:
+    """Only rates at which both systems were trained with every seed: others would be means of something else."""
+    sweep = {}
+    for rate in {record.cell.rate for record in tuned if record.cell.rate is not None}:
+        of_rate = [record for record in tuned if record.cell.rate == rate]
+        if len(of_rate) == 2 * seeds:
+            sweep[rate] = {
+                key: mean([record.right("validation", key) for record in of_rate if record.cell.system == system])
+                for key, system in _TRAINED.items()
+                if system != "base"
+            }
+    return sweep
+
+
+def _check_comparable(name: str, records: list[Record]) -> None:
+    recipes = [{key: value for key, value in record.recipe.items() if key not in _PER_SEED} for record in records]
+    of_seed = {(record.cell.seed, record.recipe["data"]) for record in records}
+    if any(other != recipes[0] for other in recipes) or len(of_seed) != len({seed for seed, _ in of_seed}):
+        raise UserError(f"the records of {name} were made by different recipes; remove those that are out of date")
+
+
+def _mean_seconds(records: list[Record]) -> float:
+    return round(sum(map(_seconds, records)) / len(records), 1)
