@@ -20,9 +20,9 @@ def admit_body(body: object, **kwargs: Any) -> Call:
     return admit_raw(json.dumps(body).encode(), **kwargs)
 
 
-def refusal(body: object) -> RouterError:
+def refusal(body: object, **kwargs: Any) -> RouterError:
     with pytest.raises(RouterError) as caught:
-        admit_body(body)
+        admit_body(body, **kwargs)
     return caught.value
 
 
@@ -75,6 +75,29 @@ def test_fields_that_would_break_the_two_legs_are_refused_by_name(field: str, va
     error = refusal(CHAT | {field: value})
     assert (error.status, error.param, error.code) == (400, field, "unsupported_parameter")
     assert f"`{field}`" in error.message
+
+
+def test_a_completion_is_not_given_another_length_than_it_asks_for() -> None:
+    """vLLM has `max_completion_tokens` for chats alone: the answer would be as long as `max_tokens` says, or 16."""
+    error = refusal(TEXT | {"max_completion_tokens": 200}, endpoint="completions")
+    assert (error.status, error.param, error.code) == (400, "max_completion_tokens", "unsupported_parameter")
+    assert "`max_tokens`" in error.message
+    admit_body(TEXT | {"max_completion_tokens": None, "max_tokens": 200}, endpoint="completions")
+    admit_body(CHAT | {"max_completion_tokens": 200})
+
+
+@pytest.mark.parametrize("value", [0, 1, 5, "true"])
+def test_a_chat_is_not_given_fewer_log_probabilities_than_it_asks_for(value: object) -> None:
+    """vLLM reads the number of a completion as true or false: 1 without alternatives, 0 as none at all."""
+    error = refusal(CHAT | {"logprobs": value})
+    assert (error.status, error.param) == (400, "logprobs")
+    assert "`top_logprobs`" in error.message
+    admit_body(TEXT | {"logprobs": value}, endpoint="completions")
+
+
+@pytest.mark.parametrize("value", [None, False, True])
+def test_a_chat_may_ask_for_log_probabilities(value: object) -> None:
+    admit_body(CHAT | {"logprobs": value, "top_logprobs": 3})
 
 
 def test_refused_fields_may_say_that_they_are_not_used() -> None:
@@ -159,7 +182,8 @@ def test_what_is_no_json_object_is_a_bad_request(raw: bytes) -> None:
 
 
 def test_escaped_text_is_fine() -> None:
-    assert admit_raw(rb'{"model": "sql", "prompt": "\ud83d\ude00 \u00e9"}').body["prompt"] == "😀 é"
+    raw = rb'{"model": "sql", "prompt": "\ud83d\ude00 \u00e9"}'
+    assert admit_raw(raw, endpoint="completions").body["prompt"] == "😀 é"
 
 
 def request_of(chunks: list[bytes], headers: dict[str, str]) -> Request:

@@ -209,6 +209,16 @@ def test_a_refused_request_reaches_no_worker(cluster: Cluster, body: Any, status
     assert cluster.worker_bodies() == 0
 
 
+def test_each_endpoint_refuses_what_only_the_other_has(cluster: Cluster) -> None:
+    for path, body, field in (
+        ("completions", {"model": "sql", "prompt": "x", "max_completion_tokens": 200}, "max_completion_tokens"),
+        ("chat/completions", CHAT | {"prompt": "x"}, "prompt"),
+    ):
+        response = cluster.http.post(f"/v1/{path}", json=body)
+        assert (response.status_code, response.json()["error"]["param"]) == (400, field)
+    assert cluster.worker_bodies() == 0
+
+
 def test_a_body_over_the_limit_is_refused(start_cluster: Callable[..., Cluster]) -> None:
     cluster = start_cluster(max_body_bytes=1000)
     assert cluster.http.post("/v1/completions", json={"model": "sql", "prompt": "x" * 2000}).status_code == 413

@@ -62,7 +62,7 @@ def admit(
         RouterError: 400 (malformed, or a field that is refused), 404 (unknown model). The message names the field.
     """
     body = _json_object(raw)
-    check_fields(body)
+    check_fields(endpoint, body)
     model = body.get("model")
     if not isinstance(model, str):
         raise bad_request("`model` must be the name of a decode module.", "model")
@@ -72,6 +72,10 @@ def admit(
     if stream is not None and not isinstance(stream, bool):
         # Workers also read "yes" and 1 as true; the router and its workers must not disagree about it.
         raise bad_request("`stream` must be true or false.", "stream")
+    logprobs = body.get("logprobs")
+    if endpoint == "chat/completions" and logprobs is not None and not isinstance(logprobs, bool):
+        # Workers read a completion's number as true or false: 1 as without alternatives, 0 as none at all.
+        raise bad_request("`logprobs` of a chat must be true or false; their number is `top_logprobs`.", "logprobs")
     for field in _OBJECTS:
         if not isinstance(body.get(field), dict | None):
             raise bad_request(f"`{field}` must be an object.", field)

@@ -1,4 +1,4 @@
-"""What requests may not ask for, and why. docs/openai.md lists every field; a test compares the two.
+"""What requests may not ask for, and why. docs/openai.md lists every field; tests compare the two.
 
 Fields that would break the two legs, that reach into a worker, or that vLLM 0.32 would silently ignore although the
 answer would then not be what was asked for. Every other field is safe: what shapes the prompt is rendered by the base
@@ -6,9 +6,12 @@ alone (the decode worker is given its token ids), the rest only shapes sampling,
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefillshare.router.errors import RouterError, bad_request
+
+if TYPE_CHECKING:
+    from prefillshare.router.admission import Endpoint  # which asks here
 
 
 class Refusal(NamedTuple):
@@ -26,6 +29,7 @@ _TEXT = "prompts and answers are text"
 _ONE_BEST = "every answer is sampled once; ask for several with `n`"
 _TOOLS = "send `tools` and `tool_choice`"
 _STRUCTURED = "vLLM would ignore it; send `response_format` or `structured_outputs`"
+_NO_TEMPLATE = "no chat template reads this text; send messages to /v1/chat/completions"
 
 REFUSED: dict[str, Refusal] = {
     # `vllm_xargs` is merged into the very dictionary in which a worker looks for `kv_transfer_params`.
@@ -68,6 +72,25 @@ REFUSED: dict[str, Refusal] = {
     "guided_whitespace_pattern": Refusal(_STRUCTURED),
 }
 
+# Fields of the other endpoint, which vLLM ignores without a word: the answer would be another than was asked for. Those
+# that would change nothing (`add_generation_prompt`, `parallel_tool_calls`, ...) are let through.
+OF_THE_OTHER: dict["Endpoint", dict[str, Refusal]] = {
+    "chat/completions": {
+        "prompt": Refusal("a chat reads `messages`; send it to /v1/completions", (None, "", [])),
+    },
+    "completions": {
+        "max_completion_tokens": Refusal("a completion's length is `max_tokens`"),
+        "top_logprobs": Refusal("how many alternatives a token has is the number in `logprobs`", (None, 0)),
+        "messages": Refusal("a completion reads `prompt`; send them to /v1/chat/completions", (None, [])),
+        "tools": Refusal(_NO_TEMPLATE, (None, [])),
+        "tool_choice": Refusal(_NO_TEMPLATE, (None, "none", "auto")),  # both mean nothing without tools
+        "documents": Refusal(_NO_TEMPLATE, (None, [])),
+        "chat_template_kwargs": Refusal(_NO_TEMPLATE, (None, {})),
+        "reasoning_effort": Refusal(_NO_TEMPLATE),
+        "include_reasoning": Refusal("a completion's text is not parsed; ask /v1/chat/completions", (None, True)),
+    },
+}
+
 # With any other, vLLM drops the token ids that the base has prefilled, and renders the messages itself.
 _TEXT_PARTS = frozenset({"text", "input_text", "output_text", "refusal", "thinking", "tool_reference"})
 _MEDIA_KEYS = frozenset({"input_image", "image_url", "image_embeds", "image_pil", "video_url", "video_embeds"}) | {
@@ -78,12 +101,13 @@ _MEDIA_KEYS = frozenset({"input_image", "image_url", "image_embeds", "image_pil"
 }
 
 
-def check_fields(body: Mapping[str, Any]) -> None:
+def check_fields(endpoint: "Endpoint", body: Mapping[str, Any]) -> None:
     """Raises RouterError (400), naming the field, when the body asks for what is refused."""
-    for field in body.keys() & REFUSED.keys():
-        refusal = REFUSED[field]
-        if body[field] not in refusal.harmless:
-            raise _unsupported(field, field, refusal.why)
+    for refused, where in ((REFUSED, ""), (OF_THE_OTHER[endpoint], f" by /v1/{endpoint}")):
+        for field in body.keys() & refused.keys():
+            refusal = refused[field]
+            if body[field] not in refusal.harmless:
+                raise _unsupported(field, field, refusal.why, where)
     kwargs = body.get("chat_template_kwargs")
     if isinstance(kwargs, dict) and kwargs.get("chat_template") is not None:
         raise _unsupported("chat_template_kwargs", "chat_template_kwargs.chat_template", _TEMPLATE)
@@ -108,5 +132,5 @@ def _not_text(part: Mapping[str, Any]) -> str | None:
     return next(iter(part.keys() & _MEDIA_KEYS), None)
 
 
-def _unsupported(param: str, what: str, why: str) -> RouterError:
-    return bad_request(f"`{what}` is not supported: {why}.", param, "unsupported_parameter")
+def _unsupported(param: str, what: str, why: str, where: str = "") -> RouterError:
+    return bad_request(f"`{what}` is not supported{where}: {why}.", param, "unsupported_parameter")

@@ -27,7 +27,7 @@ def test_what_a_completion_takes(body: dict[str, Any], need: Need) -> None:
         ({"max_completion_tokens": 9}, 9, 16),
         ({"max_tokens": 4000, "max_completion_tokens": 1}, 1, 4000),  # which vLLM's completions do not know
         ({"max_tokens": 5, "max_completion_tokens": None}, 5, 5),
-        ({"max_tokens": None}, 512, 512),  # vLLM goes on to the end of the context
+        ({"max_tokens": None}, 512, 16),
         ({"max_tokens": "4000"}, 4000, 4000),  # as vLLM reads it
         ({"max_tokens": 4000.0}, 4000, 4000),
         ({"max_tokens": True}, 512, 512),

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 MAX_CHARACTERS_PER_TOKEN = 16
 
 MOST_TOKENS = 10**9  # that an answer is counted for: no worker makes as many, and sums stay within floats
-COMPLETION_TOKENS = 16  # of a completion that says nothing else, as at OpenAI
+COMPLETION_TOKENS = 16  # of a completion that says nothing else, or null, as at OpenAI
 
 _RENDERED = ("messages", "tools", "documents", "prompt")
 
@@ -34,8 +34,8 @@ class Need:
 def need_of(endpoint: "Endpoint", body: Mapping[str, Any], guess: int) -> Need:
     """`guess` is taken for an answer whose length the client does not bound."""
     if endpoint == "completions":  # where vLLM reads no `max_completion_tokens`
-        # Only where the field is absent: with null vLLM generates to the end of the context.
-        output = _count(body.get("max_tokens", COMPLETION_TOKENS)) or guess
+        wanted = body.get("max_tokens")
+        output = COMPLETION_TOKENS if wanted is None else _count(wanted) or guess
     else:
         output = _count(body.get("max_completion_tokens")) or _count(body.get("max_tokens")) or guess
     prompt = body.get("prompt")
