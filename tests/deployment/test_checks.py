@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from prefillshare.config import Deployment
-from prefillshare.deployment import checks
 from prefillshare.deployment.checks import check
 from prefillshare.deployment.marks import mark
 from prefillshare.deployment.report import CheckFailed
@@ -35,7 +34,7 @@ def write_module(folder: Path, base: Path, *, kind: str = "full") -> Path:
 def settings(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A deployment file's content that passes, with one full module and one adapter."""
     monkeypatch.setattr("prefillshare.engine.version.installed_vllm", lambda: "0.32.0")
-    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr("prefillshare.extras.is_installed", lambda package: True)
     (router,) = free_ports(1)
     return {
         "base": {"path": checkpoint},
@@ -128,6 +127,17 @@ def test_a_context_longer_than_the_window_of_every_layer(settings: dict[str, Any
     assert not check(Deployment.model_validate(settings)).problems
 
 
+def test_windows_that_vllm_does_not_compute_as_training_does(settings: dict[str, Any], tmp_path: Path) -> None:
+    """Its workers would not start, or, where only `layer_types` names the windows, leave them out."""
+    config = {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 1024, "max_window_layers": 1}
+    (settings["base"]["path"] / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
+    settings["modules"] = [{"name": "sql", "path": write_module(tmp_path / "again", settings["base"]["path"])}]
+    message = problems(settings)
+    assert message.startswith("1 problem(s)")
+    assert "base.path: " in message
+    assert "some of the layers of this qwen2 have an attention window" in message
+
+
 @pytest.fixture
 def two_bases(settings: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     """As `settings`, with a second base and a module of its own."""
@@ -193,7 +203,7 @@ def test_another_engine_version_is_refused(
 
 @pytest.mark.parametrize("package", ["vllm", "nixl"])
 def test_a_missing_engine_is_refused(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, package: str) -> None:
-    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: None if name == package else object())
+    monkeypatch.setattr("prefillshare.extras.is_installed", lambda name: name != package)
     assert f"{package} is not installed" in problems(settings)
 
 
@@ -229,7 +239,5 @@ def test_traces_that_are_asked_for_need_opentelemetry(
 ) -> None:
     settings["router"] |= {"tracing": {"otlp_endpoint": "http://127.0.0.1:4317"}}
     assert not check(Deployment.model_validate(settings)).problems
-    monkeypatch.setattr(
-        checks.importlib.util, "find_spec", lambda name: None if name.startswith("opentelemetry") else object()
-    )
+    monkeypatch.setattr("prefillshare.extras.is_installed", lambda name: not name.startswith("opentelemetry"))
     assert "pip install 'prefillshare[tracing]'" in problems(settings)

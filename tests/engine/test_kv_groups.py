@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import Qwen2Config
 from vllm.config import KVTransferConfig
 from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.model_executor.models.qwen2 import Qwen2Model
+from vllm.model_executor.models.qwen3 import Qwen3Model
 from vllm.platforms import current_platform
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.core.kv_cache_utils import get_kv_cache_groups
@@ -17,6 +20,7 @@ from vllm.v1.kv_cache_interface import AttentionSpec, FullAttentionSpec, KVCache
 
 from prefillshare.engine.kv_groups import require_whole_prompts
 from prefillshare.engine.worker import ServedModel, WorkerSpec, worker_command
+from prefillshare.windows import unproven_windows
 
 BLOCK_SIZE = 128
 WINDOW = 512
@@ -98,6 +102,16 @@ def test_layers_with_windows_are_kept_whole_beside_the_others_without_the_hybrid
     assert isinstance(group.kv_cache_spec, FullAttentionSpec)
     assert len(group.layer_names) == 12
     require_whole_prompts([group], max_model_len=100 * WINDOW)
+
+
+@pytest.mark.parametrize("model", [Qwen2Model, Qwen3Model])
+def test_a_qwen_with_windows_in_some_layers_does_not_start(model: type) -> None:
+    """Why `prefillshare.windows` refuses it. When this fails, look whether vLLM has learnt it."""
+    config = Qwen2Config(use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1, num_hidden_layers=3)
+    assert unproven_windows(config.to_dict()) is not None
+    vllm_config = SimpleNamespace(model_config=SimpleNamespace(hf_config=config), cache_config=None, quant_config=None)
+    with pytest.raises(AssertionError, match="Sliding window for some but all layers is not supported"):
+        model(vllm_config=vllm_config)
 
 
 def test_a_model_whose_blocks_are_in_several_lists_does_not_start() -> None:

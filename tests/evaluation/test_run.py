@@ -133,8 +133,8 @@ def test_a_row_for_python_needs_nothing_but_prompt_and_tests(folder: Path) -> No
 
 
 def test_a_missing_package_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"shares: .*matplotlib; pip install 'prefillshare\[evaluate\]'"):
+    monkeypatch.setattr("prefillshare.extras.is_installed", lambda package: False)
+    with pytest.raises(UserError, match=r"shares: .*matplotlib is not inst.*; pip install 'prefillshare\[evaluate\]'"):
         evaluate(config(folder, module=folder, shares=(0,)), show_progress=False)
 
 

@@ -347,6 +347,28 @@ def test_a_checkpoint_may_lie_elsewhere(config: TrainConfig, tmp_path: Path) -> 
     assert (second.path / RECORD_NAME).read_text() == (first.path / RECORD_NAME).read_text()
 
 
+def test_starting_again_does_not_remove_the_checkpoint_that_it_starts_from(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a run that did not end, so that its folder holds no module."""
+    run.train(one_step(config), show_progress=False)
+    earlier = config.output_dir / "earlier"
+    run.train(one_step(config).changed(output_dir=earlier), show_progress=False)
+    (earlier / MANIFEST_NAME).unlink()
+    (tmp_path / "linked").symlink_to(earlier)
+    again = config.changed(overwrite_output_dir=True, max_steps=2)
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "make_trainer", no_model)
+        for folder in (earlier, tmp_path / "linked"):
+            checkpoint = folder / "checkpoint-1"
+            message = f"overwrite_output_dir=true would remove resume_from_checkpoint {earlier}/checkpoint-1 "
+            with pytest.raises(UserError, match=message):
+                run.train(again.changed(resume_from_checkpoint=str(checkpoint)), show_progress=False)
+    own = again.changed(resume_from_checkpoint=str(config.output_dir / "checkpoint-1"))
+    assert run.train(own, show_progress=False).manifest.training["steps"] == 2  # these stay
+    assert not earlier.exists()
+
+
 def test_a_fresh_run_has_a_record_of_its_own(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     def die(*_: object, **__: object) -> None:
         raise Killed

@@ -44,3 +44,10 @@ def test_a_tokenizer_is_read_from_a_checkpoint(tmp_path: Path) -> None:
 def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"tokenizer\.json: no such file"):
         load_tokenise(tmp_path)
+
+
+def test_without_the_package_it_is_said_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    monkeypatch.setattr("prefillshare.extras.is_installed", lambda package: False)
+    with pytest.raises(UserError, match=r"tokenizers is not installed; pip install 'prefillshare\[cpu\]'"):
+        load_tokenise(tmp_path)

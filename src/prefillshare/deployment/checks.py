@@ -1,6 +1,5 @@
 """Everything about a deployment that can be refused before anything starts."""
 
-import importlib.util
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -12,14 +11,15 @@ from prefillshare.deployment.access import check_access
 from prefillshare.deployment.marks import deployment_name, marked
 from prefillshare.deployment.ports import check_ports
 from prefillshare.deployment.report import CheckFailed, CheckReport, Finding
-from prefillshare.deployment.windows import window_of_every_layer
 from prefillshare.engine.version import require_supported_vllm
 from prefillshare.engine.worker import plan_workers, require_adapter, worker_command
 from prefillshare.errors import UserError
+from prefillshare.extras import missing
 from prefillshare.identity import BaseMismatch, compute_identity
 from prefillshare.module import DecodeModule, load_module, verify_module
 from prefillshare.router.placement.table import policies
 from prefillshare.router.tracing import check_installed
+from prefillshare.windows import unproven_windows, windows_of
 
 _WORKER_GIB = 2.0  # a CPU worker without its KV cache: measured 3.0 GB PSS with 1 GB of KV
 
@@ -71,12 +71,14 @@ def _check_base(field: str, base: BaseConfig, max_model_len: int) -> Iterator[Fi
             f"set it to at most {longest}"
         )
         yield Finding("workers.max_model_len", "problem", detail)
-    window = window_of_every_layer(config)
-    if window is not None and max_model_len > window:
+    if why := unproven_windows(config):
+        yield Finding(f"{field}.path", "problem", f"{base.path.resolve()}: {why}")
+    windows = windows_of(config)
+    if windows is not None and windows.of_every_layer and max_model_len > windows.tokens:
         detail = (
-            f"{max_model_len} exceeds the attention window of {window} tokens that every layer of the base "
+            f"{max_model_len} exceeds the attention window of {windows.tokens} tokens that every layer of the base "
             f"{base.served_name!r} has; vLLM drops the KV that has left it, and longer prompts cannot be handed over: "
-            f"set it to at most {window}"
+            f"set it to at most {windows.tokens}"
         )
         yield Finding("workers.max_model_len", "problem", detail)
 
@@ -112,9 +114,8 @@ def _check_placement(deployment: Deployment) -> Iterator[Finding]:
 
 def _check_engine() -> Iterator[Finding]:
     for package in ("vllm", "nixl"):
-        if importlib.util.find_spec(package) is None:
-            detail = f"the Python package {package} is not installed; install prefillshare[cpu] or [cuda]"
-            yield Finding("engine", "problem", detail)
+        if why := missing(package, "cpu", "cuda"):
+            yield Finding("engine", "problem", why)
             return
     try:
         yield Finding("engine", "ok", f"vLLM {require_supported_vllm()}")

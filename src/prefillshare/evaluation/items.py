@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from prefillshare.errors import UserError
+from prefillshare.tools import read_tools
 
 Message = dict[str, Any]
 
@@ -138,15 +139,10 @@ def _answer(message: Message, name: str) -> str:
 
 
 def _tools(row: dict[str, Any]) -> list[dict[str, Any]] | None:
-    tools = row.get("tools")
-    if isinstance(tools, str):  # TRL's way to keep schemas of many forms in one column of a table
-        try:
-            tools = json.loads(tools)
-        except (ValueError, RecursionError) as error:
-            raise BadField("tools", f"not JSON: {error}") from None
-    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
-        raise BadField("tools", f"expected a list of function descriptions, found {tools!r:.80}")
-    return tools or None
+    try:
+        return read_tools(row.get("tools"))
+    except ValueError as error:
+        raise BadField("tools", str(error)) from None
 
 
 def _template_kwargs(row: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import random
 import shutil
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -20,6 +19,7 @@ from prefillshare.evaluation.items import BadField, Item, read_items
 from prefillshare.evaluation.report import Outcome, Report
 from prefillshare.evaluation.scorers import SCORERS
 from prefillshare.evaluation.systems import Measurement, plan
+from prefillshare.extras import missing
 
 _PACKAGES = ("torch", "transformers", "peft", "openai", "bfcl-eval")
 
@@ -127,8 +127,8 @@ def _source(config: EvaluateConfig, items: list[Item]) -> Source:
 
 def _require_packages(config: EvaluateConfig) -> None:
     for field, wanted, package in (("shares", config.shares, "matplotlib"), ("endpoint", config.endpoint, "openai")):
-        if wanted and find_spec(package) is None:
-            raise UserError(f"{field}: needs the package {package}; pip install 'prefillshare[evaluate]'")
+        if wanted and (why := missing(package, "evaluate")):
+            raise UserError(f"{field}: {why}")
 
 
 def _environment() -> dict[str, Any]:

@@ -6,7 +6,6 @@ conventions for generative AI where these have one. No span holds anything of a 
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from urllib.parse import urlsplit
 
 from prefillshare import __version__
 from prefillshare.errors import UserError
+from prefillshare.extras import missing
 from prefillshare.router.pool import Worker
 from prefillshare.router.record import CallRecord
 from prefillshare.router_config import TracingConfig
@@ -77,13 +77,10 @@ def check_installed(settings: TracingConfig, environment: Mapping[str, str]) -> 
         return
     wanted = ("opentelemetry.sdk.trace", f"opentelemetry.exporter.otlp.proto.{_protocol(environment)}")
     for module in wanted:
-        if not _is_installed(module):
+        if why := missing(module, "tracing"):
             asked_by = next((name for name in _ENDPOINTS if environment.get(name)), "")
             asked_by = "router.tracing.otlp_endpoint" if settings.otlp_endpoint else asked_by
-            raise UserError(
-                f"{asked_by} asks for traces, which need {module}, and that is not installed; "
-                "pip install 'prefillshare[tracing]', or leave the endpoint out"
-            )
+            raise UserError(f"{asked_by} asks for traces: {why}, or leave the endpoint out")
 
 
 def open_tracing(settings: TracingConfig, environment: Mapping[str, str]) -> Tracing:
@@ -231,10 +228,3 @@ def _protocol(environment: Mapping[str, str]) -> str:
     """`grpc` unless the environment says HTTP: vLLM's default, so that one endpoint serves router and workers."""
     asked = next((value for name in _PROTOCOLS if (value := environment.get(name))), "grpc")
     return "grpc" if asked == "grpc" else "http"
-
-
-def _is_installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # of a parent
-        return False

@@ -11,6 +11,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from prefillshare.tools import read_tools
+
 Message = dict[str, Any]
 Tool = dict[str, Any]
 
@@ -30,16 +32,8 @@ def served_tools(tools: object) -> list[Tool] | None:
     Raises:
         ValueError: they are not in the form of a chat request.
     """
-    if isinstance(tools, str):
-        try:
-            tools = json.loads(tools)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"not JSON: {error}") from None
-    if not tools:
-        return None
-    if not isinstance(tools, list):
-        raise ValueError(f"expected a list of tools, found {tools!r:.80}")
-    return [_served_tool(tool) for tool in tools]
+    found = read_tools(tools)
+    return found and [_served_tool(tool) for tool in found]
 
 
 def render(
@@ -106,8 +100,8 @@ def _served_call(call: object) -> dict[str, Any]:
     return ({"id": call["id"]} if "id" in call else {}) | served | {"type": "function"}
 
 
-def _served_tool(tool: object) -> Tool:
-    function = tool.get("function") if isinstance(tool, dict) else None
+def _served_tool(tool: Tool) -> Tool:
+    function = tool.get("function")
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise ValueError(
             'expected tools as in a chat request, {"type": "function", "function": {"name": ..., "parameters": ...}}, '

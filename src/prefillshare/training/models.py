@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from prefillshare.errors import UserError
 from prefillshare.training.masks import PROVEN_ARCHITECTURES, has_soft_capped_attention
+from prefillshare.windows import unproven_windows
 
 
 def load_model(
@@ -31,11 +32,18 @@ def load_model(
 
 
 def require_proven(checkpoint: Path) -> None:
-    """Raises UserError unless the checkpoint is of an architecture that is tested to train exactly on base KV."""
+    """Makes sure that a module of this base can be trained exactly, and served as it was trained.
+
+    Raises:
+        UserError: the checkpoint is of an architecture that is not proven, or has windows that are not.
+    """
     # Not by AutoConfig, which raises for what it does not know before it can be named here.
-    architecture = json.loads((checkpoint / "config.json").read_text()).get("model_type")
+    config = json.loads((checkpoint / "config.json").read_text())
+    architecture = config.get("model_type")
     if architecture not in PROVEN_ARCHITECTURES:
         raise UserError(
             f"model_name_or_path: {checkpoint} is of architecture {architecture!r}, for which training on base KV is "
             f"not proven; use a base of {', '.join(PROVEN_ARCHITECTURES)}"
         )
+    if why := unproven_windows(config):
+        raise UserError(f"model_name_or_path: {checkpoint}: {why}")

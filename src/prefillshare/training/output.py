@@ -46,8 +46,8 @@ class RunRecord(BaseModel):
     instructions: Placement
 
 
-def check_output(config: TrainConfig, *, goes_on: bool) -> None:
-    """Makes sure that a run may write to its output folder. `goes_on`: from one of the checkpoints that lie there.
+def check_output(config: TrainConfig, resume_from: Path | None) -> None:
+    """Makes sure that a run, which may go on from a checkpoint, may write to its output folder.
 
     Raises:
         UserError: it is in use, or not a folder, or holds what `overwrite_output_dir` must not remove.
@@ -57,8 +57,9 @@ def check_output(config: TrainConfig, *, goes_on: bool) -> None:
         raise UserError(f"output_dir: {folder} is a file; name a folder")
     if not folder.is_dir():
         return
+    goes_on = is_of_run(resume_from, folder)
     if config.overwrite_output_dir:
-        _check_what_is_removed(config)
+        _check_what_is_removed(config, None if goes_on else resume_from)
         return
     if goes_on:
         return
@@ -74,14 +75,16 @@ def check_output(config: TrainConfig, *, goes_on: bool) -> None:
         raise UserError(f"output_dir: {folder} is not empty; name another folder, or empty this one")
 
 
-def _check_what_is_removed(config: TrainConfig) -> None:
+def _check_what_is_removed(config: TrainConfig, resume_from: Path | None) -> None:
     """`overwrite_output_dir` is for an earlier module or run: what else the folder holds may be all that there is."""
     folder = config.output_dir.resolve()
     removed = "overwrite_output_dir=true would remove"
-    for field in ("model_name_or_path", "dataset_name"):
-        path = getattr(config, field).resolve()
-        if path.is_relative_to(folder):
-            raise UserError(f"output_dir: {removed} {field} {path} from {folder}; name another folder")
+    used = {"model_name_or_path": config.model_name_or_path, "dataset_name": config.dataset_name}
+    if resume_from is not None:
+        used["resume_from_checkpoint"] = resume_from
+    for field, path in used.items():
+        if path.resolve().is_relative_to(folder):
+            raise UserError(f"output_dir: {removed} {field} {path.resolve()} from {folder}; name another folder")
     names = [entry.name for entry in folder.iterdir()]
     foreign = any(not name.startswith((UNFINISHED, *_OF_RUN)) for name in names)
     if foreign and MANIFEST_NAME not in names and RECORD_NAME not in names:

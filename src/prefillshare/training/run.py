@@ -64,8 +64,7 @@ def train(config: TrainConfig, *, show_progress: bool = True) -> DecodeModule:
     _check_processes(config)
     main = int(os.environ.get("RANK", "0")) == 0
     resume_from = checkpoint_to_resume(config, tell=show_progress and main)
-    goes_on = is_of_run(resume_from, config.output_dir)
-    check_output(config, goes_on=goes_on)
+    check_output(config, resume_from)
     identity = compute_identity(config.model_name_or_path)
     tokenizer = _check_base(config)
     arguments = config.arguments()
@@ -83,7 +82,7 @@ def train(config: TrainConfig, *, show_progress: bool = True) -> DecodeModule:
         require_same_run(resume_from, record)
     started = time.monotonic()
     trainer = make_trainer(config, data.examples, tokenizer, held_out=held_out.examples if held_out else None)
-    if main and not goes_on:
+    if main and not is_of_run(resume_from, config.output_dir):
         start_run(config.output_dir, record)
     trainer.accelerator.wait_for_everyone()
     with_progress(

@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 from prefillshare.errors import UserError
+from prefillshare.extras import missing
 
 Tokenise = Callable[[str], Sequence[int]]  # of plain text, without the marks that begin or end a prompt
 
@@ -22,12 +23,10 @@ def load_tokenise(folder: Path) -> Tokenise:
     file = folder / "tokenizer.json"
     if not file.is_file():
         raise UserError(f"{file}: no such file; give the folder of a checkpoint, which has one")
-    try:
-        from tokenizers import Tokenizer
-    except ImportError:
-        raise UserError(
-            "the package `tokenizers` is not installed; it comes with `pip install prefillshare[cpu]`"
-        ) from None
+    if why := missing("tokenizers", "cpu", "cuda"):
+        raise UserError(why)
+    from tokenizers import Tokenizer
+
     tokenizer = Tokenizer.from_file(str(file))
     return lambda text: tokenizer.encode(text, add_special_tokens=False).ids
 
