@@ -23,14 +23,14 @@ from rich.console import Console
 from examples.demo.prepare_base import prepare_base
 from experiments.section import around_section, write_section
 from prefillshare.bench.calibrate import calibrate
-from prefillshare.bench.cells import LABELS, Panel, by_load, by_panel, by_system, in_figures
+from prefillshare.bench.cells import ARRIVING, LABELS, Panel, by_load, by_panel, by_system, in_figures
 from prefillshare.bench.costs import FILE
 from prefillshare.bench.figures import Figures, Slo, read_runs
 from prefillshare.bench.matrix import FULL, SHORT, Matrix, WorkloadConfig
 from prefillshare.bench.plots import draw
 from prefillshare.bench.report import against, arrived, cell, highest_kept_up, kept_up_table, ratio, write_report
 from prefillshare.bench.run import run
-from prefillshare.bench.systems import SYSTEMS, Machine
+from prefillshare.bench.systems import Machine, SystemName
 from prefillshare.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -57,7 +57,7 @@ SHORT_CONTEXTS = Matrix(
         WorkloadConfig(source="reflexion", sessions=2, max_calls=12),
     ),
     loads=("closed:1", "closed:8"),
-    systems=SYSTEMS,
+    systems=("shared", "shared-lora", "per-model", "colocated"),  # those that are published
     repeats=1,
     rounds=2,
     limit_s=1800.0,
@@ -80,6 +80,8 @@ SHOWN = {
     "prefill tokens a session": "prefill tokens a session",
     "of the possible speed": "of the possible speed",
 }
+# What a baseline is compared with in the summary, where that is not `shared`: what has adapters with what has them too.
+LIKE: dict[SystemName, SystemName] = {"colocated-lora": "shared-lora"}
 RATIOS = {
     "sessions a minute": "sessions a minute",
     "session s p95": "session p95",
@@ -88,7 +90,7 @@ RATIOS = {
 
 
 def measure(matrix: Matrix, output: Path, longest_prompt: int | None) -> int:
-    """Returns the exit code, as `prefillshare bench run` does. `longest_prompt` is as in `costs.measure`."""
+    """Returns the exit code, as `prefillshare bench run` does. `longest_prompt` is as in `costs.Measurement`."""
     console = Console(stderr=True)
     base = prepare_base(ROOT / "artifacts" / "base")
     if not (output / FILE).exists():
@@ -135,24 +137,24 @@ def _copy(results: Path, published: Path) -> None:
 
 
 def summary(runs: Sequence[Figures]) -> str:
-    """The systems' figures at each workload's highest load of a kind, and how many times better `shared` is; of open
-    loops also the highest load that was kept up with."""
+    """The systems' figures at each workload's highest load of a kind, and how many times better ours are; of open loops
+    also the highest load that was kept up with."""
     systems = list(by_system(runs))
-    baselines = [other for ours, other in against(runs) if ours == "shared"]
-    head = [*systems, *(f"shared against {other}" for other in baselines)]
+    pairs = [(ours, other) for ours, other in against(runs) if ours == LIKE.get(other, "shared")]
+    head = [*systems, *(f"{ours} against {other}" for ours, other in pairs)]
     lines = [f"| | | {' | '.join(head)} |", f"|---|---|{'---|' * len(head)}"]
     for panel, shown in by_panel(runs).items():
         if panel.is_open:
             found = {system: highest_kept_up(within) for system, within in by_system(shown).items()}
-            cells = [found.get(system, "-") for system in systems] + [""] * len(baselines)
-            lines.append(f"| {title(panel, runs)} | kept up with, {LABELS[panel.kind]} | {' | '.join(cells)} |")
+            cells = [found.get(system, "-") for system in systems] + [""] * len(pairs)
+            lines.append(f"| {title(panel, runs)} | kept up with, {ARRIVING} | {' | '.join(cells)} |")
         load, within = list(by_load(shown).items())[-1]
         how = f"{arrived(within)} arriving a minute" if panel.is_open else f"{in_figures(load)} at a time"
         # How many sessions an open loop plays a minute is its load.
         names = [*["sessions a minute"] * (not panel.is_open), "session s p95", "prefix hit ratio"]
         for name in names:
             cells = [cell(by_system(within).get(system, []), name) for system in systems]
-            better = [ratio(within, "shared", other, name) if name in RATIOS else None for other in baselines]
+            better = [ratio(within, ours, other, name) if name in RATIOS else None for ours, other in pairs]
             first = f"{title(panel, runs)}, {how}" if name == names[0] else ""
             more = [f"{text} x" if text else "" for text in better]
             lines.append(f"| {first} | {SHOWN[name]} | {' | '.join([*cells, *more])} |")
@@ -171,7 +173,7 @@ def tables(runs: Sequence[Figures]) -> str:
 def title(panel: Panel, runs: Sequence[Figures]) -> str:
     """Without the number of models where all runs have the same."""
     models = f", {panel.models} models" if len({each.models for each in runs}) > 1 else ""
-    return f"{panel.workload}{models}{', open loop' if panel.is_open else ''}"
+    return f"{panel.workload}{models}{', open loop' if panel.is_open else ''}{panel.how}"
 
 
 def _systems(panel: Panel, runs: Sequence[Figures]) -> str:
@@ -229,11 +231,16 @@ def main() -> int:
         prog="python -m experiments.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     what = parser.add_subparsers(dest="what", required=True)
-    matrices = {"short": SHORT, "full": FULL, "float32": FLOAT32, "short-contexts": SHORT_CONTEXTS}
-    for name, matrix in matrices.items():
+    matrices = {
+        "short": (SHORT, SHORT_PROMPT),
+        "full": (FULL, None),
+        "float32": (FLOAT32, None),
+        "short-contexts": (SHORT_CONTEXTS, None),
+    }
+    for name, (matrix, longest_prompt) in matrices.items():
         command = what.add_parser(name, help=f"{len(matrix.systems)} systems, repeats: {matrix.repeats}")
         command.add_argument("--output", type=Path, default=ROOT / "artifacts" / "bench" / name)
-        command.set_defaults(matrix=matrix)
+        command.set_defaults(matrix=matrix, longest_prompt=longest_prompt)
     command = what.add_parser("publish", help="tables and plot from records")
     command.add_argument(
         "results", type=Path, nargs="?", default=PUBLISHED, help="a folder of `prefillshare bench run`"
@@ -243,7 +250,7 @@ def main() -> int:
         if options.what == "publish":
             publish(options.results)
             return 0
-        return measure(options.matrix, options.output, SHORT_PROMPT if options.what == "short" else None)
+        return measure(options.matrix, options.output, options.longest_prompt)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -49,6 +49,8 @@ FIGURES = {
 OF_SESSIONS = "session_p95_s"  # some of whose sessions may have been cut off
 RATIOS = {OF_SESSIONS: False, "calls_per_s": True}  # of `shared` to other systems; whether more is better
 SIDES = ("measured", "simulated")
+NOT_SIMULATED = "colocated-lora"
+WHY_NOT = f"{NOT_SIMULATED} is not simulated: its engine computes on several cores at once, and costs are of one"
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,23 @@ class Compared:
 
 
 def compare(facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], tokenise: Tokenise, costs: Path) -> Compared:
-    """Simulates the run with the sessions that it played. Both end at the run's limit, whatever is under way then."""
+    """Simulates the run with the sessions that it played. Both end at the run's limit, whatever is under way then.
+
+    Raises:
+        UserError: a run of a system whose costs are not known.
+    """
+    if facts["system"] == NOT_SIMULATED:
+        raise UserError(WHY_NOT)
     machine = Machine.model_validate(facts["machine"])
     config = WorkloadConfig.model_validate(facts["workload"])
     run = Run(facts["system"], facts["models"], config, facts["load"], facts["repeat"])
     workload = workload_of(run, tokenise, machine.max_model_len)
-    workload = replace(workload, preamble_tokens=len(tokenise(salted(workload.preamble, run.salt))))
+    workload = replace(
+        workload,
+        preamble_tokens=len(tokenise(salted(workload.preamble, run.salt))),
+        # Runs that do not say which roles there were had those of the sessions that were drawn.
+        declared=tuple(facts.get("roles", ())),
+    )
     names = model_names(run.models)
     played = Records()
     calls = [row for row in rows if row["kind"] == "call" and row["error"] is None]
@@ -91,7 +104,7 @@ def compare(facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], tokenis
     fitted = read(costs, machine, facts["environment"]["kv_bytes_per_token"], adapters=adapters)
     profile = _of_one_worker(fitted, facts["workers"])
     simulated = Records()
-    layout, arrivals = _layout(run, machine), run.arrivals()
+    layout, arrivals = _layout(run, machine), run.arrivals(workload)
     Simulation(layout, profile, shapes, arrivals, simulated, preamble_tokens=preamble, flow=FLOW).run()
     until = facts["limit_s"]
     cut["simulated"] = [until - begun for begun, ended in simulated.sessions if begun < until < ended]
@@ -221,7 +234,13 @@ def main() -> int:
     options = parser.parse_args()
     try:
         tokenise, costs = load_tokenise(options.base), options.results / FILE
-        runs = [compare(facts, rows, tokenise, costs) for facts, rows in recorded(options.results)]
+        found = recorded(options.results)
+        known = [(facts, rows) for facts, rows in found if facts["system"] != NOT_SIMULATED]
+        if not known:
+            raise UserError(f"{options.results}: {WHY_NOT}, and there are no runs of another system")
+        if len(known) < len(found):
+            print(f"left out, {len(found) - len(known)} runs: {WHY_NOT}", file=sys.stderr)
+        runs = [compare(facts, rows, tokenise, costs) for facts, rows in known]
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -60,6 +60,8 @@ class FakeServer:
         await send({"choices": [{"delta": {"role": "assistant", "content": ""}, "finish_reason": None}]})
         await asyncio.sleep(self.delay_s)
         for number in range(body["max_tokens"]):
+            if self.behaviour == "hangs" and number == body["max_tokens"] - 1:
+                await asyncio.sleep(60)
             await send({"choices": [{"delta": {"content": f"w{number} "}, "finish_reason": None}]})
         if self.behaviour == "fails":
             await send({"error": {"message": "out of luck"}})

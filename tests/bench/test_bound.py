@@ -67,6 +67,19 @@ def test_more_cores_bound_less_and_ordinary_vllms_have_all_for_both() -> None:
     assert both.handoff_s == 0
 
 
+def test_an_engine_on_all_cores_may_be_that_many_times_as_fast_with_twice_the_batch() -> None:
+    machine = FACTS["machine"] | {"max_num_seqs": 1}
+    both = bound(FACTS | {"system": "colocated", "machine": machine | {"max_num_seqs": 2}}, CALLS, {"a": 7.0}, PROFILE)
+    wide = bound(FACTS | {"system": "colocated-lora", "machine": machine}, CALLS, {"a": 7.0}, PROFILE)
+    assert both
+    assert wide
+    assert (wide.prefill_s, wide.decode_s, wide.handoff_s) == (both.prefill_s, both.decode_s, 0)
+    alone = PREFILL[0] + PREFILL[1] + 10 * (0.24 + 0.0001 * 240)
+    assert both.session_s == pytest.approx(4 * 0.5 + alone + 7.0)
+    assert wide.session_s == pytest.approx(4 * 0.5 + alone / 2 + 7.0)
+    assert wide.turns_s < both.turns_s
+
+
 def test_adapters_make_nothing_less_possible() -> None:
     slow = replace(PROFILE, decode_cost=Cost(step_s=9.0, token_s=9.0))
     assert bound(FACTS | {"system": "shared-lora"}, CALLS, {}, slow) == bound(FACTS, CALLS, {}, PROFILE)

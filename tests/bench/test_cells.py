@@ -23,3 +23,16 @@ def test_open_loads_are_told_by_the_minute() -> None:
     assert (size_of("closed:4"), in_figures("closed:1200")) == (4, "1200")
     assert (size_of("poisson:0.05"), in_figures("poisson:0.05"), in_figures("poisson:0.0333")) == (3, "3", "2")
     assert in_figures("poisson:0.0375") == "2.25"
+
+
+def test_recorded_arrivals_are_an_open_loop_of_their_own(tmp_path: Path) -> None:
+    for load in ("trace:2", "trace", "poisson:0.05", "closed:4"):
+        write_run(tmp_path, [CALL, SESSION], load=load)
+    panels = by_panel(read_runs(tmp_path, Slo()))
+    assert [(panel.kind, panel.is_open, panel.how) for panel in panels] == [
+        ("closed", False, ""),
+        ("poisson", True, ""),
+        ("trace", True, ", as recorded"),
+    ]
+    assert list(by_load(list(panels.values())[2])) == ["trace", "trace:2"]
+    assert in_figures("trace:0.5") == "0.5"

@@ -1,3 +1,4 @@
+import asyncio
 import re
 
 import pytest
@@ -48,3 +49,17 @@ async def test_nobody_there_is_a_failure() -> None:
         answer = await call(http, "http://127.0.0.1:9", BODY, "s")
     assert answer.error is not None
     assert answer.error.startswith("ClientConnectorError")
+
+
+async def test_what_had_come_of_a_call_is_told_when_it_is_cut() -> None:
+    cut: list[Answer] = []
+    fake = FakeServer("hangs")
+    async with TestServer(fake.app()) as server, open_client("key") as http:
+        url = str(server.make_url("")).rstrip("/")
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(call(http, url, BODY, "s", cut.append), 0.3)
+    (answer,) = cut
+    assert (answer.text, answer.pieces, answer.output_tokens, answer.error) == ("w0 w1 ", 2, 0, "cut off")
+    assert answer.first is not None
+    assert answer.ended - answer.began >= 0.3 > answer.first - answer.began
+    assert answer.queue_s == 0.25

@@ -30,6 +30,23 @@ def test_drawn_sessions_become_a_file_and_the_file_a_trace(tmp_path: Path) -> No
     assert {row["session_id"] for row in rows} == {f"react-0-{number}" for number in range(3)}
 
 
+def test_a_trace_keeps_its_times_unless_others_are_asked_for(tmp_path: Path) -> None:
+    source, again = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    rows = (
+        {"timestamp": at, "input_length": 600, "output_length": 5, "hash_ids": [2 * at, 2 * at + 1]}
+        for at in (0, 70_000, 90_000)
+    )
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def times(*options: str) -> list[int]:
+        to = ["bench", "workload", f"mooncake:{source}", str(again), "--base", "b", "--format", "mooncake", *options]
+        assert CliRunner().invoke(cli.app, to).exit_code == 0
+        return [json.loads(line)["timestamp"] for line in again.read_text().splitlines()]
+
+    assert times() == [0, 70_000, 90_000]
+    assert times("--rate", "1000")[-1] < 1000
+
+
 def test_help_names_the_sources() -> None:
     shown = CliRunner().invoke(cli.app, ["bench", "workload", "--help"], terminal_width=200).output
     assert "tool_heavy" in shown

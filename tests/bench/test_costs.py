@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 
 from prefillshare.bench.client import open_client
-from prefillshare.bench.costs import FILE, Measured, fit, measure, measure_steps, read, write
+from prefillshare.bench.costs import FILE, Measured, Measurement, fit, read, write
 from prefillshare.bench.systems import Machine
 from prefillshare.errors import UserError
 from prefillshare.simulate.calibrate import StepTime
@@ -56,7 +56,7 @@ class Caching(FakeServer):
 
 async def measured(server: FakeServer, machine: Machine = MACHINE) -> Measured:
     async with hosted_by(server, models=1, role="decode") as system, open_client("") as http:
-        return await measure(http, system, words, machine, lambda step: None)
+        return await Measurement(http, system, words, machine, lambda step: None).all()
 
 
 async def test_prompts_are_new_and_then_known_and_answers_come_in_batches() -> None:
@@ -85,7 +85,7 @@ async def test_long_prompts_can_be_left_out() -> None:
     server = Caching()
     machine = MACHINE.model_copy(update={"max_model_len": 8192})
     async with hosted_by(server, models=1, role="decode") as system, open_client("") as http:
-        found = await measure(http, system, words, machine, lambda step: None, longest_prompt=1200)
+        found = await Measurement(http, system, words, machine, lambda step: None, longest_prompt=1200).all()
     assert max(record.prompt_tokens for record in found.alone) == 1024 + 48
     assert {step.kv_tokens // step.sequences for step in found.steps} == {128 + 24, 1024 + 24}
 
@@ -94,14 +94,14 @@ async def test_batches_of_one_context_have_the_same_prompts() -> None:
     """Each is computed once, which is most of the time that batches take."""
     server = Caching()
     async with hosted_by(server, models=1, role="decode") as system, open_client("") as http:
-        await measure_steps(http, system, words, MACHINE, lambda step: None)
+        await Measurement(http, system, words, MACHINE, lambda step: None).steps()
     assert len({body["messages"][-1]["content"] for body in server.bodies[1:]}) == 4
 
 
 async def test_steps_are_measured_without_the_rest() -> None:
     server = Caching()
     async with hosted_by(server, models=1, role="decode") as system, open_client("") as http:
-        steps = await measure_steps(http, system, words, MACHINE, lambda step: None)
+        steps = await Measurement(http, system, words, MACHINE, lambda step: None).steps()
     assert [(step.sequences, step.kv_tokens) for step in steps] == [(size, size * 152) for size in (1, 2, 4)]
     assert [body["max_tokens"] for body in server.bodies[:3]] == [9, 1, 48]  # a first one, a prompt, its answer
     assert len(server.bodies) == 1 + 2 * (1 + 2 + 4)

@@ -5,8 +5,8 @@ import pytest
 from aiohttp.test_utils import TestServer
 
 from prefillshare.bench.client import open_client
-from prefillshare.bench.drive import CallRecord, Play, Record, SessionRecord, as_row, play
-from prefillshare.workloads.arrivals import Arrivals, Closed, Poisson
+from prefillshare.bench.drive import CallRecord, CutRecord, Play, Record, SessionRecord, as_row, play
+from prefillshare.workloads.arrivals import Arrivals, Closed, Poisson, Trace
 from prefillshare.workloads.session import Session, Turn, Workload
 from tests.bench.fake_server import FakeServer
 
@@ -93,8 +93,14 @@ async def test_a_failed_call_ends_its_session_and_no_other() -> None:
 
 async def test_the_limit_cuts_sessions_off_and_tells_of_them() -> None:
     fake = FakeServer(delay_s=0.15)
-    calls, sessions = split(await played(fake, [session("a"), session("b")], Closed(1), limit_s=0.25))
+    records = await played(fake, [session("a"), session("b")], Closed(1), limit_s=0.25)
+    calls, sessions = split(records)
     assert len(calls) == 1
+    (cut,) = (record for record in records if isinstance(record, CutRecord))
+    assert (cut.session, cut.turn, cut.role, cut.model, cut.expected_output_tokens) == ("a", 1, "actor", "m1", 4)
+    assert (cut.ttft_s, cut.output_tokens) == (None, 0)
+    assert cut.at + cut.seen_s == pytest.approx(0.25, abs=0.05)
+    assert as_row(cut)["kind"] == "cut"
     (whole,) = sessions
     assert (whole.session, whole.calls, whole.planned_calls, whole.finished) == ("a", 1, 2, False)
     assert whole.error is None
@@ -110,3 +116,29 @@ async def test_rows_say_what_they_are() -> None:
     rows = [as_row(record) for record in await played(FakeServer(), [session("a")], Closed(1))]
     assert [row["kind"] for row in rows] == ["call", "call", "session"]
     assert rows[0]["expected_output_tokens"] == 2
+
+
+async def test_a_session_that_is_cut_off_between_its_calls_has_none_under_way() -> None:
+    records = await played(FakeServer(), [session("a", think_s=60.0)], Closed(1), limit_s=0.2)
+    assert [as_row(record)["kind"] for record in records] == ["call", "session"]
+
+
+async def test_recorded_sessions_come_when_they_were_recorded_to() -> None:
+    fake = FakeServer(delay_s=0.3)
+    arrivals = Trace(2.0, (0.0, 0.1, 0.4))
+    calls, sessions = split(await played(fake, [session(name) for name in "abc"], arrivals))
+    due = {each.session: each.at for each in sessions}
+    assert due == {"a": 0.0, "b": 0.05, "c": 0.2}
+    assert all(call.at >= due[call.session] for call in calls)
+    assert fake.most_at_once == 3
+
+
+async def test_a_role_that_is_not_called_keeps_the_others_models() -> None:
+    records: list[Record] = []
+    fake = FakeServer()
+    async with TestServer(fake.app()) as server, open_client("key") as http:
+        url = str(server.make_url("")).rstrip("/")
+        workload = Workload("w", "", 0, (session("a"),), declared=("critic", "planner", "actor"))
+        names = ("m0", "m1", "m2")
+        await play(http, Play(workload, Closed(1), names, dict.fromkeys(names, url)), records.append)
+    assert [call.model for call in split(records)[0]] == ["m1", "m2"]

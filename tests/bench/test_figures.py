@@ -132,6 +132,14 @@ def test_workers_on_one_core_are_taken_together(tmp_path: Path) -> None:
     assert values["prefix hit ratio"] == 0.9
 
 
+def test_an_engine_on_all_cores_is_busy_when_all_of_them_are(tmp_path: Path) -> None:
+    spread = PREFILL | {"role": "both", "core": None}
+    busy = figures(tmp_path, system="colocated-lora", workers=[spread | {"cpu_s": 114.0}])
+    assert busy.values["cpu of cores 0, 1 (vLLM)"] == 0.95
+    assert busy.limit == "cores 0, 1 (vLLM)"
+    assert figures(tmp_path, system="colocated-lora", workers=[spread | {"cpu_s": 60.0}]).limit == "none"
+
+
 def test_a_run_without_an_answer_has_no_latencies(tmp_path: Path) -> None:
     write_run(tmp_path, [])
     (run,) = read_runs(tmp_path, Slo())
@@ -177,4 +185,31 @@ def test_an_open_loop_is_told_by_what_it_kept_up_with_and_not_by_how_long_it_too
     assert run.values["arrivals a minute"] == pytest.approx(6)
     assert run.values["of the possible speed"] is None
     write_run(tmp_path, rows)
-    assert [run.values["kept up"] is None for run in read_runs(tmp_path, Slo())] == [True, False]
+    write_run(tmp_path, rows, load="trace")
+    assert [run.values["kept up"] is None for run in read_runs(tmp_path, Slo())] == [True, False, False]
+
+
+def test_calls_that_were_under_way_at_the_end_count_as_long_as_they_were_seen(tmp_path: Path) -> None:
+    calls = [CALL | {"latency_s": float(n), "ttft_s": 0.1 * n} for n in range(1, 20)]
+    cut = {"kind": "cut", "session": "s", "ttft_s": None, "queue_s": None, "prefill_s": None, "seen_s": 12.5}
+    unfinished = [SESSION | {"calls": 1, "session": f"s-{n}"} for n in range(6)]
+
+    def percentiles(*under_way: dict[str, object]) -> tuple[dict[str, float | None], frozenset[str]]:
+        write_run(tmp_path, [*calls, *under_way, *unfinished], cut_calls=len(under_way))
+        (run,) = read_runs(tmp_path, Slo())
+        return run.values, run.at_least
+
+    # All six sessions were cut off between their calls.
+    values, at_least = percentiles()
+    assert (values["call s p50"], values["call s p95"]) == (10.0, 19.0)
+    assert not any(name.startswith(("call", "ttft", "queue")) for name in at_least)
+    values, at_least = percentiles(*[cut] * 6)
+    # Of 13 under way at 12.5 s six leave: then 7 of the 25 calls stand for 13.
+    assert values["call s p50"] == 13.0
+    assert values["ttft s p50"] == pytest.approx(1.3)  # the six are later
+    assert {"call s p95", "ttft s p95", "queue s p95"} <= at_least
+    # With a first token after a second: only the answer is missing.
+    values, at_least = percentiles(*[cut | {"ttft_s": 1.0, "queue_s": 0.1, "prefill_s": 0.5}] * 6)
+    assert values["ttft s p95"] == pytest.approx(1.8)
+    assert {name for name in at_least if name.startswith(("ttft", "queue", "leg"))} == set()
+    assert "call s p95" in at_least

@@ -1,10 +1,11 @@
+import json
 from pathlib import Path
 
 import pytest
 
 from prefillshare.bench.matrix import FULL, SHORT, Matrix, Run, WorkloadConfig, load_matrix, runs, workload_of
 from prefillshare.errors import UserError
-from prefillshare.workloads.arrivals import Closed, Poisson
+from prefillshare.workloads.arrivals import Arrivals, Closed, Poisson, Trace
 from tests.workloads.tokenisers import words
 
 WORKLOAD = WorkloadConfig(source="react", sessions=3)
@@ -87,8 +88,48 @@ def test_a_run_cannot_be_asked_for_twice() -> None:
 
 
 def test_loads_are_of_the_repeat() -> None:
-    assert Run("shared", 4, WORKLOAD, "closed:3", 1).arrivals() == Closed(3)
-    assert Run("shared", 4, WORKLOAD, "poisson:0.5", 1).arrivals() == Poisson(0.5, seed=1)
+    def arrivals(load: str) -> Arrivals:
+        run = Run("shared", 4, WORKLOAD, load, 1)
+        return run.arrivals(workload_of(run, words, 8192))
+
+    assert arrivals("closed:3") == Closed(3)
+    assert arrivals("poisson:0.5") == Poisson(0.5, seed=1)
+
+
+def recorded(folder: Path) -> WorkloadConfig:
+    """Sessions that began at 5, 6, ... 24 s."""
+    turns = [{"role": "r", "output": "x y"}] * 3
+    rows = ({"session": f"s{number}", "start_s": 5.0 + number, "turns": turns} for number in range(20))
+    file = folder / "recorded.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return WorkloadConfig(source=str(file), sessions=3, max_calls=2)
+
+
+def test_recorded_sessions_arrive_as_they_did(tmp_path: Path) -> None:
+    run = Run("shared", 4, recorded(tmp_path), "trace:2", 1)
+    workload = workload_of(run, words, 8192)
+    assert [len(session.turns) for session in workload.sessions] == [2, 2, 2]
+    assert run.arrivals(workload) == Trace(2.0, (0.0, 1.0, 2.0))
+    assert run.name.endswith("-trace2-r1")
+
+
+def test_a_trace_plays_what_was_recorded_in_its_minutes(tmp_path: Path) -> None:
+    loads = ("trace", "trace:2", "closed:1")
+    matrix = Matrix(workloads=(recorded(tmp_path),), loads=loads, systems=("shared",), repeats=1, minutes=0.1)
+    found = [len(workload_of(run, words, 8192).sessions) for run in runs(matrix)]
+    assert found == [7, 13, 3]  # that began within 6 s, and 12
+    # What is recorded of a run says which sessions it had.
+    assert [run.workload.minutes for run in runs(matrix)] == [0.1, 0.1, None]
+    few = matrix.model_copy(update={"workloads": (recorded(tmp_path).model_copy(update={"minutes": 0.01}),)})
+    assert [len(workload_of(run, words, 8192).sessions) for run in runs(few)] == [3, 3, 3]
+
+
+def test_a_trace_of_sessions_without_times_is_refused() -> None:
+    run = Run("shared", 4, WORKLOAD.model_copy(update={"minutes": 1.0}), "trace", 0)
+    with pytest.raises(
+        UserError, match=r"load 'trace': workload 'react' does not record when .*give it `loads` of its"
+    ):
+        run.arrivals(workload_of(run, words, 8192))
 
 
 def test_a_matrix_is_read_from_a_file(tmp_path: Path) -> None:
@@ -103,6 +144,8 @@ def test_a_matrix_is_read_from_a_file(tmp_path: Path) -> None:
         ("workloads: [{source: react}]\nminutes: 0", "minutes: .*greater than 0"),
         ("workloads: [{source: react}]\nminutes: 10", "minutes=10 of arrivals do not end before limit_s=600"),
         ("workloads: [{source: react, limit_s: 60}]\nminutes: 2", "minutes=2 of arrivals do not end .*limit_s=60;"),
+        ("workloads: [{source: react, minutes: 10}]", "minutes=10 of arrivals do not end before limit_s=600"),
+        ("workloads: [{source: react}]\nloads: ['trace:fast']", "load 'trace:fast'"),
         ("workloads: [{source: react}]\nsystems: [ours]", r"systems\.0"),
     ):
         file.write_text(text)

@@ -40,18 +40,27 @@ def test_every_thread_of_the_engine_is_on_the_core_and_the_server_is_not(server:
     tasks = [thread.id for child in children for thread in child.threads()]
     assert (len(children), len(tasks)) == (2, 3)
     core = max(anywhere)
-    pin_engine(server, core)
+    pin_engine(server, {core})
     assert {frozenset(os.sched_getaffinity(task)) for task in tasks} == {frozenset({core})}
     assert os.sched_getaffinity(server) == anywhere
 
 
-def test_a_core_that_does_not_exist_is_an_error(server: int) -> None:
+def test_an_engine_may_have_several_cores(server: int) -> None:
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    pin_engine(server, cores[:1])
+    pin_engine(server, cores)
+    tasks = [thread.id for child in psutil.Process(server).children(recursive=True) for thread in child.threads()]
+    assert {frozenset(os.sched_getaffinity(task)) for task in tasks} == {frozenset(cores)}
+
+
+@pytest.mark.parametrize("beside", [set(), {0}])
+def test_a_core_that_does_not_exist_is_an_error(server: int, beside: set[int]) -> None:
     with pytest.raises(OSError, match="Invalid argument"):
-        pin_engine(server, 1000)
+        pin_engine(server, {1000, *beside})
 
 
 def test_a_server_that_is_gone_is_an_error() -> None:
     gone = subprocess.Popen(["true"])
     gone.wait()
     with pytest.raises(psutil.NoSuchProcess):
-        pin_engine(gone.pid, 0)
+        pin_engine(gone.pid, {0})

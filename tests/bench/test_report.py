@@ -38,9 +38,18 @@ def test_systems_stand_side_by_side_with_the_range_of_their_repeats(written: Pat
     assert "machine load before the runs 0.1 to 0.1" in text
 
 
+def test_a_worker_that_stands_for_two_has_the_calls_of_two(written: Path) -> None:
+    assert "at most 16 calls at a time in a worker. Mode" in write_report(written, Slo())[0].read_text()
+    write_run(written, [CALL, SESSION], system="colocated-lora", workers=[PREFILL | {"role": "both", "core": None}])
+    text = write_report(written, Slo())[0].read_text()
+    assert "at most 16 calls at a time in a worker, 32 in that of colocated-lora. Mode" in text
+    assert "shared-lora against colocated-lora" not in text
+    assert "shared against colocated-lora" in text
+
+
 def test_without_matplotlib_nothing_is_written(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prefillshare.bench.plots.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"matplotlib is missing; pip install 'prefillshare\[bench\]'"):
+    monkeypatch.setattr("prefillshare.extras.is_installed", lambda package: False)
+    with pytest.raises(UserError, match=r"plots: .*matplotlib is not installed; pip install 'prefillshare\[bench\]'"):
         write_report(written, Slo())
     assert not (written / "report.md").exists()
 
@@ -160,11 +169,13 @@ def test_one_load_is_drawn_as_bars_and_a_system_has_its_colour_whoever_is_missin
     from matplotlib.colors import to_rgba
     from matplotlib.figure import Figure
 
-    for system in ("shared", "per-model"):  # the second and the last of four are missing
+    for system in ("shared", "per-model"):  # of five, others are missing before it and behind it
         write_run(tmp_path, [CALL, SESSION], system=system)
     axes = Figure().subplots()
     draw(axes, read_runs(tmp_path, Slo()), "sessions a minute")
     assert [patch.get_facecolor() for patch in axes.patches] == [to_rgba("C0"), to_rgba("C2")]
+    assert [patch.get_center()[0] for patch in axes.patches] == pytest.approx([0, 1])  # with no gap for those
+    assert axes.get_xlim() == pytest.approx((-0.6, 1.6))
     write_run(tmp_path, [CALL, SESSION], system="per-model", load="closed:9")
     axes = Figure().subplots()
     draw(axes, read_runs(tmp_path, Slo()), "sessions a minute")
@@ -180,3 +191,19 @@ def test_plots_are_written_for_every_workload(written: Path) -> None:
     assert plot.name == "reflexion-m4-closed.png"
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert f"![{plot.name}]({plot.name})" in (written / "report.md").read_text()
+
+
+def test_recorded_arrivals_stand_beside_drawn_ones(opened: Path) -> None:
+    for file in list((opened / "runs").glob("*0.0667*")):
+        file.write_text(file.read_text().replace('"poisson:0.0667"', '"trace:2"'))
+    text = write_report(opened, Slo())[0].read_text()
+    assert "| reflexion, as recorded, 4 models | >= 4 (1.00) | < 4 (0.28) | < 4 (0.53) |" in text
+    assert "| reflexion, 4 models | >= 2 (1.00) | < 2 (0.53) | >= 2 (1.00) |" in text
+    assert "## reflexion, 4 models, 2 times as fast as recorded" in text
+    assert (opened / "reflexion-m4-trace.png").exists()
+
+
+def test_runs_that_began_on_a_busy_system_are_told_of(tmp_path: Path) -> None:
+    for repeat, requests in enumerate((0.0, 2.0)):
+        write_run(tmp_path, [CALL, SESSION], repeat=repeat, idle={"waited_s": 60.0, "requests": requests})
+    assert "to 0.1. 1 began before the one before was off the workers." in write_report(tmp_path, Slo())[0].read_text()

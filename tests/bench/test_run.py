@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from prefillshare.bench import run as runner
+from prefillshare.bench import watch
 from prefillshare.bench.drive import Play
 from prefillshare.bench.host import Hosted, HostRequest
 from prefillshare.bench.hosting import HostFailed
@@ -39,6 +40,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             yield system
 
     monkeypatch.setattr(runner, "hosted", hosted)
+    monkeypatch.setattr(watch, "_IDLE_EVERY_S", 0.01)
     monkeypatch.setattr(runner, "load_tokenise", lambda base: words)
     monkeypatch.setattr(runner, "compute_identity", lambda base: BaseIdentity(digest=f"of {base}", parts={}))
     return names
@@ -60,6 +62,8 @@ def test_every_run_leaves_its_records_and_what_they_were_measured_with(started: 
     assert (facts["system"], facts["models"], facts["load"]) == ("colocated", 2, "closed:4")
     assert facts["environment"]["dtype"] == "float32"
     assert facts["use"]["seconds"] > 0
+    assert facts["roles"] == ["planner", "actor", "evaluator"]
+    assert facts["cut_calls"] == facts["idle"]["requests"] == 0
     assert facts["workers"] == [{"name": "p", "role": "prefill", "core": 0, "kv_tokens": 5000}]
 
 
@@ -177,6 +181,92 @@ def test_what_is_wrong_with_a_workload_is_said_before_anything_starts(started: l
     with pytest.raises(UserError, match=r"none\.jsonl: cannot read it"):
         run(tmp_path, wrong)
     assert started == []
+
+
+def test_a_trace_that_cannot_be_played_is_refused_before_anything_starts(started: list[str], tmp_path: Path) -> None:
+    loads = ("closed:1", "trace")
+    with pytest.raises(UserError, match="load 'trace': workload 'react' does not record when its sessions began"):
+        run(tmp_path, MATRIX.model_copy(update={"loads": loads}))
+    file = tmp_path / "own.jsonl"
+    rows = ({"session": f"s{at}", "start_s": at, "turns": [{"role": "r", "output": "x"}]} for at in (100, 101, 140))
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = Matrix.model_validate(
+        MATRIX.model_dump() | {"workloads": [{"source": str(file)}], "loads": loads, "limit_s": 40, "repeats": 1}
+    )
+    with pytest.raises(
+        UserError, match=r"load 'trace': the last of 3 sessions of .*own.jsonl' arrives after 40 s, and"
+    ):
+        run(tmp_path / "own", own)
+    assert started == []
+    assert run(tmp_path / "fast", own.model_copy(update={"loads": ("trace:100",)})) == 0
+    facts = json.loads(next((tmp_path / "fast" / "runs").glob("shared*.json")).read_text())
+    assert facts["seconds"] >= 0.4
+
+
+def test_a_run_waits_until_the_one_before_is_off_the_workers(
+    started: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened = []
+    whole, idle = runner.play, watch.Idle(60.0, 2.0)
+
+    async def until_idle(http: Any, workers: Any) -> watch.Idle:
+        happened.append("waited")
+        return idle
+
+    async def play(http: Any, what: Play, tell: Callable[[Any], None]) -> float:
+        happened.append("played")
+        return await whole(http, what, tell)
+
+    monkeypatch.setattr(runner, "until_idle", until_idle)
+    monkeypatch.setattr(runner, "play", play)
+    run(tmp_path, MATRIX.model_copy(update={"loads": ("closed:1", "closed:2"), "repeats": 1}), only=("shared",))
+    assert happened == ["waited", "played"] * 2
+    facts = json.loads(next((tmp_path / "runs").glob("*.json")).read_text())
+    assert facts["idle"] == {"waited_s": 60.0, "requests": 2.0}
+
+
+def test_calls_that_were_cut_off_are_counted(
+    started: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @asynccontextmanager
+    async def hosted(request: HostRequest, log: Path) -> AsyncIterator[Hosted]:
+        async with hosted_by(FakeServer("hangs"), models=request.models, role="prefill") as system:
+            yield system
+
+    monkeypatch.setattr(runner, "hosted", hosted)
+    run(tmp_path, MATRIX.model_copy(update={"limit_s": 0.3}), only=("shared-m2-react-2-3-s0-closed4-r0",))
+    (file,) = (tmp_path / "runs").glob("*.json")
+    kinds = [json.loads(line)["kind"] for line in file.with_suffix(".jsonl").read_text().splitlines()]
+    assert kinds.count("cut") == json.loads(file.read_text())["cut_calls"] == 2
+
+
+@pytest.mark.parametrize(("models", "differ"), [(2, False), (3, True)])
+def test_runs_whose_roles_were_cast_otherwise_are_not_gone_on_with(
+    started: list[str], tmp_path: Path, models: int, differ: bool
+) -> None:
+    """Three calls have no evaluator. Of three models the third was then the planner's too; of two it makes no odds."""
+    matrix = MATRIX.model_copy(update={"models": (models,)})
+    assert run(tmp_path, matrix, only=(f"shared-m{models}-react-2-3-s0-closed4-r0",)) == 0
+    (file,) = (tmp_path / "runs").glob("shared*r0.json")
+    facts = json.loads(file.read_text())
+    started.clear()
+    file.write_text(json.dumps({name: value for name, value in facts.items() if name != "roles"}))
+    if differ:
+        with pytest.raises(UserError, match="whose roles were planner, actor; now they are planner, actor, evaluator"):
+            run(tmp_path, matrix)
+        assert started == []
+        file.write_text(json.dumps(facts))
+    assert run(tmp_path, matrix) == 0
+
+
+def test_what_was_asked_for_is_there_whole_or_not_at_all(
+    started: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = []
+    whole = runner.write_whole
+    monkeypatch.setattr(runner, "write_whole", lambda file, text: (written.append(file.name), whole(file, text)))
+    run(tmp_path, only=("shared-m2-react-2-3-s0-closed4-r0",))
+    assert written == ["matrix.json", "shared-m2-react-2-3-s0-closed4-r0.json"]
 
 
 def test_a_system_that_does_not_start_ends_the_command(

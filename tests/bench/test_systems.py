@@ -8,6 +8,9 @@ from prefillshare.bench.systems import (
     SYSTEMS,
     Machine,
     SystemName,
+    calls_at_a_time,
+    check_room,
+    engine_cores,
     kv_blocks,
     kv_bytes_per_token,
     plan,
@@ -46,6 +49,7 @@ def test_systems_have_the_workers_that_their_names_say(base: Path) -> None:
         "shared-lora": ["prefill", "decode"],
         "per-model": [*["prefill"] * 4, *["decode"] * 4],
         "colocated": ["decode"] * 4,
+        "colocated-lora": ["decode"],
     }
 
 
@@ -54,8 +58,8 @@ def test_all_systems_have_the_same_kv_memory_cores_and_limits(base: Path) -> Non
         specs = workers(system, base)
         held = sum((kv_blocks(spec) - 1) * spec.block_size for spec in specs)
         assert held == 98_304, system
-        assert {spec.core for spec in specs} == {0, 1}
-        assert {spec.max_num_seqs for spec in specs} == {16}
+        assert {core for spec in specs for core in engine_cores(spec.core, MACHINE)} == {0, 1}
+        assert {spec.max_num_seqs for spec in specs} == {calls_at_a_time(system, MACHINE)}
         assert all(worker_command(spec).count("--num-gpu-blocks-override") == 1 for spec in specs)
 
 
@@ -81,6 +85,56 @@ def test_colocated_vllms_have_nothing_of_ours_and_take_turns_on_the_cores(base: 
     command = plain_command(worker_command(specs[0]))
     assert "--enable-prefix-caching" in command
     assert not any("prefillshare." in part for part in command)
+
+
+def test_the_vllm_with_adapters_has_what_a_prefill_and_a_decode_worker_have(base: Path) -> None:
+    machine = Machine(dtype="bfloat16", prefill_cores=(0, 2), decode_cores=(1, 2), prefill_kv_tokens=8192)
+    (spec,) = workers("colocated-lora", base, machine=machine)
+    (_, theirs) = workers("shared-lora", base, machine=machine)
+    assert engine_cores(spec.core, machine) == (0, 2, 1)
+    assert (kv_blocks(spec) - 1) * spec.block_size == 8192 + 49_152
+    assert spec.max_num_seqs == 32
+    assert (theirs.core, theirs.max_num_seqs) == (1, 16)
+    assert engine_cores(theirs.core, machine) == (1,)
+
+
+def test_the_vllm_with_adapters_differs_from_our_decode_worker_by_what_is_ours(base: Path) -> None:
+    (spec,) = workers("colocated-lora", base)
+    theirs = worker_command(workers("shared-lora", base)[-1])
+    command = plain_command(worker_command(spec))
+    assert spec.name == "plain-together-0"
+    assert spec.served_names == tuple(f"model-{n}" for n in range(4))
+    adapters = slice(command.index("--enable-lora"), command.index("--lora-modules") + 5)
+    begin = theirs.index("--enable-lora")
+    assert [each.rpartition("/")[2] for each in command[adapters]] == [
+        each.rpartition("/")[2] for each in theirs[begin : begin + adapters.stop - adapters.start]
+    ]
+    assert "--enable-prefix-caching" in command
+    # On a CPU an adapter would cost it many times as much as our decode workers, for a reason that is not compared.
+    assert [part for part in command if "prefillshare." in part] == ["prefillshare.engine.grouped_lora.GroupedLora"]
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_room_is_told_before_there_are_models_as_it_is_with_them(system: SystemName, base: Path) -> None:
+    """With 8,192 tokens a worker there is just enough, with less there is not."""
+    own = 4 if system in ("per-model", "colocated") else 1
+    decode = 4 if system in ("shared", "per-model", "colocated") else 1
+    ordinary = system.startswith("colocated")
+    for missing in (0, 32):
+        tokens = 8192 - missing
+        machine = Machine(
+            dtype="bfloat16",
+            prefill_kv_tokens=4096 * own if ordinary else tokens * own,
+            decode_kv_tokens=(tokens - 4096) * own if ordinary else 8192 * decode,
+        )
+        if not missing:
+            check_room(system, 4, machine)
+            workers(system, base, machine=machine)
+            continue
+        with pytest.raises(UserError, match=f"{system} has with 4 models"):
+            check_room(system, 4, machine)
+        with pytest.raises(UserError, match=r"do not hold one prompt of max_model_len=8192"):
+            workers(system, base, machine=machine)
 
 
 def test_kv_that_does_not_hold_one_prompt_is_refused(base: Path) -> None:

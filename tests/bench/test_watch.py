@@ -60,3 +60,31 @@ def test_processor_time_is_told_apart_by_server_and_engine() -> None:
     finally:
         os.killpg(worker.pid, 9)
         worker.wait()
+
+
+REQUESTS = """# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{engine="0"} 1.0
+# TYPE vllm:num_requests_waiting gauge
+vllm:num_requests_waiting{engine="0"} 2.0
+"""
+
+
+async def test_a_system_is_idle_when_none_of_its_workers_has_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "_IDLE_EVERY_S", 0.02)
+    busy, idle = FakeServer(metrics=REQUESTS), FakeServer()
+    async with TestServer(busy.app()) as one, TestServer(idle.app()) as two, open_client("key") as http:
+        workers = [
+            HostedWorker(name="w", role="both", url=str(server.make_url("")).rstrip("/"), pid=1, core=0, kv_tokens=1)
+            for server in (idle, busy) and (two, one)
+        ]
+        given_up = await watch.until_idle(http, workers, bound_s=0.2)
+        assert given_up.requests == 3
+        assert 0.2 <= given_up.waited_s < 2
+
+        async def leave() -> None:
+            await asyncio.sleep(0.3)
+            busy.metrics = REQUESTS.replace("1.0", "0.0").replace("2.0", "0.0")
+
+        _, found = await asyncio.gather(leave(), watch.until_idle(http, workers))
+        assert found.requests == 0
+        assert 0.3 <= found.waited_s < 10

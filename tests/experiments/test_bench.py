@@ -4,8 +4,12 @@ import pytest
 
 from experiments import bench
 from experiments.section import END
+from prefillshare.bench.figures import Slo, read_runs
+from prefillshare.bench.matrix import load_matrix
 from prefillshare.errors import UserError
-from tests.bench.written import CALL, SESSION, write_run
+from tests.bench.written import CALL, SESSION, WORKER, write_run
+
+REAL = {"START": bench.START, "PAGES": bench.PAGES}  # before `pages` puts others in their place
 
 
 @pytest.fixture
@@ -58,6 +62,37 @@ def test_the_page_has_every_load_in_order_and_the_ratios(results: Path, pages: t
         ["| 12", "per-model"],
     ]
     assert "| 4 | shared | per-model | 3.00 (3.00 to 3.00) | 3.00 (3.00 to 3.00) | " in pages[1].read_text()
+
+
+def test_the_vllm_with_adapters_is_compared_with_ours_that_has_them(results: Path, pages: tuple[Path, Path]) -> None:
+    for system, seconds in (("shared-lora", 30.0), ("colocated-lora", 45.0)):
+        one = WORKER | {"name": "w", "role": "both", "core": None, "cpu_s": 90.0}
+        write_run(results, [CALL, SESSION], load="closed:12", system=system, seconds=seconds, workers=[one])
+    bench.publish(results)
+    head, row = [line for line in pages[0].read_text().splitlines() if line.startswith("| ")][:2]
+    assert head == (
+        "| | | shared | shared-lora | per-model | colocated-lora | shared against per-model | "
+        "shared-lora against colocated-lora |"
+    )
+    assert row.endswith(" | 1.50 x |")
+    assert "| 12 | shared | colocated-lora | " in pages[1].read_text()
+
+
+@pytest.mark.parametrize("name", ["bench", "bench-float32", "bench-short-contexts"])
+def test_what_is_published_is_what_its_records_give(name: str) -> None:
+    """Also when there are systems that it does not have."""
+    folder = bench.ROOT / "docs" / "results" / name
+    load_matrix(folder / "matrix.json")
+    start = REAL["START"] if name == "bench" else bench.FLOAT32_START.format(folder=name)
+    runs = read_runs(folder, Slo())
+    for page, text in zip(REAL["PAGES"], (bench.summary(runs), bench.tables(runs)), strict=True):
+        if start in page.read_text():
+            assert f"{start}\n{text}\n{END}" in page.read_text()
+
+
+def test_matrices_of_published_folders_are_still_those() -> None:
+    for name, matrix in (("bench-float32", bench.FLOAT32), ("bench-short-contexts", bench.SHORT_CONTEXTS)):
+        assert load_matrix(bench.ROOT / "docs" / "results" / name / "matrix.json") == matrix
 
 
 def test_open_loops_have_tables_of_their_own(results: Path, pages: tuple[Path, Path]) -> None:
@@ -135,3 +170,14 @@ def test_what_is_incomplete_replaces_nothing(results: Path, tmp_path: Path) -> N
     with pytest.raises(UserError, match="no run has ended"):
         bench.publish(tmp_path / "nothing")
     assert list((bench.PUBLISHED / "runs").iterdir())
+
+
+@pytest.mark.parametrize(("what", "longest"), [("short", bench.SHORT_PROMPT), ("full", None), ("float32", None)])
+def test_long_prompts_are_left_out_where_there_is_no_time(
+    what: str, longest: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(bench, "measure", lambda *given: asked.extend(given) or 0)
+    monkeypatch.setattr("sys.argv", ["bench", what, "--output", str(tmp_path)])
+    assert bench.main() == 0
+    assert asked[1:] == [tmp_path, longest]

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,12 @@ import pytest
 from experiments import calibration
 from prefillshare.bench.matrix import Run, WorkloadConfig, workload_of
 from prefillshare.bench.systems import Machine, model_names
+from prefillshare.errors import UserError
 from prefillshare.simulate.records import Records
 from prefillshare.simulate.simulation import Simulation
 from prefillshare.simulate.workload import shapes_of
+from prefillshare.workloads.session import Workload
+from tests.bench.written import CALL, SESSION, write_run
 from tests.workloads.tokenisers import words
 
 COSTS = {
@@ -28,7 +32,12 @@ START = 40  # before all of them
 
 
 def made_up(
-    tmp_path: Path, system: Any, slower: float = 1.0, predicted_by: Mapping[str, Any] = COSTS, limit_s: float = 1e6
+    tmp_path: Path,
+    system: Any,
+    slower: float = 1.0,
+    predicted_by: Mapping[str, Any] = COSTS,
+    limit_s: float = 1e6,
+    **further_facts: Any,
 ) -> calibration.Compared:
     """A run of `system` by the simulator, `slower` than it predicts, compared with its prediction. After `limit_s` both
     are cut off."""
@@ -48,7 +57,7 @@ def made_up(
     fitted = calibration.read(costs, MACHINE, 1000, adapters=system == "shared-lora")
     profile = calibration._of_one_worker(fitted, workers)
     records = Records()
-    arguments = (calibration._layout(run, MACHINE), profile, shapes, run.arrivals(), records)
+    arguments = (calibration._layout(run, MACHINE), profile, shapes, run.arrivals(workload), records)
     Simulation(*arguments, preamble_tokens=preamble).run()
     names = [session.name for session in workload.sessions]
     rows: list[dict[str, Any]] = [
@@ -90,6 +99,7 @@ def made_up(
         "machine": MACHINE.model_dump(),
         "workers": workers,
         "environment": {"kv_bytes_per_token": 1000},
+        **further_facts,
     }
     costs.write_text(json.dumps(predicted_by))
     return calibration.compare(facts, rows, words, costs)
@@ -135,6 +145,27 @@ def test_errors_and_ratios_are_told(tmp_path: Path) -> None:
     assert text.count("-50%") >= 7
 
 
+def test_a_system_whose_costs_are_not_known_is_left_out_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "load_tokenise", lambda base: words)
+    monkeypatch.setattr("sys.argv", ["calibration", str(tmp_path)])
+    write_run(tmp_path, [CALL, SESSION], system="colocated-lora")
+    assert calibration.main() == 2
+    assert "colocated-lora is not simulated" in capsys.readouterr().err
+    facts, rows = calibration.recorded(tmp_path)[0]
+    with pytest.raises(UserError, match="colocated-lora is not simulated"):
+        calibration.compare(facts, rows, words, tmp_path / "costs.json")
+    write_run(tmp_path, [CALL, SESSION])
+    compared = made_up(tmp_path, "shared")
+    monkeypatch.setattr(calibration, "compare", lambda facts, *_: replace(compared, workload=facts["system"]))
+    assert calibration.main() == 0
+    told = capsys.readouterr()
+    assert "left out, 1 runs: colocated-lora is not simulated" in told.err
+    assert "| shared, 2 models, closed:2 |" in told.out
+    assert "colocated-lora" not in told.out
+
+
 def test_a_folder_without_runs_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,3 +173,18 @@ def test_a_folder_without_runs_is_refused(
     monkeypatch.setattr("sys.argv", ["calibration", str(tmp_path)])
     assert calibration.main() == 2
     assert "no run has ended here" in capsys.readouterr().err
+
+
+def test_roles_have_the_models_that_they_had_in_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cast: list[tuple[str, ...]] = []
+    whole = calibration._template_tokens
+
+    def template_tokens(calls: Any, workload: Workload, names: Any) -> tuple[int, int]:
+        cast.append(workload.declared)
+        return whole(calls, workload, names)
+
+    monkeypatch.setattr(calibration, "_template_tokens", template_tokens)
+    roles = ("explorer", "editor", "tester", "reviewer")
+    made_up(tmp_path, "shared", roles=list(roles))
+    made_up(tmp_path, "shared")  # as before runs said it: those that were drawn
+    assert cast == [roles, ()]

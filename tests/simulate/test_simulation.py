@@ -13,7 +13,7 @@ from prefillshare.simulate.cost import Cost, Link, WorkerProfile
 from prefillshare.simulate.layout import Layout
 from prefillshare.simulate.records import CallRecord, Records, summarise
 from prefillshare.simulate.simulation import Outcome, Simulation, intervals
-from prefillshare.workloads.arrivals import Arrivals, Closed, Poisson
+from prefillshare.workloads.arrivals import Arrivals, Closed, Poisson, Trace
 from tests.simulate.shapes import COST, MODELS, PREAMBLE, PROFILE, sessions
 
 SHARED = Layout("shared", MODELS)
@@ -239,6 +239,9 @@ def test_sessions_arrive_when_the_workload_says() -> None:
     assert tuple(times) == Poisson(2.0, 7).times(10)
     records, _, _ = run(SHARED, [(Call("planner", 0, 64, 64, 1, 0.0),)] * 10, Poisson(2.0, 7))
     assert sorted(record.arrived_s for record in records.calls) == times
+    recorded = Trace(2.0, (0.0, 1.0, 1.0, 9.0))
+    records, _, _ = run(SHARED, [(Call("planner", 0, 64, 64, 1, 0.0),)] * 4, recorded)
+    assert sorted(record.arrived_s for record in records.calls) == [0.0, 0.5, 0.5, 4.5]
 
 
 def test_a_record_says_what_each_part_took() -> None:

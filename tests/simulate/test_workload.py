@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,12 @@ def test_roles_are_spread_over_the_models(models: int, called: list[int]) -> Non
     assert shapes[0][0].context == 40
 
 
+def test_roles_that_no_session_has_keep_their_models() -> None:
+    names = model_names(4)
+    declared = replace(workload("b", "c"), declared=("a", "b", "c"))
+    assert [call.model for call in shapes_of(declared, names)[0]] == [names[1], names[2]]
+
+
 def test_many_sessions_are_drawn_and_the_same_ones_again() -> None:
     shapes = shapes_of(workload("a", "b", "c"), model_names(3))
     drawn = list(many(shapes, 50, seed=1))
@@ -45,7 +52,7 @@ def test_what_all_sessions_of_a_trace_begin_with_is_computed_once(tmp_path: Path
     ]
     file = tmp_path / "trace.jsonl"
     file.write_text("".join(json.dumps(request) + "\n" for request in requests))
-    read = read_trace(file, rough_tokenise).workload
+    read = read_trace(file, rough_tokenise)
     names, records = model_names(1), Records()
     sessions, layout = shapes_of(read, names), Layout("shared", names)
     Simulation(layout, PROFILE, sessions, Closed(4), records, preamble_tokens=read.preamble_tokens).run()

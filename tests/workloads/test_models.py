@@ -21,3 +21,8 @@ def test_roles_share_models_where_there_are_fewer() -> None:
 def test_a_role_goes_round_among_its_models_where_there_are_more() -> None:
     assert cast(SESSION, ROLES, models(4)) == ("m0", "m1", "m3", "m1", "m0", "m1", "m2")
     assert cast(SESSION, ROLES, models(8)) == ("m0", "m1", "m3", "m4", "m6", "m7", "m2")
+
+
+def test_a_role_keeps_its_model_where_another_is_not_called() -> None:
+    without = Session("s", tuple(turn for turn in SESSION.turns if turn.role != "actor"))
+    assert cast(without, ROLES, models(4)) == ("m0", "m3", "m0", "m2")

@@ -100,9 +100,9 @@ def test_what_is_written_is_read(workload: Workload, tmp_path: Path, session_ids
     starts = tuple(100.0 * number for number in range(6))
     write_trace(tmp_path / "t.jsonl", source, starts, words, block_size=16, session_ids=session_ids)
     trace = read_trace(tmp_path / "t.jsonl", words, block_size=16)
-    assert trace.starts == starts
-    for before, after in zip(source.sessions, trace.workload.sessions, strict=True):
-        assert list(prompt_tokens(trace.workload, after)) == list(prompt_tokens(source, before))
+    assert trace.starts() == starts
+    for before, after in zip(source.sessions, trace.sessions, strict=True):
+        assert list(prompt_tokens(trace, after)) == list(prompt_tokens(source, before))
         assert [turn.output_tokens for turn in after.turns] == [turn.output_tokens for turn in before.turns]
         for left, right in zip(before.turns[1:], after.turns[1:], strict=True):
             assert right.think_s == pytest.approx(left.think_s, abs=0.002)
@@ -119,7 +119,7 @@ def test_sessions_survive_with_the_instructions_of_their_roles(
         source = replace(source, sessions=tuple(_first_trial(session) for session in source.sessions))
     file = tmp_path / "t.jsonl"
     write_trace(file, source, [4.0 * n for n in range(8)], words, block_size=block_size, session_ids=session_ids)
-    read = read_trace(file, words, block_size=block_size).workload
+    read = read_trace(file, words, block_size=block_size)
     assert len(read.sessions) == 8
     for before, after in zip(source.sessions, read.sessions, strict=True):
         assert [turn.restarts for turn in after.turns] == [turn.restarts for turn in before.turns]
@@ -139,7 +139,7 @@ def test_texts_share_what_the_blocks_of_a_written_trace_do(session_ids: bool, tm
     # One session after the other, so that prompts are read in the order of rows.
     write_trace(file, source, [9e4 * n for n in range(3)], words, block_size=64, session_ids=session_ids)
     blocks = [row["hash_ids"] for row in rows(file)]
-    texts = prompts(read_trace(file, words, block_size=64).workload)
+    texts = prompts(read_trace(file, words, block_size=64))
     assert len(texts) == len(blocks)
     for first in range(0, len(texts), 5):
         for second in range(first + 1, len(texts)):
@@ -158,7 +158,7 @@ def _without_instructions(turn: Turn) -> Turn:
 
 def test_prompts_share_text_where_they_share_blocks(tmp_path: Path) -> None:
     file = written(tmp_path, request(0, 40, [0, 1, 2]), request(5, 45, [0, 1, 3]), request(9, 20, [7, 8]))
-    first, second, third = (session.turns[0] for session in read_trace(file, words, block_size=16).workload.sessions)
+    first, second, third = (session.turns[0] for session in read_trace(file, words, block_size=16).sessions)
     assert [len(words(turn.observed)) for turn in (first, second, third)] == [40, 45, 20]
     assert first.observed.split()[:32] == second.observed.split()[:32]
     assert first.observed.split()[32:] != second.observed.split()[32:40]
@@ -175,9 +175,9 @@ def test_a_request_goes_on_where_another_ended(tmp_path: Path) -> None:
         request(9000, 90, [5, 6, 11, 12, 13, 14]),
     )
     trace = read_trace(file, words, block_size=16)
-    assert [len(session.turns) for session in trace.workload.sessions] == [2, 2, 1]
-    assert trace.starts == (0.0, 0.1, 4.0)
-    _, second = trace.workload.sessions[0].turns
+    assert [len(session.turns) for session in trace.sessions] == [2, 2, 1]
+    assert trace.starts() == (0.0, 0.1, 4.0)
+    _, second = trace.sessions[0].turns
     assert (second.observed_tokens, second.think_s) == (10, 2.8)
 
 
@@ -190,7 +190,7 @@ def test_what_an_answer_became_is_shared_too(tmp_path: Path) -> None:
         request(60_000, 3584, [1, 2, 3, 4, 5, 7, 8]),
         request(99_000, 3072, [1, 2, 3, 4, 5, 6]),
     )
-    read = read_trace(file, words).workload
+    read = read_trace(file, words)
     assert [len(session.turns) for session in read.sessions] == [2, 1, 1]
     first, second, fork, same = prompts(read)
     assert (common(first, second), common(second, fork), common(second, same)) == (1024, 5 * 512, 3072)
@@ -200,16 +200,16 @@ def test_what_an_answer_became_is_shared_too(tmp_path: Path) -> None:
 
 def test_what_all_sessions_begin_with_is_the_preamble(tmp_path: Path) -> None:
     file = written(tmp_path, *(request(9000 * n, 70, [0, 1, 2, 10 + n, 20 + n]) for n in range(3)))
-    read = read_trace(file, words, block_size=16).workload
+    read = read_trace(file, words, block_size=16)
     assert read.preamble_tokens == 48 == len(read.preamble.split())
     assert [session.turns[0].observed_tokens for session in read.sessions] == [22] * 3
-    alone = read_trace(written(tmp_path, request(0, 70, [0, 1, 2, 3, 4])), words, block_size=16).workload
+    alone = read_trace(written(tmp_path, request(0, 70, [0, 1, 2, 3, 4])), words, block_size=16)
     assert (alone.preamble, alone.preamble_tokens) == ("", 0)
 
 
 def test_texts_go_through_the_projects_own_form(tmp_path: Path) -> None:
     write_trace(tmp_path / "t.jsonl", generate(load_family("react"), 3, words), (0.0, 50.0, 99.0), words)
-    read = read_trace(tmp_path / "t.jsonl", words).workload
+    read = read_trace(tmp_path / "t.jsonl", words)
     write_sessions(tmp_path / "s.jsonl", read)
     assert replace(read_sessions(tmp_path / "s.jsonl", words), name=read.name) == read
 
@@ -218,7 +218,7 @@ def test_a_named_session_that_shares_nothing_restarts(tmp_path: Path) -> None:
     file = written(
         tmp_path, request(0, 1024, [1, 2], session_id="a"), request(9000, 2048, [11, 12, 13, 14], session_id="a")
     )
-    read = read_trace(file, words).workload
+    read = read_trace(file, words)
     _, again = read.sessions[0].turns
     assert (again.restarts, again.observed_tokens) == (True, 2048)
     assert common(*prompts(read)) < 5
@@ -226,13 +226,13 @@ def test_a_named_session_that_shares_nothing_restarts(tmp_path: Path) -> None:
 
 def test_a_named_session_may_start_again(tmp_path: Path) -> None:
     file = written(tmp_path, request(0, 40, [0, 1, 2], session_id="a"), request(9, 20, [3, 4], session_id="a"))
-    _, again = read_trace(file, words, block_size=16).workload.sessions[0].turns
+    _, again = read_trace(file, words, block_size=16).sessions[0].turns
     assert (again.restarts, again.observed_tokens) == (True, 20)
 
 
 def test_other_names_of_the_lengths_are_known(tmp_path: Path) -> None:
     row = {"timestamp": 0, "input_tokens": 20, "output_tokens": 3, "hash_ids": [1, 2], "extra": True}
-    (session,) = read_trace(written(tmp_path, row), words, block_size=16).workload.sessions
+    (session,) = read_trace(written(tmp_path, row), words, block_size=16).sessions
     assert session.turns[0].output_tokens == 3
 
 
@@ -256,6 +256,6 @@ def test_a_trace_has_requests(tmp_path: Path) -> None:
 
 def test_requests_may_stand_in_any_order(tmp_path: Path) -> None:
     file = written(tmp_path, request(500, 20, [3, 4]), request(0, 20, [1, 2]))
-    starts = read_trace(file, words, block_size=16).starts
+    starts = read_trace(file, words, block_size=16).starts()
     assert all(before <= after for before, after in pairwise(starts))
     assert starts[0] == 0

@@ -63,6 +63,23 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert read_sessions(file, words) == workload
 
 
+def test_roles_are_declared_by_their_instructions_and_keep_their_order(tmp_path: Path) -> None:
+    common = {"instructions": {"critic": "You judge.", "actor": "You act."}}
+    workload = read_sessions(written(tmp_path, common, {"session": "a", "turns": TURNS}), words)
+    assert workload.roles() == ("critic", "actor", "planner")
+    write_sessions(tmp_path / "again.jsonl", workload)
+    assert read_sessions(tmp_path / "again.jsonl", words).roles() == workload.roles()
+
+
+def test_sessions_stand_in_the_order_in_which_they_began(tmp_path: Path) -> None:
+    rows = [{"session": name, "start_s": at, "turns": TURNS} for name, at in (("late", 107.5), ("early", 100.0))]
+    workload = read_sessions(written(tmp_path, *rows), words)
+    assert [session.name for session in workload.sessions] == ["early", "late"]
+    assert workload.starts() == (0.0, 7.5)
+    write_sessions(tmp_path / "again.jsonl", workload)
+    assert read_sessions(tmp_path / "again.jsonl", words).sessions == workload.sessions
+
+
 def test_a_turn_may_have_instructions_of_its_own(tmp_path: Path) -> None:
     own = {**TURNS[0], "instructions": "You plan well."}
     workload = read_sessions(written(tmp_path, COMMON, {"session": "a", "turns": [TURNS[0], own]}), words)
@@ -89,6 +106,11 @@ def test_a_turn_may_have_instructions_of_its_own(tmp_path: Path) -> None:
         ([{"session": "a", "turns": TURNS}, COMMON], "line 2: .*must be the first row"),
         ([COMMON, COMMON], "line 2: .*must be the first row"),
         ([COMMON], "no sessions"),
+        ([COMMON | {"start_s": 1.0}], "a row is either a session"),
+        (
+            [{"session": "a", "start_s": 1.0, "turns": TURNS}, {"session": "b", "turns": TURNS}],
+            "line 2, field start_s: all sessions have one, or none",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_by_line_and_field(tmp_path: Path, rows: list, message: str) -> None:

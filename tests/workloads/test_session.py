@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from prefillshare.workloads.session import Session, Turn, Workload, new_tokens, prompt_tokens
+from prefillshare.workloads.session import Session, Turn, Workload, new_tokens, prompt_tokens, within
 
 
 def turn(role: str, observed: int, output: int, **fields) -> Turn:
@@ -73,3 +73,17 @@ def test_what_cannot_be_is_refused_by_name(field: str, value: float) -> None:
 def test_a_session_has_turns() -> None:
     with pytest.raises(ValueError, match="'empty' has no turns"):
         Session("empty", ())
+
+
+def test_roles_that_are_declared_come_first_called_or_not() -> None:
+    session = Session("s", (turn("actor", 1, 1), turn("guest", 1, 1)))
+    assert Workload("w", "", 0, (session,), declared=("planner", "actor")).roles() == ("planner", "actor", "guest")
+
+
+def test_starts_are_told_from_the_first_and_only_if_all_are_known() -> None:
+    sessions = tuple(Session(f"s{start}", (turn("r", 1, 1),), start) for start in (107.0, 105.5, 110.0))
+    workload = Workload("w", "", 0, sessions)
+    assert workload.starts() == (1.5, 0.0, 4.5)
+    assert replace(workload, sessions=(*sessions, replace(sessions[0], start_s=None))).starts() is None
+    assert replace(workload, sessions=()).starts() is None
+    assert within(workload, 1000).starts() == workload.starts()

@@ -48,3 +48,33 @@ def test_sessions_end_where_they_would_outgrow_the_context() -> None:
 def test_an_unknown_source_is_refused_with_those_there_are(source: str) -> None:
     with pytest.raises(UserError, match=f"workload '{source}': give react, reflexion, tool_heavy, a .jsonl file"):
         open_workload(source, words)
+
+
+def test_roles_are_those_of_the_source_whatever_is_drawn(tmp_path: Path) -> None:
+    drawn = open_workload("reflexion", words, sessions=2, context_limit=1700)
+    called = {turn.role for session in drawn.sessions for turn in session.turns}
+    assert drawn.roles() == ("planner", "actor", "evaluator", "reflector")
+    assert "reflector" not in called
+    rows = [{"session": name, "turns": [{"role": name, "output": "x"}]} for name in "abc"]
+    own = written(tmp_path / "own.jsonl", *rows)
+    assert open_workload(str(own), words, sessions=1).roles() == ("a", "b", "c")
+    common = {"instructions": {"c": "You are c.", "d": "You are d."}}
+    assert open_workload(str(written(own, common, *rows)), words, sessions=1).roles() == ("c", "d", "a", "b")
+    trials = written(tmp_path / "trials.jsonl", *({"question": q, "steps": [STEP]} for q in "abcc"))
+    assert open_workload(f"react:{trials}", words).roles() == ("planner", "actor", "evaluator")
+    assert open_workload(f"reflexion:{trials}", words).roles() == ("planner", "actor", "evaluator", "reflector")
+
+
+def test_sessions_that_began_soon_are_taken_too(tmp_path: Path) -> None:
+    starts = (40.0, 43.0, 45.0, 60.0)
+    rows = ({"session": f"s{at}", "start_s": at, "turns": [{"role": "r", "output": "x"}]} for at in starts)
+    file = str(written(tmp_path / "own.jsonl", *rows))
+
+    def begun(sessions: int, within_s: float | None) -> tuple[float, ...] | None:
+        return open_workload(file, words, sessions=sessions, begun_within_s=within_s).starts()
+
+    assert begun(1, 5.0) == (0.0, 3.0, 5.0)
+    assert begun(4, 5.0) == (0.0, 3.0, 5.0, 20.0)
+    assert begun(2, None) == (0.0, 3.0)
+    drawn = open_workload("react", words, sessions=2, begun_within_s=1e9)
+    assert (len(drawn.sessions), drawn.starts()) == (2, None)

@@ -4,7 +4,7 @@ Five limits that no system on the same cores can go below: prompts (every token 
 holds is computed once), answers (all calls that the load can have under way at once form one batch, whichever model
 they call), bytes (the KV of every new token is handed over once), the session that takes longest when nobody else is
 there, and, in a closed loop, as many at a time as it lets in. Ordinary vLLMs hand nothing over, and have all cores for
-both prompts and answers.
+both prompts and answers. One that computes on all of them at once is at best that many times as fast as on one.
 
 Steps are those of models without adapters: what adapters add to them is a choice of one system, and no limit of the
 cores.
@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from prefillshare.bench.systems import ORDINARY, Machine, calls_at_a_time
 from prefillshare.simulate.cost import WorkerProfile
 from prefillshare.workloads.arrivals import Closed, parse_arrivals
 
@@ -57,25 +58,27 @@ def bound(
     """
     if not calls or any("new_tokens" not in call for call in calls):
         return None
-    cost, machine = profile.cost, facts["machine"]
+    cost, system, machine = profile.cost, facts["system"], Machine.model_validate(facts["machine"])
+    engine_cores = len(machine.cores) if system == "colocated-lora" else 1
     prefill = [
         cost.token_s * call["new_tokens"] + cost.pair_s * _pairs(call["prompt_tokens"], call["new_tokens"])
         for call in calls
     ]
-    at_once = _at_once(facts["load"], machine["max_num_seqs"])
+    at_once = _at_once(facts["load"], calls_at_a_time(system, machine))
     sessions: dict[str, float] = {}
     decode_s = 0.0
     for call, prefill_s in zip(calls, prefill, strict=True):
         read = call["prompt_tokens"] + call["output_tokens"] / 2
         decode_s += call["output_tokens"] * cost.step(0, 0.0, at_once, at_once * read) / at_once
-        alone = 2 * profile.leg_s + prefill_s + call["output_tokens"] * cost.step(0, 0.0, 1, read)
+        computed_s = prefill_s + call["output_tokens"] * cost.step(0, 0.0, 1, read)
+        alone = 2 * profile.leg_s + computed_s / engine_cores
         name = call["session"]
         sessions[name] = sessions.get(name, max(0.0, think_s.get(name, 0.0))) + alone
     prefill_s, session_s = sum(prefill), max(sessions.values())
     arrivals = parse_arrivals(facts["load"])
     turns_s = sum(sessions.values()) / arrivals.concurrent if isinstance(arrivals, Closed) else 0.0
-    prefill_cores, decode_cores = len(machine["prefill_cores"]), len(machine["decode_cores"])
-    if facts["system"] == "colocated":
+    prefill_cores, decode_cores = len(machine.prefill_cores), len(machine.decode_cores)
+    if system in ORDINARY:
         both_s = (prefill_s + decode_s) / (prefill_cores + decode_cores)
         return Bound(both_s, both_s, 0.0, session_s, turns_s)
     moved = sum(call["new_tokens"] for call in calls) * profile.kv_bytes_per_token

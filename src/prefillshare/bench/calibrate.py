@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from prefillshare.bench.client import open_client
-from prefillshare.bench.costs import FILE, fit, measure, measure_steps, write
+from prefillshare.bench.costs import FILE, Measurement, fit, write
 from prefillshare.bench.environment import environment
 from prefillshare.bench.host import HostRequest
 from prefillshare.bench.hosting import hosted, to_the_end
@@ -21,7 +21,7 @@ from prefillshare.workloads.tokens import load_tokenise
 def calibrate(matrix: Matrix, base: Path, output: Path, console: Console, *, longest_prompt: int | None = None) -> int:
     """Writes `output`/costs.json; returns the exit code, as `run` does. For `shared-lora`, a second system is started.
 
-    `longest_prompt` is as in `costs.measure`.
+    `longest_prompt` is as in `costs.Measurement`.
 
     Raises:
         UserError: the base has no tokenizer, or a call failed.
@@ -46,11 +46,11 @@ async def _calibrate(matrix: Matrix, base: Path, output: Path, console: Console,
         async with hosted(request("shared"), log) as system:
             made_with = environment(system)
             async with open_client(system.api_key) as http:
-                measured = await measure(http, system, tokenise, machine, say, longest_prompt=longest_prompt)
+                measured = await Measurement(http, system, tokenise, machine, say, longest_prompt).all()
         if "shared-lora" in matrix.systems:
             say("starting the workers with an adapter")
             async with hosted(request("shared-lora"), log) as with_adapter, open_client(with_adapter.api_key) as http:
-                steps = await measure_steps(http, with_adapter, tokenise, machine, say)
+                steps = await Measurement(http, with_adapter, tokenise, machine, say).steps()
             measured = replace(measured, adapter_steps=steps)
         profile = fit(measured, machine, system.kv_bytes_per_token)
         write(output / FILE, measured, profile, made_with)

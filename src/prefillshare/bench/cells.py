@@ -5,11 +5,13 @@ from typing import NamedTuple, TypeVar
 
 from prefillshare.bench.figures import Figures
 from prefillshare.bench.systems import SYSTEMS, SystemName
-from prefillshare.workloads.arrivals import Closed, parse_arrivals
+from prefillshare.workloads.arrivals import Closed, Poisson, parse_arrivals
 
 Key = TypeVar("Key", bound=Hashable)
 
-LABELS = {"closed": "sessions at a time", "poisson": "sessions arriving a minute"}  # of an axis, by kind of load
+ARRIVING = "sessions arriving a minute"
+# Of an axis, by kind of load.
+LABELS = {"closed": "sessions at a time", "poisson": ARRIVING, "trace": "times as fast as recorded"}
 
 
 class Panel(NamedTuple):
@@ -21,7 +23,12 @@ class Panel(NamedTuple):
 
     @property
     def is_open(self) -> bool:
-        return self.kind == "poisson"
+        return self.kind != "closed"
+
+    @property
+    def how(self) -> str:
+        """Follows the workload's name where open loops of two kinds stand side by side."""
+        return ", as recorded" if self.kind == "trace" else ""
 
 
 def by_panel(runs: Sequence[Figures]) -> dict[Panel, list[Figures]]:
@@ -43,9 +50,11 @@ def by_system(runs: Sequence[Figures]) -> dict[SystemName, list[Figures]]:
 
 
 def size_of(load: str) -> float:
-    """Sessions at a time, or arriving a minute."""
+    """Sessions at a time, or arriving a minute, or how many times as fast as they were recorded."""
     arrivals = parse_arrivals(load)
-    return arrivals.concurrent if isinstance(arrivals, Closed) else 60 * arrivals.rate
+    if isinstance(arrivals, Closed):
+        return arrivals.concurrent
+    return 60 * arrivals.rate if isinstance(arrivals, Poisson) else arrivals.speed
 
 
 def in_figures(load: str) -> str:

@@ -1,7 +1,8 @@
 """One streamed call, and when its tokens came."""
 
+import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -14,7 +15,8 @@ class Answer:
     """Times are seconds on perf_counter's clock. A failed call has an `error`, and what came before it.
 
     `cached_tokens` is how much of the prompt the prefill found in its cache, `queue_s` how long the call waited in the
-    router and `prefill_s` how long its first leg took, as the server tells them; None where it does not.
+    router and `prefill_s` how long its first leg took, as the server tells them; None where it does not. `pieces` are
+    the events with text that came, each of at least a token; `output_tokens` is told at the end alone.
     """
 
     began: float
@@ -24,6 +26,7 @@ class Answer:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
+    pieces: int = 0
     queue_s: float | None = None
     prefill_s: float | None = None
     error: str | None = None
@@ -36,8 +39,18 @@ def open_client(api_key: str) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(connector=connector, headers=headers, timeout=aiohttp.ClientTimeout(total=None))
 
 
-async def call(http: aiohttp.ClientSession, url: str, body: Mapping[str, Any], session: str) -> Answer:
-    """Streams a chat completion to its end. Failures are told in the answer, not raised."""
+async def call(
+    http: aiohttp.ClientSession,
+    url: str,
+    body: Mapping[str, Any],
+    session: str,
+    cut: Callable[[Answer], None] = lambda answer: None,
+) -> Answer:
+    """Streams a chat completion to its end. Failures are told in the answer, not raised.
+
+    Args:
+        cut: hears what had come by then if the call is cancelled.
+    """
     reading = _Reading(perf_counter())
     error = None
     try:
@@ -51,6 +64,9 @@ async def call(http: aiohttp.ClientSession, url: str, body: Mapping[str, Any], s
                 error = reading.error if reading.done or reading.error else "the stream broke off"
     except (aiohttp.ClientError, ValueError, OSError) as failure:
         error = f"{type(failure).__name__}: {failure}"
+    except asyncio.CancelledError:
+        cut(reading.answer(perf_counter(), "cut off"))
+        raise
     return reading.answer(perf_counter(), error)
 
 
@@ -62,6 +78,7 @@ class _Reading:
         self._began = began
         self._first: float | None = None
         self._text: list[str] = []
+        self._pieces = 0
         self._usage: dict[str, Any] = {}
 
     def take(self, line: bytes, now: float) -> None:
@@ -80,6 +97,7 @@ class _Reading:
             # The first event names the role alone; a token may also be one that shows as no text.
             if self._first is None and content is not None and (content or choice.get("finish_reason")):
                 self._first = now
+            self._pieces += bool(content)
             self._text.append(content or "")
 
     def answer(self, ended: float, error: str | None) -> Answer:
@@ -89,6 +107,7 @@ class _Reading:
             first=self._first,
             ended=ended,
             text="".join(self._text),
+            pieces=self._pieces,
             prompt_tokens=self._usage.get("prompt_tokens", 0),
             cached_tokens=details.get("cached_tokens") or 0,
             output_tokens=self._usage.get("completion_tokens", 0),

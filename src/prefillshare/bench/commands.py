@@ -41,6 +41,7 @@ def run(
         workloads:
           - {source: reflexion, sessions: 16, max_calls: 24}
           - {source: ./sessions.jsonl, loads: ["closed:1"], limit_s: 900}   # in place of those below
+          - {source: "mooncake:trace.jsonl", loads: ["trace", "trace:2"]}   # arriving as recorded, or twice as fast
         loads: ["closed:4", "poisson:0.1"]      # sessions at a time, or arriving a second
         models: [2, 4]
         repeats: 3
@@ -121,7 +122,10 @@ def workload(
     form: Annotated[
         Format, typer.Option("--format", help="`jsonl`: the project's own. `mooncake`: a trace without texts.")
     ] = Format.jsonl,
-    rate: Annotated[float, typer.Option(min=1e-6, help="Of a trace: sessions that begin in a second.")] = 0.1,
+    rate: Annotated[
+        float | None,
+        typer.Option(min=1e-6, help="Of a trace: sessions that begin in a second; else as recorded, or 0.1."),
+    ] = None,
     session_ids: Annotated[bool, typer.Option(help="Of a trace: say in every row which session it is of.")] = False,
 ) -> None:
     """Read or draw agent sessions and write them to a file.
@@ -144,7 +148,9 @@ def workload(
     if form is Format.jsonl:
         write_sessions(output, opened)
     else:
-        starts = Poisson(rate, seed).times(len(opened.sessions))
+        recorded = None if rate else opened.starts()
+        starts = Poisson(rate or 0.1, seed).times(len(opened.sessions)) if recorded is None else recorded
         write_trace(output, opened, starts, tokenise, session_ids=session_ids)
     calls = sum(len(session.turns) for session in opened.sessions)
-    typer.echo(f"{len(opened.sessions):,} sessions with {calls:,} calls of {len(opened.roles())} roles are in {output}")
+    roles = {turn.role for session in opened.sessions for turn in session.turns}
+    typer.echo(f"{len(opened.sessions):,} sessions with {calls:,} calls of {len(roles)} roles are in {output}")

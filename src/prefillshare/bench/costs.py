@@ -54,33 +54,118 @@ class Measured:
     adapter_steps: Sequence[StepTime] = ()
 
 
-async def measure(
-    http: aiohttp.ClientSession,
-    system: Hosted,
-    tokenise: Tokenise,
-    machine: Machine,
-    step: Callable[[str], None],
-    *,
-    longest_prompt: int | None = None,
-) -> Measured:
-    """Of a system `shared`; takes about three minutes on two cores, three times that without bfloat16 units.
+@dataclass(eq=False)
+class Measurement:
+    """Measures a system `shared`, with one of its models.
 
     Args:
-        step: is told what comes next.
+        say: is told what comes next.
         longest_prompt: leaves out prompts of more tokens, which take most of the time; what they cost is then
             extrapolated.
 
     Raises:
-        UserError: a call failed, or the tokenizer cannot make up prompts of a given length.
+        UserError: the tokenizer cannot make up prompts of a given length.
     """
-    return await _measuring(http, system, tokenise, machine, step, longest_prompt).all()
 
+    http: aiohttp.ClientSession
+    system: Hosted
+    tokenise: Tokenise
+    machine: Machine
+    say: Callable[[str], None]
+    longest_prompt: int | None = None
 
-async def measure_steps(
-    http: aiohttp.ClientSession, system: Hosted, tokenise: Tokenise, machine: Machine, step: Callable[[str], None]
-) -> list[StepTime]:
-    """Its decode steps alone; takes about a minute on two cores. The rest is as of `measure`."""
-    return await _measuring(http, system, tokenise, machine, step).steps()
+    def __post_init__(self) -> None:
+        room = self.machine.max_model_len - _ROOM - _MANY
+        self._longest = min(room, self.longest_prompt or room)
+        try:
+            self._salad = Salad(self.tokenise)
+        except ValueError as error:
+            raise UserError(f"base: {error}") from None
+        self._draw = random.Random(0)
+        self._model = model_names(1)[0]
+        self._sessions = 0
+
+    async def all(self) -> Measured:
+        """Takes about three minutes on two cores, three times that without bfloat16 units.
+
+        Raises:
+            UserError: a call failed, or the machine is too small to tell costs apart.
+        """
+        lengths = [tokens for tokens in _PROMPTS if tokens + min(_BEHIND) <= self._longest]
+        if len(lengths) < _FEWEST_LENGTHS or len(self._sizes(_CONTEXTS[0])) < _FEWEST_SIZES:
+            raise UserError(
+                f"machine: max_model_len={self.machine.max_model_len}, max_num_seqs={self.machine.max_num_seqs} and "
+                f"decode_kv_tokens={self.machine.decode_kv_tokens} leave too few kinds of calls to tell costs apart; "
+                "give at least 700, 4 and 2,000"
+            )
+        await self._warm_up()
+        before = await self._pulls()
+        alone: list[CallRecord] = []
+        for _ in range(max(_ROUNDS, -(-_CALLS // (2 * len(lengths))))):
+            for tokens in lengths:
+                self.say(f"a prompt of {tokens} tokens")
+                text = self._text(tokens)
+                turns = [f"{text} {self._text(more)}" for more in _BEHIND if tokens + more <= self._longest]
+                for prompt in (text, *turns):
+                    alone += [_record(answer) for answer in await self._answers([prompt], _FEW)]
+        grown = growth(before, await self._pulls())
+        return Measured(
+            alone,
+            await self._batches(),
+            pulled_bytes=grown.get("prefillshare_handoff_pulled_bytes_total", 0.0),
+            pull_s=grown.get("prefillshare_handoff_seconds_sum", 0.0),
+        )
+
+    async def steps(self) -> list[StepTime]:
+        """The decode steps alone; takes about a minute on two cores. Raises UserError when a call failed."""
+        await self._warm_up()
+        return await self._batches()
+
+    async def _warm_up(self) -> None:
+        """The first call of a worker is slower than any later one."""
+        await self._answers([self._text(_CONTEXTS[0])], _FEW)
+
+    async def _batches(self) -> list[StepTime]:
+        steps = []
+        for context in (context for context in _CONTEXTS if context <= self._longest):
+            sizes = self._sizes(context)
+            prompts = [self._text(context) for _ in range(max(sizes, default=0))]
+            for size in sizes:
+                self.say(f"{size} answers at a time on {context} tokens")
+                steps.append(await self._batch(prompts[:size]))
+        return steps
+
+    def _sizes(self, context: int) -> list[int]:
+        """Batches that a worker runs as a whole."""
+        blocks = -(-(context + _ROOM + _MANY) // self.machine.block_size)
+        most = min(self.machine.max_num_seqs, self.machine.decode_kv_tokens // (blocks * self.machine.block_size))
+        return [size for size in _BATCHES if size <= most]
+
+    async def _batch(self, prompts: Sequence[str]) -> StepTime:
+        await self._answers(prompts, 1)  # in the caches then, so that all answers begin at about the same time
+        answers = await self._answers(prompts, _MANY)
+        middle = sum(answer.prompt_tokens + answer.output_tokens / 2 for answer in answers)
+        return StepTime(len(answers), middle, sum(map(_between, answers)) / len(answers))
+
+    async def _answers(self, prompts: Sequence[str], tokens: int) -> list[Answer]:
+        url = self.system.endpoints[self._model]
+        calls = []
+        for prompt in prompts:
+            self._sessions += 1
+            body = streamed(self._model, [{"role": "user", "content": prompt}]) | exactly(tokens)
+            calls.append(call(self.http, url, body, f"calibration {self._sessions}"))
+        answers = await asyncio.gather(*calls)
+        for answer in answers:
+            if answer.error is not None:
+                raise UserError(f"calibration: a call failed: {answer.error}")
+        return answers
+
+    async def _pulls(self) -> dict[str, float]:
+        (decode,) = [worker for worker in self.system.workers if worker.role == "decode"]
+        return await scrape(self.http, decode.url)
+
+    def _text(self, tokens: int) -> str:
+        return self._salad.text(tokens, self._draw)
 
 
 def fit(measured: Measured, machine: Machine, kv_bytes_per_token: int) -> WorkerProfile:
@@ -161,115 +246,6 @@ def _profile(cost: Cost, link: Link, leg_s: float, machine: Machine, kv_bytes_pe
         max_num_batched_tokens=_BATCHED_TOKENS,
         leg_s=leg_s,
     )
-
-
-def _measuring(
-    http: aiohttp.ClientSession,
-    system: Hosted,
-    tokenise: Tokenise,
-    machine: Machine,
-    step: Callable[[str], None],
-    longest_prompt: int | None = None,
-) -> "_Measuring":
-    room = machine.max_model_len - _ROOM - _MANY
-    try:
-        return _Measuring(http, system, Salad(tokenise), machine, step, min(room, longest_prompt or room))
-    except ValueError as error:
-        raise UserError(f"base: {error}") from None
-
-
-class _Measuring:
-    def __init__(
-        self,
-        http: aiohttp.ClientSession,
-        system: Hosted,
-        salad: Salad,
-        machine: Machine,
-        step: Callable[[str], None],
-        longest: int,
-    ) -> None:
-        """`longest`: tokens of a prompt, at most."""
-        self._http, self._system, self._salad, self._machine, self._step = http, system, salad, machine, step
-        self._longest = longest
-        self._draw = random.Random(0)
-        self._model = model_names(1)[0]
-        self._sessions = 0
-
-    async def all(self) -> Measured:
-        lengths = [tokens for tokens in _PROMPTS if tokens + min(_BEHIND) <= self._longest]
-        if len(lengths) < _FEWEST_LENGTHS or len(self._sizes(_CONTEXTS[0])) < _FEWEST_SIZES:
-            raise UserError(
-                f"machine: max_model_len={self._machine.max_model_len}, max_num_seqs={self._machine.max_num_seqs} and "
-                f"decode_kv_tokens={self._machine.decode_kv_tokens} leave too few kinds of calls to tell costs apart; "
-                "give at least 700, 4 and 2,000"
-            )
-        await self._warm_up()
-        before = await self._pulls()
-        alone: list[CallRecord] = []
-        for _ in range(max(_ROUNDS, -(-_CALLS // (2 * len(lengths))))):
-            for tokens in lengths:
-                self._step(f"a prompt of {tokens} tokens")
-                text = self._text(tokens)
-                turns = [f"{text} {self._text(more)}" for more in _BEHIND if tokens + more <= self._longest]
-                for prompt in (text, *turns):
-                    alone += [_record(answer) for answer in await self._answers([prompt], _FEW)]
-        grown = growth(before, await self._pulls())
-        return Measured(
-            alone,
-            await self._batches(),
-            pulled_bytes=grown.get("prefillshare_handoff_pulled_bytes_total", 0.0),
-            pull_s=grown.get("prefillshare_handoff_seconds_sum", 0.0),
-        )
-
-    async def steps(self) -> list[StepTime]:
-        await self._warm_up()
-        return await self._batches()
-
-    async def _warm_up(self) -> None:
-        """The first call of a worker is slower than any later one."""
-        await self._answers([self._text(_CONTEXTS[0])], _FEW)
-
-    async def _batches(self) -> list[StepTime]:
-        steps = []
-        for context in (context for context in _CONTEXTS if context <= self._longest):
-            sizes = self._sizes(context)
-            prompts = [self._text(context) for _ in range(max(sizes, default=0))]
-            for size in sizes:
-                self._step(f"{size} answers at a time on {context} tokens")
-                steps.append(await self._batch(prompts[:size]))
-        return steps
-
-    def _sizes(self, context: int) -> list[int]:
-        """Batches that a worker runs as a whole."""
-        blocks = -(-(context + _ROOM + _MANY) // self._machine.block_size)
-        most = min(self._machine.max_num_seqs, self._machine.decode_kv_tokens // (blocks * self._machine.block_size))
-        return [size for size in _BATCHES if size <= most]
-
-    async def _batch(self, prompts: Sequence[str]) -> StepTime:
-        await self._answers(prompts, 1)  # in the caches then, so that all answers begin at about the same time
-        answers = await self._answers(prompts, _MANY)
-        middle = sum(answer.prompt_tokens + answer.output_tokens / 2 for answer in answers)
-        return StepTime(len(answers), middle, sum(map(_between, answers)) / len(answers))
-
-    async def _answers(self, prompts: Sequence[str], tokens: int) -> list[Answer]:
-        url = self._system.endpoints[self._model]
-        calls = []
-        for prompt in prompts:
-            self._sessions += 1
-            body = streamed(self._model, [{"role": "user", "content": prompt}]) | exactly(tokens)
-            calls.append(call(self._http, url, body, f"calibration {self._sessions}"))
-        answers = await asyncio.gather(*calls)
-        for answer in answers:
-            if answer.error is not None:
-                raise UserError(f"calibration: a call failed: {answer.error}")
-        return answers
-
-    async def _pulls(self) -> dict[str, float]:
-        (decode,) = [worker for worker in self._system.workers if worker.role == "decode"]
-        return await scrape(self._http, decode.url)
-
-    def _text(self, tokens: int) -> str:
-        return self._salad.text(tokens, self._draw)
 
 
 def _between(answer: Answer) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 
 import aiohttp
 
-from prefillshare.bench.client import call
+from prefillshare.bench.client import Answer, call
 from prefillshare.workloads.arrivals import Arrivals, Closed
 from prefillshare.workloads.conversation import Conversation, Mode
 from prefillshare.workloads.models import cast
@@ -41,6 +41,27 @@ class CallRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class CutRecord:
+    """A call that was under way when the run was over: as `CallRecord`, as far as it is known.
+
+    `seen_s` is how long it had been under way. `output_tokens` had come by then, or more: one event may hold several.
+    """
+
+    session: str
+    turn: int
+    role: str
+    model: str
+    at: float
+    ttft_s: float | None
+    queue_s: float | None
+    prefill_s: float | None
+    seen_s: float
+    new_tokens: int
+    output_tokens: int
+    expected_output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class SessionRecord:
     """`at` is when it was due: an open loop's arrival, or when a place in a closed loop was free.
 
@@ -61,7 +82,8 @@ class SessionRecord:
         return self.error is None and self.calls == self.planned_calls
 
 
-Record = CallRecord | SessionRecord
+Record = CallRecord | CutRecord | SessionRecord
+_KINDS = {CallRecord: "call", CutRecord: "cut", SessionRecord: "session"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +111,7 @@ def salted(preamble: str, salt: str) -> str:
 async def play(http: aiohttp.ClientSession, what: Play, tell: Callable[[Record], None]) -> float:
     """Plays all sessions; returns how long it took, in seconds.
 
-    `tell` hears of every call and session when it ends, sessions that the limit cut off included.
+    `tell` hears of every call and session when it ends, those that the limit cut off included.
     """
     player = _Player(http, what, tell)
     try:
@@ -156,25 +178,35 @@ class _Player:
         self, session: Session, number: int, model: str, new: int, conversation: Conversation
     ) -> CallRecord:
         turn = session.turns[number]
+
+        def known(answer: Answer) -> dict[str, Any]:
+            return {
+                "session": session.name,
+                "turn": number,
+                "role": turn.role,
+                "model": model,
+                "at": answer.began - self.began,
+                "ttft_s": None if answer.first is None else answer.first - answer.began,
+                "queue_s": answer.queue_s,
+                "prefill_s": answer.prefill_s,
+                "new_tokens": new,
+                "expected_output_tokens": turn.output_tokens,
+            }
+
+        def cut(answer: Answer) -> None:
+            seen_s = answer.ended - answer.began
+            self._tell(CutRecord(**known(answer), seen_s=seen_s, output_tokens=answer.pieces))
+
         await asyncio.sleep(turn.think_s)
         body = conversation.request(turn, model)
-        answer = await call(self._http, self._what.endpoints[model], body, session.name)
+        answer = await call(self._http, self._what.endpoints[model], body, session.name, cut)
         conversation.answered(turn, answer.text)
         return CallRecord(
-            session=session.name,
-            turn=number,
-            role=turn.role,
-            model=model,
-            at=answer.began - self.began,
-            ttft_s=None if answer.first is None else answer.first - answer.began,
-            queue_s=answer.queue_s,
-            prefill_s=answer.prefill_s,
+            **known(answer),
             latency_s=answer.ended - answer.began,
             prompt_tokens=answer.prompt_tokens,
-            new_tokens=new,
             cached_tokens=answer.cached_tokens,
             output_tokens=answer.output_tokens,
-            expected_output_tokens=turn.output_tokens,
             error=answer.error,
         )
 
@@ -183,8 +215,7 @@ class _Player:
 
 
 def as_row(record: Record) -> dict[str, Any]:
-    """One row of the raw records; `kind` tells calls and sessions apart."""
-    kind = "call" if isinstance(record, CallRecord) else "session"
-    return {"kind": kind} | {
+    """One row of the raw records; `kind` tells calls, those that were cut and sessions apart."""
+    return {"kind": _KINDS[type(record)]} | {
         name: round(value, 4) if isinstance(value, float) else value for name, value in asdict(record).items()
     }

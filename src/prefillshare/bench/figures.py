@@ -13,9 +13,10 @@ from prefillshare.bench.matrix import WorkloadConfig
 from prefillshare.bench.open_loop import arrivals_a_minute, kept_up
 from prefillshare.bench.systems import Machine
 from prefillshare.errors import UserError
-from prefillshare.workloads.arrivals import Poisson, parse_arrivals
+from prefillshare.workloads.arrivals import Closed, parse_arrivals
 
 _SHARES = (0.5, 0.95, 0.99)
+_TIMES = {"call s": "latency_s", "ttft s": "ttft_s", "queue s": "queue_s", "leg 1 s": "prefill_s"}
 _BUSY = 0.85  # a core used more than this is what limits
 _LEAST, _ENOUGH = 2, 5  # durations that must go on at a percentile of which some were cut
 
@@ -128,9 +129,9 @@ def _figures(facts: dict[str, Any], rows: Sequence[dict[str, Any]], slo: Slo, co
     cores = _core_use(facts)
     busiest = max(cores, key=lambda group: cores[group])
     least = _bound(facts, calls, sessions, costs)
-    is_open = isinstance(parse_arrivals(facts["load"]), Poisson)
+    is_open = not isinstance(parse_arrivals(facts["load"]), Closed)
     waits, bounded_waits = _session_latencies(sessions)
-    latencies, bounded = _latencies(calls, sum(not finished(row) and row["error"] is None for row in sessions))
+    latencies, bounded = _latencies(calls, _under_way(facts, rows))
     return Figures(
         run=facts["run"],
         system=facts["system"],
@@ -178,22 +179,31 @@ def _session_latencies(sessions: Sequence[Any]) -> tuple[dict[str, float | None]
     return found, frozenset(at_least)
 
 
-def _latencies(calls: Sequence[Any], unknown: int) -> tuple[dict[str, float | None], frozenset[str]]:
-    """Also the names of those that are at least so large. `unknown`: calls that may have been under way at the end."""
+def _under_way(facts: dict[str, Any], rows: Sequence[Any]) -> list[dict[str, Any]]:
+    """The calls that were cut off at the end, as far as they are known. Records from before they were written have a
+    session for each that may have been: it was cut off too, in a call or between two."""
+    if "cut_calls" in facts:
+        return [row for row in rows if row["kind"] == "cut"]
+    return [{} for row in rows if row["kind"] == "session" and not finished(row) and row["error"] is None]
+
+
+def _latencies(calls: Sequence[Any], cut: Sequence[Any]) -> tuple[dict[str, float | None], frozenset[str]]:
+    """Also the names of those that are at least so large. `cut`: calls that were under way at the end; what they had
+    behind them by then is known as that of others is."""
     good = [call for call in calls if call["error"] is None]
-    measured = {
-        "call s": [call["latency_s"] for call in good],
-        **{
-            name: [call[field] for call in good if call.get(field) is not None]
-            for name, field in (("ttft s", "ttft_s"), ("queue s", "queue_s"), ("leg 1 s", "prefill_s"))
-        },
-    }
     found: dict[str, float | None] = {}
     at_least = set()
-    for name, values in measured.items():
+    for name, field in _TIMES.items():
+        values = [row[field] for row in (*good, *cut) if row.get(field) is not None]
+        lacking = [row for row in cut if row.get(field) is None]
+        # A first token that had not come would be later than the call was seen; whether it still queued is not known.
+        seen = [row["seen_s"] for row in lacking if "seen_s" in row and field in ("latency_s", "ttft_s")]
         for share in _SHARES:
             full = f"{name} p{round(100 * share)}"
-            found[full], is_bound = percentile_with_unknown(values, unknown if values else 0, share)
+            if seen:
+                found[full], is_bound = percentile_with_cut(values, seen, share)
+            else:
+                found[full], is_bound = percentile_with_unknown(values, len(lacking) if values else 0, share)
             if is_bound:
                 at_least.add(full)
     tpot = [value for call in good if (value := _tpot(call)) is not None]
@@ -253,19 +263,27 @@ def _hit_ratio_at_best(calls: Sequence[Any]) -> float | None:
 
 
 def _core_use(facts: dict[str, Any]) -> dict[str, float]:
-    """Processor seconds a second, by what runs on a core: the prefill workers, the decode workers, ..."""
-    use, seconds = facts["use"], facts["use"]["seconds"]
-    on_core: dict[Any, tuple[set[str], float]] = {}
+    """Processor seconds a second, by what runs on a core: the prefill workers, the decode workers, ... Of an engine on
+    several cores, for each of them."""
+    use, seconds, machine = facts["use"], facts["use"]["seconds"], facts["machine"]
+    every_core = tuple(sorted({*machine["prefill_cores"], *machine["decode_cores"]}))
+    on_cores: dict[tuple[int, ...], tuple[set[str], float]] = {}
     for worker in use["workers"]:
-        roles, spent = on_core.get(worker["core"], (set(), 0.0))
-        on_core[worker["core"]] = (roles | {worker["role"]}, spent + worker["cpu_s"])
+        cores = every_core if worker["core"] is None else (worker["core"],)
+        roles, spent = on_cores.get(cores, (set(), 0.0))
+        on_cores[cores] = (roles | {worker["role"]}, spent + worker["cpu_s"])
     named = {
-        f"core {core} ({', '.join('vLLM' if role == 'both' else role for role in sorted(roles))})": spent / seconds
-        for core, (roles, spent) in sorted(on_core.items(), key=lambda item: str(item[0]))
+        f"{_named(cores)} ({', '.join('vLLM' if role == 'both' else role for role in sorted(roles))})": spent
+        / (seconds * len(cores))
+        for cores, (roles, spent) in sorted(on_cores.items())
     }
     servers = sum(worker["server_cpu_s"] for worker in use["workers"])
     shares = {"API servers": servers, "router": use["router_cpu_s"], "driver": use["driver_cpu_s"]}
     return named | {name: spent / seconds for name, spent in shares.items()}
+
+
+def _named(cores: Sequence[int]) -> str:
+    return f"core{'s' * (len(cores) > 1)} {', '.join(map(str, cores))}"
 
 
 def _tpot(call: Any) -> float | None:

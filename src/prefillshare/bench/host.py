@@ -21,8 +21,10 @@ from pydantic import BaseModel
 from prefillshare.bench.pinning import pin_engine
 from prefillshare.bench.plain import PlainVllm
 from prefillshare.bench.systems import (
+    ORDINARY,
     Machine,
     SystemName,
+    engine_cores,
     kv_blocks,
     kv_bytes_per_token,
     model_names,
@@ -43,7 +45,8 @@ class HostRequest(BaseModel):
 
 
 class HostedWorker(BaseModel):
-    """`role` is prefill, decode, or both for an ordinary vLLM. `pid` is of its API server, `core` its engine's."""
+    """`role` is prefill, decode, or both for an ordinary vLLM. `pid` is of its API server, `core` its engine's; None is
+    all that the system has (`systems.engine_cores`)."""
 
     name: str
     role: str
@@ -75,11 +78,13 @@ async def serving(request: HostRequest) -> AsyncIterator[Hosted]:
     deployment = plan(request.system, request.models, request.base.resolve(), request.folder.resolve(), request.machine)
     specs = plan_system_workers(request.system, request.machine, deployment)
     cores = {spec.name: spec.core for spec in specs}
+    # What a worker of ours sets that is pinned from its start; workers take it from here.
+    os.environ["OMP_NUM_THREADS"] = str(max(len(engine_cores(core, request.machine)) for core in cores.values()))
     loose = [replace(spec, core=None) for spec in specs]  # until they are ready, see `pinning`
     names = model_names(request.models)
-    if request.system != "colocated":
+    if request.system not in ORDINARY:
         async with LocalDeployment(deployment, plan=lambda _: loose) as local:
-            yield _hosted(dict.fromkeys(names, local.url), local.workers, cores)
+            yield _hosted(dict.fromkeys(names, local.url), local.workers, cores, request.machine)
         return
     async with AsyncExitStack() as stack:
         workers = [PlainVllm(deployment, spec) for spec in loose]
@@ -87,17 +92,20 @@ async def serving(request: HostRequest) -> AsyncIterator[Hosted]:
             await stack.enter_async_context(worker)
         async with aiohttp.ClientSession() as http:
             await asyncio.gather(*(worker.ready(http) for worker in workers))
-        yield _hosted({name: worker.url for name, worker in zip(names, workers, strict=True)}, workers, cores)
+        urls = {name: worker.url for worker in workers for name in worker.spec.served_names}
+        yield _hosted({name: urls[name] for name in names}, workers, cores, request.machine)
 
 
 def _hosted(
-    endpoints: dict[str, str], workers: Sequence[PlainVllm | WorkerProcess], cores: dict[str, int | None]
+    endpoints: dict[str, str],
+    workers: Sequence[PlainVllm | WorkerProcess],
+    cores: dict[str, int | None],
+    machine: Machine,
 ) -> Hosted:
     """Pins the engines of the workers, which are ready."""
     for worker in workers:
-        core = cores[worker.spec.name]
-        if worker.pid is not None and core is not None:
-            pin_engine(worker.pid, core)
+        if worker.pid is not None:
+            pin_engine(worker.pid, engine_cores(cores[worker.spec.name], machine))
     first = workers[0].spec
     return Hosted(
         endpoints=endpoints,
@@ -129,7 +137,6 @@ async def _serve(request: HostRequest) -> None:
 
 
 def main() -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"  # what a worker has that is pinned from its start
     asyncio.run(_serve(HostRequest.model_validate_json(sys.argv[1])))
 
 

@@ -14,9 +14,9 @@ from prefillshare.bench.systems import SYSTEMS, Machine, SystemName
 from prefillshare.config import describe_validation_error, read_yaml
 from prefillshare.errors import UserError
 from prefillshare.fields import Count, Section
-from prefillshare.workloads.arrivals import Arrivals, Closed, parse_arrivals
+from prefillshare.workloads.arrivals import Arrivals, Closed, Poisson, Trace, parse_arrivals
 from prefillshare.workloads.conversation import Mode
-from prefillshare.workloads.session import Session, Workload
+from prefillshare.workloads.session import Workload
 from prefillshare.workloads.sources import open_workload
 from prefillshare.workloads.tokens import Tokenise
 
@@ -27,8 +27,8 @@ _TEMPLATE = 0.05
 class WorkloadConfig(Section):
     """`source` as in docs/workloads.md. Sessions end after `max_calls`, if that is given, or at the context's end.
 
-    `loads` and `limit_s` of its own stand in place of the matrix's: what one workload is overloaded by leaves another
-    idle, and sessions of one are ten times as long as those of another.
+    `loads`, `minutes` and `limit_s` of its own stand in place of the matrix's: what one workload is overloaded by
+    leaves another idle, and sessions of one are ten times as long as those of another.
     """
 
     source: str
@@ -36,6 +36,7 @@ class WorkloadConfig(Section):
     max_calls: Count | None = None
     seed: int = 0
     loads: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    minutes: Annotated[float, Field(gt=0)] | None = None
     limit_s: Annotated[float, Field(gt=0)] | None = None
 
     @property
@@ -48,7 +49,7 @@ class Matrix(Section):
     """The file that `prefillshare bench run` reads. A run ends after `limit_s`, whatever is under way by then.
 
     With `rounds`, a closed loop plays so many sessions for each that it has at a time, and with `minutes` an open loop
-    as many as arrive in that time on average, if that is more than a workload has.
+    as many as arrive in that time, on average or as recorded, if that is more than a workload's `sessions`.
     """
 
     workloads: Annotated[tuple[WorkloadConfig, ...], Field(min_length=1)]
@@ -65,11 +66,11 @@ class Matrix(Section):
     @model_validator(mode="after")
     def _sessions_arrive_before_the_end(self) -> Self:
         for workload in self.workloads:
-            limit_s = self.limit_of(workload)
-            if self.minutes is not None and 60 * self.minutes >= limit_s:
+            minutes, limit_s = self.minutes_of(workload), self.limit_of(workload)
+            if minutes is not None and 60 * minutes >= limit_s:
                 raise ValueError(
-                    f"minutes={self.minutes:g} of arrivals do not end before limit_s={limit_s:g}; give fewer, or a "
-                    "higher limit_s"
+                    f"minutes={minutes:g} of arrivals do not end before limit_s={limit_s:g}; give fewer, or a higher "
+                    "limit_s"
                 )
         return self
 
@@ -85,6 +86,10 @@ class Matrix(Section):
     def limit_of(self, workload: WorkloadConfig) -> float:
         """Seconds after which the workload's runs end."""
         return workload.limit_s or self.limit_s
+
+    def minutes_of(self, workload: WorkloadConfig) -> float | None:
+        """How long the sessions of its open loops arrive, at least."""
+        return workload.minutes or self.minutes
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +118,24 @@ class Run:
         size = f"{_in_file_names(self.workload.source)}-{self.workload.sessions}{cut}-s{self.workload.seed}"
         return f"m{self.models}-{size}-{self.load.replace(':', '')}-r{self.repeat}"
 
-    def arrivals(self) -> Arrivals:
-        return parse_arrivals(self.load, seed=self.repeat)
+    def arrivals(self, workload: Workload) -> Arrivals:
+        """
+        Args:
+            workload: what `workload_of` opened, whose sessions may say when they began.
+
+        Raises:
+            UserError: a `trace` of a workload that does not say it.
+        """
+        arrivals = parse_arrivals(self.load, seed=self.repeat)
+        if not isinstance(arrivals, Trace):
+            return arrivals
+        starts = workload.starts()
+        if starts is None:
+            raise UserError(
+                f"load {self.load!r}: workload {self.workload.source!r} does not record when its sessions began; give "
+                "it `loads` of its own, as `poisson:0.2`, or replay mooncake:FILE or sessions with `start_s`"
+            )
+        return replace(arrivals, starts=starts)
 
 
 def _in_file_names(source: str) -> str:
@@ -147,12 +168,14 @@ def runs(matrix: Matrix) -> Iterator[Run]:
 
 
 def _long_enough(workload: WorkloadConfig, load: str, matrix: Matrix) -> WorkloadConfig:
-    arrivals = parse_arrivals(load)
+    arrivals, minutes, sessions = parse_arrivals(load), matrix.minutes_of(workload), workload.sessions
     if isinstance(arrivals, Closed):
-        sessions = (matrix.rounds or 0) * arrivals.concurrent
-    else:
-        sessions = ceil(60 * (matrix.minutes or 0.0) * arrivals.rate)
-    return workload.model_copy(update={"sessions": max(workload.sessions, sessions), "loads": None})
+        sessions = max(sessions, (matrix.rounds or 0) * arrivals.concurrent)
+    if isinstance(arrivals, Poisson):
+        sessions = max(sessions, ceil(60 * (minutes or 0.0) * arrivals.rate))
+    # How many of a trace arrive in that time is known when it has been read.
+    left = minutes if isinstance(arrivals, Trace) else None
+    return workload.model_copy(update={"sessions": sessions, "loads": None, "minutes": left})
 
 
 SHORT = Matrix(
@@ -185,15 +208,17 @@ def workload_of(run: Run, tokenise: Tokenise, max_model_len: int) -> Workload:
     Raises:
         UserError: as `open_workload`.
     """
-    config = run.workload
+    config, arrivals = run.workload, parse_arrivals(run.load)
+    soon_s = 60 * config.minutes * arrivals.speed if config.minutes and isinstance(arrivals, Trace) else None
     opened = open_workload(
         config.source,
         tokenise,
         sessions=config.sessions,
         seed=config.seed + run.repeat,
         context_limit=int(max_model_len * (1 - _TEMPLATE)),
+        begun_within_s=soon_s,
     )
     if config.max_calls is None:
         return opened
-    cut = (Session(session.name, session.turns[: config.max_calls]) for session in opened.sessions)
+    cut = (replace(session, turns=session.turns[: config.max_calls]) for session in opened.sessions)
     return replace(opened, sessions=tuple(cut))

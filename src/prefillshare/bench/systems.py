@@ -6,9 +6,12 @@
   runs its weights, and a decode worker. Handoff, connector, router and session affinity are those of `shared`, so that
   sharing alone makes the difference.
 - `colocated`: one ordinary vLLM for each model, with prefix caching, called directly: no router stands in its way.
+- `colocated-lora`: one ordinary vLLM that hosts all models as LoRA modules, called directly: it too forms one batch of
+  all models' calls, and shares no prefill, since adapters are part of what its prefix cache knows a block by.
 
 The models are the base's weights under several names, or adapters that change nothing. Prefill workers share
 the prefill cores and decode workers the decode cores, as two kinds of devices would; ordinary vLLMs take turns on all.
+The one of `colocated-lora` has them all at once: it prefills and decodes, so it has what a worker of each kind would.
 """
 
 import json
@@ -26,11 +29,17 @@ from prefillshare.errors import UserError
 from prefillshare.fields import Count, Port, Section
 from prefillshare.router_config import FlowConfig, HealthConfig, RouterConfig
 
-SystemName = Literal["shared", "shared-lora", "per-model", "colocated"]
+# In the order in which they are shown, which is also that of their colours: a new one goes to the end.
+SystemName = Literal["shared", "shared-lora", "per-model", "colocated", "colocated-lora"]
 SYSTEMS: tuple[SystemName, ...] = get_args(SystemName)
+WITH_ADAPTERS: tuple[SystemName, ...] = ("shared-lora", "colocated-lora")
+ORDINARY: tuple[SystemName, ...] = ("colocated", "colocated-lora")  # nothing of PrefillShare handles a call
 
 _BASE = "base"
 _POOL = "together"
+# vLLM's own LoRA layers copy an adapter for every token, which on a CPU makes prefill and decode several times slower.
+# That has nothing to do with what is compared.
+_GROUPED_LORA = ("--worker-extension-cls", "prefillshare.engine.grouped_lora.GroupedLora")
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Every call is served, however long it waits: a system that refused calls would look fast.
 FLOW = FlowConfig(queue_share=1e6, queue_calls=1_000_000, max_wait_s=86400.0, cached_first_s=86400.0)
@@ -52,13 +61,18 @@ class Machine(Section):
     first_side_channel_port: Port = 5900
     engine_args: tuple[str, ...] = ()
 
+    @property
+    def cores(self) -> tuple[int, ...]:
+        """Of both kinds, each once."""
+        return tuple(dict.fromkeys((*self.prefill_cores, *self.decode_cores)))
+
 
 def model_names(count: int) -> tuple[str, ...]:
     return tuple(f"model-{number}" for number in range(count))
 
 
 def plan(system: SystemName, models: int, base: Path, folder: Path, machine: Machine) -> Deployment:
-    """The deployment that the system is, or whose decode workers it stands in for (`colocated`).
+    """The deployment that the system is, or whose decode workers it stands in for (ordinary vLLMs).
 
     Writes decode modules into `folder`, as links to the base's files.
 
@@ -66,14 +80,14 @@ def plan(system: SystemName, models: int, base: Path, folder: Path, machine: Mac
         UserError: the base is not a checkpoint.
     """
     names = model_names(models)
-    make = make_adapter if system == "shared-lora" else make_module
+    make = make_adapter if system in WITH_ADAPTERS else make_module
     made = {name: make(base, folder / name, name=name, base_name=_BASE) for name in names}
     if system == "per-model":
         bases = tuple(BaseConfig(path=path, name=f"{name}-prefill") for name, path in made.items())
         modules = tuple(ModuleConfig(name=name, path=path, base=f"{name}-prefill") for name, path in made.items())
     else:
         bases = (BaseConfig(path=base, name=_BASE),)
-        pool = _POOL if system == "shared-lora" else None
+        pool = _POOL if system in WITH_ADAPTERS else None
         modules = tuple(ModuleConfig(name=name, path=path, pool=pool) for name, path in made.items())
     return Deployment(
         bases=bases,
@@ -84,7 +98,7 @@ def plan(system: SystemName, models: int, base: Path, folder: Path, machine: Mac
             dtype=machine.dtype,
             block_size=machine.block_size,
             max_model_len=machine.max_model_len,
-            max_num_seqs=machine.max_num_seqs,
+            max_num_seqs=calls_at_a_time(system, machine),
             engine_args=machine.engine_args,
         ),
         router=RouterConfig(
@@ -105,14 +119,14 @@ def check_room(system: SystemName, models: int, machine: Machine) -> None:
     Raises:
         UserError: a worker's share of the KV memory cannot hold a longest prompt.
     """
-    if system == "colocated":
-        shares = {
-            "prefill_kv_tokens and decode_kv_tokens": (machine.prefill_kv_tokens + machine.decode_kv_tokens, models)
-        }
+    decode_workers = 1 if system in WITH_ADAPTERS else models
+    if system in ORDINARY:
+        both = machine.prefill_kv_tokens + machine.decode_kv_tokens
+        shares = {"prefill_kv_tokens and decode_kv_tokens": (both, decode_workers)}
     else:
         shares = {
             "prefill_kv_tokens": (machine.prefill_kv_tokens, models if system == "per-model" else 1),
-            "decode_kv_tokens": (machine.decode_kv_tokens, 1 if system == "shared-lora" else models),
+            "decode_kv_tokens": (machine.decode_kv_tokens, decode_workers),
         }
     for name, (tokens, workers) in shares.items():
         if tokens // workers < machine.max_model_len:
@@ -123,22 +137,36 @@ def check_room(system: SystemName, models: int, machine: Machine) -> None:
 
 
 def plan_system_workers(system: SystemName, machine: Machine, deployment: Deployment) -> list[WorkerSpec]:
-    """Every worker of the system as it is to be started: on its core, with its share of the KV memory.
+    """Every worker of the system as it is to be started: on its core, or with `core` None on all (`engine_cores`), and
+    with its share of the KV memory.
 
     Raises:
         UserError: a worker's share of the KV memory cannot hold a longest prompt.
     """
     specs = plan_workers(deployment)
-    if system == "colocated":
+    if system in ORDINARY:
         own = [replace(spec, name=spec.name.replace("decode-", "plain-")) for spec in specs if spec.role == "decode"]
-        cores = (*machine.prefill_cores, *machine.decode_cores)
-        return _share_out(own, cores, machine.prefill_kv_tokens + machine.decode_kv_tokens)
+        kv_tokens = machine.prefill_kv_tokens + machine.decode_kv_tokens
+        if system == "colocated-lora":
+            return _share_out([_with_grouped_lora(spec) for spec in own], (None,), kv_tokens)
+        return _share_out(own, (*machine.prefill_cores, *machine.decode_cores), kv_tokens)
     prefill = [spec for spec in specs if spec.role == "prefill"]
     decode = [spec for spec in specs if spec.role == "decode"]
     return [
         *_share_out(prefill, machine.prefill_cores, machine.prefill_kv_tokens),
         *_share_out(decode, machine.decode_cores, machine.decode_kv_tokens),
     ]
+
+
+def calls_at_a_time(system: str, machine: Machine) -> int:
+    """How many one worker of the system computes at a time, at most: of `colocated-lora` as many as `shared-lora` does
+    in its two."""
+    return machine.max_num_seqs * (2 if system == "colocated-lora" else 1)
+
+
+def engine_cores(core: int | None, machine: Machine) -> tuple[int, ...]:
+    """Where an engine runs that was planned for this core, with a thread for each."""
+    return machine.cores if core is None else (core,)
 
 
 def kv_blocks(spec: WorkerSpec) -> int:
@@ -155,7 +183,11 @@ def kv_bytes_per_token(checkpoint: Path, dtype: str) -> int:
     return int(values * _BYTES[dtype])
 
 
-def _share_out(specs: list[WorkerSpec], cores: tuple[int, ...], kv_tokens: int) -> list[WorkerSpec]:
+def _with_grouped_lora(spec: WorkerSpec) -> WorkerSpec:
+    return replace(spec, engine_args=(*spec.engine_args, *_GROUPED_LORA))
+
+
+def _share_out(specs: list[WorkerSpec], cores: tuple[int | None, ...], kv_tokens: int) -> list[WorkerSpec]:
     return [
         _with_kv(replace(spec, core=core), kv_tokens // len(specs))
         for spec, core in zip(specs, cycle(cores), strict=False)

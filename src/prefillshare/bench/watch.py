@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -14,6 +14,7 @@ from prefillshare.bench.host import Hosted, HostedWorker
 from prefillshare.bench.scrape import fetch, gauges, growth, totals
 
 _EVERY_S = 1.0
+_IDLE_EVERY_S = 0.25
 _KV_USAGE = "vllm:kv_cache_usage_perc"
 _RUNNING = "vllm:num_requests_running"
 _WAITING = "vllm:num_requests_waiting"
@@ -21,8 +22,8 @@ _WAITING = "vllm:num_requests_waiting"
 
 @dataclass(slots=True)
 class WorkerUse:
-    """Of one worker, over a run. Peaks are of samples a second apart; `cpu_s` is of its engine, which is on `core`,
-    `server_cpu_s` of its API server, which is on none.
+    """Of one worker, over a run. Peaks are of samples a second apart; `cpu_s` is of its engine, which is on `core`, or
+    on all that the system has where that is None; `server_cpu_s` of its API server, which is on none.
 
     `queried_tokens` and `hit_tokens` are the prefix cache's, `computed_tokens` what it had to compute of prompts. Those
     of a decode worker tell nothing about prefill: it counts what it pulled.
@@ -68,6 +69,32 @@ _TOTALS = {
     "pulled_bytes": "prefillshare_handoff_pulled_bytes_total",
     "preemptions": "vllm:num_preemptions_total",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """How long it took until no worker had anything to do. `requests` are those that some had when it was given up."""
+
+    waited_s: float
+    requests: float
+
+
+async def until_idle(http: aiohttp.ClientSession, workers: Sequence[HostedWorker], bound_s: float = 60.0) -> Idle:
+    """Waits until no request is under way: those whose client has left go on until their worker hears of it.
+
+    Raises:
+        aiohttp.ClientError: a worker does not answer.
+    """
+    began, idle = perf_counter(), 0
+    while True:
+        texts = await asyncio.gather(*(fetch(http, worker.url) for worker in workers))
+        requests = sum(sum(gauges(text, _RUNNING, _WAITING).values()) for text in texts)
+        # Twice, since a call between its legs is on no worker.
+        idle = 0 if requests else idle + 1
+        waited_s = perf_counter() - began
+        if idle == 2 or waited_s >= bound_s:
+            return Idle(round(waited_s, 3), requests)
+        await asyncio.sleep(_IDLE_EVERY_S)
 
 
 @asynccontextmanager

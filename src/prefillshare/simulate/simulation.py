@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 from prefillshare.router_config import FlowConfig, PlacementConfig
 from prefillshare.simulate.calls import Prompts, Run, Shape
@@ -11,7 +12,7 @@ from prefillshare.simulate.cost import WorkerProfile
 from prefillshare.simulate.deployment import Deployment
 from prefillshare.simulate.layout import Layout, Role
 from prefillshare.simulate.records import CallRecord, Recorder
-from prefillshare.workloads.arrivals import Arrivals, Closed, Poisson
+from prefillshare.workloads.arrivals import Arrivals, Closed, Open, Poisson
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,6 @@ class Simulation:
         self._profile, self._arrivals, self._recorder = profile, arrivals, recorder
         self._sessions: Iterator[tuple[int, Shape]] = iter(enumerate(sessions))
         self._busy_within = busy_within
-        self._busy_s: list[dict[tuple[Role, int], float]] = []  # of each device, at either end
 
     def run(self) -> Outcome:
         """
@@ -65,16 +65,15 @@ class Simulation:
                 self._begin(0.0)
         else:
             self._clock.at(0.0, self._arrive, intervals(self._arrivals))
+        readings: list[dict[tuple[Role, int], float]] = []
         for moment in self._busy_within or ():
-            self._clock.at(moment, self._note_busy, None)
+            self._clock.at(moment, lambda now, _: readings.append(self._busy_s(now)))
         ended = self._clock.run()
         since, until = self._busy_within or (0.0, ended)
-        if not self._busy_s:
-            self._busy_s = [dict.fromkeys(self.deployment.devices, 0.0)]
-            self._note_busy(ended, None)
+        before, after = readings or (dict.fromkeys(self.deployment.devices, 0.0), self._busy_s(ended))
         busy: dict[Role, list[float]] = {}
-        for key, before in self._busy_s[0].items():
-            busy.setdefault(key[0], []).append((self._busy_s[1][key] - before) / (until - since) if until else 0.0)
+        for key, seconds in before.items():
+            busy.setdefault(key[0], []).append((after[key] - seconds) / (until - since) if until else 0.0)
         peak = max(worker.cache.peak_in_use for worker in self.deployment.workers.values())
         return Outcome(
             ended,
@@ -83,12 +82,13 @@ class Simulation:
             peak * self._profile.block_size,
         )
 
-    def _note_busy(self, now: float, _: None) -> None:
-        self._busy_s.append({key: device.busy(now) for key, device in self.deployment.devices.items()})
+    def _busy_s(self, now: float) -> dict[tuple[Role, int], float]:
+        """Of each device, until now."""
+        return {key: device.busy(now) for key, device in self.deployment.devices.items()}
 
     def _arrive(self, now: float, waits: Iterator[float]) -> None:
-        if self._begin(now):
-            self._clock.at(now + next(waits), self._arrive, waits)
+        if self._begin(now) and (wait := next(waits, None)) is not None:
+            self._clock.at(now + wait, self._arrive, waits)
 
     def _begin(self, now: float) -> bool:
         """Returns whether there was a session left."""
@@ -118,8 +118,11 @@ class Simulation:
             self._begin(now)
 
 
-def intervals(arrivals: Poisson) -> Iterator[float]:
-    """Seconds between sessions: those of `Poisson.times`, without end."""
+def intervals(arrivals: Open) -> Iterator[float]:
+    """Seconds between sessions: those of its `times`, which of a Poisson process have no end."""
+    if not isinstance(arrivals, Poisson):
+        yield from (after - before for before, after in pairwise(arrivals.times(len(arrivals.starts))))
+        return
     draw = random.Random(arrivals.seed)
     while True:
         yield draw.expovariate(arrivals.rate)

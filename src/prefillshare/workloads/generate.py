@@ -27,7 +27,8 @@ def generate(family: Family, sessions: int, tokenise: Tokenise, seed: int = 0) -
         turns = fitting(maker.turns(), family.preamble_tokens, family.context_limit)
         return Session(f"{family.name}-{seed}-{number}", turns)
 
-    return Workload(family.name, preamble, family.preamble_tokens, tuple(map(session, range(sessions))))
+    drawn = tuple(map(session, range(sessions)))
+    return Workload(family.name, preamble, family.preamble_tokens, drawn, declared=family.roles)
 
 
 class _Maker:

@@ -7,7 +7,8 @@ from prefillshare.workloads.session import Session
 
 
 def cast(session: Session, roles: Sequence[str], models: Sequence[str]) -> tuple[str, ...]:
-    """The model of each turn. `roles` are the workload's, in an order that is the same for all of its sessions.
+    """The model of each turn. `roles` are the workload's, in an order that is the same whatever sessions of it are
+    drawn; some may have no turn.
 
     With fewer models than roles, roles share models in turn. With more, a role has several, as specialists do that are
     called one after the other: its calls in a session go round among them.

@@ -14,7 +14,7 @@ output token (`token_s`): reading takes it off the gap between two requests to g
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -30,16 +30,8 @@ TOKEN_S = 0.02
 ROLE = "model"
 
 
-@dataclass(frozen=True, slots=True)
-class Trace:
-    """A trace as sessions, and when each begins, in seconds."""
-
-    workload: Workload
-    starts: tuple[float, ...]
-
-
-def read_trace(file: Path, tokenise: Tokenise, *, block_size: int = BLOCK_SIZE, token_s: float = TOKEN_S) -> Trace:
-    """The sessions of a trace. There is one role.
+def read_trace(file: Path, tokenise: Tokenise, *, block_size: int = BLOCK_SIZE, token_s: float = TOKEN_S) -> Workload:
+    """The sessions of a trace, in the order in which they began. There is one role.
 
     Texts are made up from the blocks' numbers, so that prompts share what their blocks say. What blocks leave open is
     taken to be shared: the rest of a prompt that the next one of its session goes on from.
@@ -61,10 +53,16 @@ def read_trace(file: Path, tokenise: Tokenise, *, block_size: int = BLOCK_SIZE, 
     requests.sort(key=lambda request: request.timestamp)
     found = chains(requests, block_size, token_s)
     build = _Builder(Salad(tokenise), block_size, token_s)
-    sessions = [Session(f"{file.stem}-{number}", tuple(build.turns(each.trials))) for number, each in enumerate(found)]
     begin = requests[0].timestamp
-    starts = tuple((each.trials[0][0].timestamp - begin) / 1000 for each in found)
-    return Trace(begin_alike(file.stem, sessions, tokenise), starts)
+    sessions = [
+        Session(
+            f"{file.stem}-{number}",
+            tuple(build.turns(each.trials)),
+            start_s=(each.trials[0][0].timestamp - begin) / 1000,
+        )
+        for number, each in enumerate(found)
+    ]
+    return replace(begin_alike(file.stem, sessions, tokenise), declared=(ROLE,))
 
 
 def write_trace(

@@ -9,7 +9,8 @@
 (Each on one line.) The first row, which may be left out, says what all sessions have in common. In place of a text a
 turn may have its length alone (`observed_tokens`, `output_tokens`), for sessions whose texts must not be kept; text of
 that length is made up. A turn's own `instructions` stand in place of its role's. `think_s` is how long the tool, or the
-user, takes before the call, in seconds (0 when left out); `restarts: true` begins a new trial of the same task.
+user, takes before the call, in seconds (0 when left out); `restarts: true` begins a new trial of the same task. Where
+all sessions have a `start_s`, in seconds of any clock, it is when they began.
 """
 
 import random
@@ -53,6 +54,7 @@ class _TurnRow(_Row):
 
 class _SessionRow(_Row):
     session: _Name | None = None
+    start_s: Annotated[float, Field(allow_inf_nan=False)] | None = None
     turns: Annotated[tuple[_TurnRow, ...], Field(min_length=1)] | None = None
     preamble: str | None = None
     instructions: dict[str, str] | None = None
@@ -64,7 +66,8 @@ class _SessionRow(_Row):
     @model_validator(mode="after")
     def _common_or_session(self) -> Self:
         common = self.preamble is not None or self.instructions is not None
-        if common == (self.turns is not None) or (self.turns is None) != (self.session is None):
+        of_session = (self.session, self.turns) if self.start_s is None else (self.session, self.turns, self.start_s)
+        if any((field is None) != common for field in of_session):
             raise ValueError(
                 "a row is either a session, with `session` and `turns`, or what all have in common, with `preamble` "
                 "and `instructions`"
@@ -73,7 +76,8 @@ class _SessionRow(_Row):
 
 
 def read_sessions(file: Path, tokenise: Tokenise) -> Workload:
-    """The sessions of a file, with the lengths that their texts have in that tokenizer.
+    """The sessions of a file, with the lengths that their texts have in that tokenizer, in the order in which they
+    began if the file says it. Roles are declared by their instructions.
 
     Raises:
         UserError: an unreadable file, no sessions, or a row that is wrong, by file, line and field.
@@ -90,10 +94,13 @@ def read_sessions(file: Path, tokenise: Tokenise) -> Workload:
         if row.session in sessions:
             raise UserError(f"{file}, line {line}, field session: {row.session!r} is there already")
         sessions[str(row.session)] = build.session(row, common.instructions or {})
+        if (row.start_s is None) != (next(iter(sessions.values())).start_s is None):
+            raise UserError(f"{file}, line {line}, field start_s: all sessions have one, or none; this one differs")
     if not sessions:
         raise UserError(f"{file}: no sessions; expected one a line, with `session` and `turns`")
-    preamble = common.preamble or ""
-    return Workload(file.stem, preamble, len(tokenise(preamble)), tuple(sessions.values()))
+    preamble, begun = common.preamble or "", sorted(sessions.values(), key=lambda session: session.start_s or 0.0)
+    declared = tuple(common.instructions or ())
+    return Workload(file.stem, preamble, len(tokenise(preamble)), tuple(begun), declared)
 
 
 def write_sessions(file: Path, workload: Workload) -> None:
@@ -109,7 +116,7 @@ class _Builder:
     def session(self, row: _SessionRow, instructions: dict[str, str]) -> Session:
         draw = random.Random(row.session)
         turns = (self._turn(turn, instructions, draw) for turn in row.turns or ())
-        return Session(str(row.session), tuple(turns))
+        return Session(str(row.session), tuple(turns), row.start_s)
 
     def _turn(self, row: _TurnRow, of_roles: dict[str, str], draw: random.Random) -> Turn:
         instructions = of_roles.get(row.role, "") if row.instructions is None else row.instructions
@@ -136,9 +143,14 @@ def _rows(workload: Workload) -> Iterator[dict[str, object]]:
     for session in workload.sessions:
         for turn in session.turns:
             instructions.setdefault(turn.role, turn.instructions)
-    yield {"preamble": workload.preamble, "instructions": instructions}
+    # Roles without a turn too: they have their models.
+    declared = {role: instructions.get(role, "") for role in workload.roles()}
+    yield {"preamble": workload.preamble, "instructions": declared}
     for session in workload.sessions:
-        yield {"session": session.name, "turns": [_turn_row(turn, instructions[turn.role]) for turn in session.turns]}
+        row: dict[str, object] = {"session": session.name}
+        if session.start_s is not None:
+            row["start_s"] = session.start_s
+        yield row | {"turns": [_turn_row(turn, instructions[turn.role]) for turn in session.turns]}
 
 
 def _turn_row(turn: Turn, instructions: str) -> dict[str, object]:

@@ -46,10 +46,14 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """Turns in the order in which they are called, each when the one before has ended. At least one."""
+    """Turns in the order in which they are called, each when the one before has ended. At least one.
+
+    `start_s` is when it began, where that was recorded: in seconds of a clock that is the same for all sessions.
+    """
 
     name: str
     turns: tuple[Turn, ...]
+    start_s: float | None = None
 
     def __post_init__(self) -> None:
         if not self.turns:
@@ -58,16 +62,28 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Sessions that begin with the same preamble (task description, few-shot examples; may be empty)."""
+    """Sessions that begin with the same preamble (task description, few-shot examples; may be empty).
+
+    `declared` are the roles that its source says there are, which these sessions need not call.
+    """
 
     name: str
     preamble: str
     preamble_tokens: int
     sessions: tuple[Session, ...]
+    declared: tuple[str, ...] = ()
 
     def roles(self) -> tuple[str, ...]:
-        """Every role once, in the order of first appearance."""
-        return tuple(dict.fromkeys(turn.role for session in self.sessions for turn in session.turns))
+        """Every role once: those that are declared, then others in the order of first appearance."""
+        called = (turn.role for session in self.sessions for turn in session.turns)
+        return tuple(dict.fromkeys((*self.declared, *called)))
+
+    def starts(self) -> tuple[float, ...] | None:
+        """When each session began, in seconds after the first of them; None if that was not recorded for all."""
+        known = [session.start_s for session in self.sessions if session.start_s is not None]
+        if not known or len(known) < len(self.sessions):
+            return None
+        return tuple(start - min(known) for start in known)
 
 
 def prompt_tokens(workload: Workload, session: Session) -> Iterator[int]:
@@ -132,5 +148,5 @@ def within(workload: Workload, limit: int) -> Workload:
 
     Sessions whose first turn is too long are left out.
     """
-    cut = ((session.name, fitting(session.turns, workload.preamble_tokens, limit)) for session in workload.sessions)
-    return replace(workload, sessions=tuple(Session(name, turns) for name, turns in cut if turns))
+    cut = ((session, fitting(session.turns, workload.preamble_tokens, limit)) for session in workload.sessions)
+    return replace(workload, sessions=tuple(replace(session, turns=turns) for session, turns in cut if turns))

@@ -25,24 +25,33 @@ _BFCL: dict[str, Category] = {"base": "base", "long_context": "long_context"}
 
 
 def open_workload(
-    source: str, tokenise: Tokenise, *, sessions: int | None = None, seed: int = 0, context_limit: int | None = None
+    source: str,
+    tokenise: Tokenise,
+    *,
+    sessions: int | None = None,
+    seed: int = 0,
+    context_limit: int | None = None,
+    begun_within_s: float | None = None,
 ) -> Workload:
-    """Reads or draws a workload.
+    """Reads or draws a workload. It declares all roles of its source, whichever of them its sessions call.
 
     Args:
         sessions: how many; the first ones of a file, all of it by default. Families need a number.
         seed: of a family.
         context_limit: in tokens; sessions end before they would outgrow it.
+        begun_within_s: more than `sessions`, if more are recorded to have begun so soon after the first.
 
     Raises:
         UserError: no such source, or what its reader finds wrong.
         ValueError: text of a given length cannot be made up for this tokenizer.
     """
     workload = _open(source, tokenise, sessions, seed)
+    workload = replace(workload, declared=workload.roles())
     if context_limit is not None:
         workload = within(workload, context_limit)
     if sessions is not None:
-        workload = replace(workload, sessions=workload.sessions[:sessions])
+        soon = sum(start <= (begun_within_s or 0.0) for start in workload.starts() or ())
+        workload = replace(workload, sessions=workload.sessions[: max(sessions, soon)])
     if not workload.sessions:
         raise UserError(f"workload {source!r}: no session fits into {context_limit} tokens")
     return workload
@@ -59,7 +68,7 @@ def _open(source: str, tokenise: Tokenise, sessions: int | None, seed: int) -> W
     if kind == "bfcl" and rest in _BFCL:
         return read_bfcl(_BFCL[rest], tokenise)
     if kind == "mooncake" and colon:
-        return read_trace(Path(rest), tokenise).workload
+        return read_trace(Path(rest), tokenise)
     if source.endswith(".jsonl"):
         return read_sessions(Path(source), tokenise)
     raise UserError(

@@ -30,6 +30,10 @@ ROLES = {
     "evaluator": "You are the evaluator. Is the answer that was given correct? Write CORRECT or INCORRECT.",
     "reflector": "You are the reflector. The last trial has failed. Say why, and what to do differently.",
 }
+_OF_FAMILY: dict[Family, tuple[str, ...]] = {
+    "react": tuple(role for role in ROLES if role != "reflector"),
+    "reflexion": tuple(ROLES),
+}
 TASK = (
     "Solve a question answering task with interleaving thoughts, actions and observations. A thought reasons about the "
     "situation. An action is one of three: Search[entity] returns the first paragraph of the article about the entity, "
@@ -75,7 +79,7 @@ def read_trajectories(
         attempts = [[trial] for question in attempts for trial in question]
     build = _Builder(tokenise, tool_seconds)
     sessions = tuple(build.session(f"{family}-{number}", each) for number, each in enumerate(attempts))
-    return Workload(family, preamble, len(tokenise(preamble)), sessions)
+    return Workload(family, preamble, len(tokenise(preamble)), sessions, declared=_OF_FAMILY[family])
 
 
 class _Builder:
