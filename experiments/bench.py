@@ -1,9 +1,11 @@
-"""The benchmark's published figures: `python -m experiments.bench short | full | float32 | short-contexts | publish`.
+"""The benchmark's published figures: `python -m experiments.bench short | full | float32 | short-contexts | adapters |
+publish`.
 
     short           one load, two systems, in about 15 minutes on two cores
     full            every family, load and system, three times: hours; goes on where it was stopped
     float32         whole tool-heavy sessions in float32, for cores without bfloat16 units: two hours
     short-contexts  ReAct and Reflexion in float32: 75 minutes
+    adapters        ReAct in float32, all models LoRA modules in one batch, with sharing and without: half an hour
     publish         writes the tables and the plot of README.md and docs/bench.md from the records in
                     docs/results/bench, or from those of a folder, which are copied there. Runs in float32 have folders
                     and tables of their own
@@ -62,6 +64,16 @@ SHORT_CONTEXTS = Matrix(
     rounds=2,
     limit_s=1800.0,
     machine=Machine(dtype="float32"),
+)
+
+# What sharing alone is worth where both form one batch of all models' calls.
+ADAPTERS = SHORT_CONTEXTS.model_copy(
+    update={
+        "workloads": SHORT_CONTEXTS.workloads[:1],
+        "loads": ("closed:8",),
+        "systems": ("shared-lora", "colocated-lora"),
+        "repeats": 2,
+    }
 )
 
 # Tokens. Longer ones are computed for minutes where there are no bfloat16 units, and `short` has to end within 15.
@@ -236,6 +248,7 @@ def main() -> int:
         "full": (FULL, None),
         "float32": (FLOAT32, None),
         "short-contexts": (SHORT_CONTEXTS, None),
+        "adapters": (ADAPTERS, None),
     }
     for name, (matrix, longest_prompt) in matrices.items():
         command = what.add_parser(name, help=f"{len(matrix.systems)} systems, repeats: {matrix.repeats}")
