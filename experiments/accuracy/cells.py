@@ -7,7 +7,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments.accuracy.items import Data, Family
+from experiments.accuracy.items import Data, Family, Size
 from prefillshare.errors import UserError
 from prefillshare.files import write_whole
 
@@ -39,6 +39,11 @@ class Cell:
     @property
     def name(self) -> str:
         return str(self).replace(" seed ", "-s").replace(" ", "-")
+
+    @property
+    def folder(self) -> str:
+        """Names its checkpoint's folder, and the module in it."""
+        return self.name.replace(".", "_")
 
 
 @dataclass
@@ -75,6 +80,11 @@ def grid(families: list[Family], seeds: list[int], rates: tuple[float, ...] | No
         full, decode = ([Cell(family.name, seed, system, rate) for rate in tried] for system in _TUNED)
         longer = [Cell(family.name, seed, "decode", rate, passes) for rate, passes in family.longer if rate in tried]
         yield [[Cell(family.name, seed, "base")], full, decode, longer]
+
+
+def draw(family: Family, seed: int, items: int) -> Data:
+    """The family's rows and items for a seed. `items` are test items; there are half as many for validation."""
+    return family.build(seed, Size(family.steps * BATCH_SIZE, items // 2, items))
 
 
 def recipe(family: Family, data: Data, base: str) -> dict[str, Any]:

@@ -46,7 +46,8 @@ class FamilyResult:
 
 
 def family_result(name: str, records: list[Record]) -> FamilyResult | None:
-    groups = _at_common_rates([record for record in records if record.cell.family == name])
+    records = [record for record in records if record.cell.family == name]
+    groups = at_common_rates(records)
     chosen: dict[int, dict[str, Record]] = defaultdict(dict)
     for (seed, system), group in groups.items():
         top = group[0] if system == "base" else best(group)
@@ -67,14 +68,14 @@ def family_result(name: str, records: list[Record]) -> FamilyResult | None:
         {system: [chosen[seed][system].cell.rate or 0.0 for seed in seeds] for system in systems},
         _sweep(tuned, len(seeds)),
         {system: _mean_seconds([record for record in tuned if record.cell.system == system]) for system in systems},
-        _same_time(
-            tuned, [record for record in records if record.cell.family == name and record.cell.passes > 1], seeds
-        ),
+        _same_time(tuned, [record for record in records if record.cell.passes > 1], seeds),
     )
 
 
 def _same_time(tuned: list[Record], longer: list[Record], seeds: list[int]) -> SameTime | None:
-    chosen, times = [], []
+    chosen: list[Record] = []
+    steps: list[float] = []  # times of full fine-tuning's to the decode module's, at one rate
+    passes = rates = 0  # of all trainings of the decode module, and of full fine-tuning
     for seed in seeds:
         full, decode, more = (
             [record for record in group if record.cell.seed == seed and record.cell.system == system]
@@ -87,18 +88,18 @@ def _same_time(tuned: list[Record], longer: list[Record], seeds: list[int]) -> S
         if "test" not in top.scores:
             return None
         chosen.append(top)
-        passes = sum(record.cell.passes for record in (*decode, *more))
-        times.append((passes, len(full), [_seconds(f) / _seconds(d) for f, d in zip(full, decode, strict=True)]))
-    step = median(ratio for _, _, ratios in times for ratio in ratios)
-    time = sum(passes for passes, _, _ in times) / step / sum(rates for _, rates, _ in times)
-    return SameTime([record.right("test", "decode") for record in chosen], [r.cell.passes for r in chosen], time)
+        steps += [_seconds(one) / _seconds(other) for one, other in zip(full, decode, strict=True)]
+        passes += sum(record.cell.passes for record in (*decode, *more))
+        rates += len(full)
+    bits = [record.right("test", "decode") for record in chosen]
+    return SameTime(bits, [record.cell.passes for record in chosen], time=passes / median(steps) / rates)
 
 
 def _seconds(record: Record) -> float:
     return float(record.training["seconds"])
 
 
-def _at_common_rates(records: list[Record]) -> dict[tuple[int, System], list[Record]]:
+def at_common_rates(records: list[Record]) -> dict[tuple[int, System], list[Record]]:
     """By seed and system: base, and both systems at the rates at which they can be compared."""
     groups: dict[tuple[int, System], list[Record]] = defaultdict(list)
     records = [record for record in records if record.cell.passes == 1]

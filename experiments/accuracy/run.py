@@ -17,20 +17,20 @@ from rich.console import Console
 from experiments.accuracy.answering import score
 from experiments.accuracy.cells import (
     ANSWERERS,
-    BATCH_SIZE,
     Answerer,
     Cell,
     Record,
     best,
     comparable,
+    draw,
     grid,
     load,
     recipe,
     save,
 )
 from experiments.accuracy.families import FAMILIES
-from experiments.accuracy.items import Data, Size
-from experiments.accuracy.training import train_cell
+from experiments.accuracy.items import Data
+from experiments.accuracy.training import is_trained, train_cell
 from experiments.environment import environment
 from prefillshare.hardware import preferred_dtype
 from prefillshare.identity import compute_identity
@@ -84,7 +84,7 @@ class Grid:
         groups = []
         for base, *tuned in grid([FAMILIES[name] for name in self.families], list(self.seeds), self.rates):
             family = FAMILIES[base[0].family]
-            data = family.build(base[0].seed, Size(family.steps * BATCH_SIZE, self.items // 2, self.items))
+            data = draw(family, base[0].seed, self.items)
             wanted = recipe(family, data, identity)
             of_base, full, decode, longer = (
                 Group(self, data, [load(cell, wanted, self.results) for cell in cells]) for cells in (base, *tuned)
@@ -187,10 +187,10 @@ class Group:
         save(record, self.grid.results)
 
     def _has_checkpoint(self, cell: Cell) -> bool:
-        return (self._checkpoint(cell) / "config.json").is_file()
+        return is_trained(self._checkpoint(cell))
 
     def _checkpoint(self, cell: Cell) -> Path:
-        return self.grid.checkpoints / cell.name.replace(".", "_")
+        return self.grid.checkpoints / cell.folder
 
 
 def run(what: Grid, *, budget_s: float, console: Console) -> bool:

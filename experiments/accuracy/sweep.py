@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.accuracy.cells import BATCH_SIZE, Cell, Record, best, comparable, load, recipe
+from experiments.accuracy.cells import Record, best, draw, grid, load, recipe
 from experiments.accuracy.families import FAMILIES
-from experiments.accuracy.items import Data, Item, Size
-from experiments.accuracy.training import train_cell
+from experiments.accuracy.items import Data, Item
+from experiments.accuracy.results import at_common_rates
+from experiments.accuracy.training import is_trained, train_cell
 from experiments.section import write_section
 from prefillshare.errors import UserError
 from prefillshare.evaluation.config import EvaluateConfig
@@ -51,7 +52,7 @@ class Sweep:
                 gone and was of another dtype than this machine's.
         """
         family = FAMILIES[self.family]
-        data = family.build(self.seed, Size(family.steps * BATCH_SIZE, self.items // 2, self.items))
+        data = draw(family, self.seed, self.items)
         full, decode = (self._checkpoint(record, data) for record in self._chosen(data))
         folder = self.checkpoints / f"sweep-{self.name}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -80,22 +81,18 @@ class Sweep:
     def _chosen(self, data: Data) -> tuple[Record, Record]:
         family = FAMILIES[self.family]
         wanted = recipe(family, data, compute_identity(self.base).digest)
-        pairs = []
-        for rate in family.rates:
-            full = load(Cell(self.family, self.seed, "full", rate), wanted, self.results)
-            decode = load(Cell(self.family, self.seed, "decode", rate), wanted, self.results)
-            if comparable(full, decode):
-                pairs.append((full, decode))
-        if not pairs:
+        ((_, full, decode, _),) = grid([family], [self.seed], None)
+        groups = at_common_rates([load(cell, wanted, self.results) for cell in (*full, *decode)])
+        if not groups:
             raise UserError(
                 f"{self.results}: no rate of {self.family}, seed {self.seed}, has both systems; "
                 f"run `python -m experiments.accuracy run --families {self.family} --seeds {self.seed}`"
             )
-        return best([full for full, _ in pairs]), best([decode for _, decode in pairs])
+        return best(groups[self.seed, "full"]), best(groups[self.seed, "decode"])
 
     def _checkpoint(self, record: Record, data: Data) -> Path:
-        folder = self.checkpoints / record.cell.name.replace(".", "_")
-        if not (folder / "config.json").is_file():
+        folder = self.checkpoints / record.cell.folder
+        if not is_trained(folder):
             if record.dtype != preferred_dtype():
                 raise UserError(
                     f"{folder} is gone and was trained in {record.dtype}; this machine would train it in "

@@ -44,6 +44,11 @@ def train_cell(cell: Cell, items: list[Item], base: Path, folder: Path) -> dict[
     return {"seconds": round(time.monotonic() - started, 1), "final_loss": loss}
 
 
+def is_trained(folder: Path) -> bool:
+    """Whether `train_cell` has written a checkpoint there."""
+    return (folder / "config.json").is_file()
+
+
 def _row(item: Item, tokenizer: PreTrainedTokenizerBase) -> Row:
     """Text behind the chat template, as a server renders it. With messages, TRL's loss would also be on what the
     template writes behind the end of the response, which no server generates."""
@@ -75,7 +80,7 @@ def _train_decode(cell: Cell, data: Path, base: Path, folder: Path) -> float:
         "model_name_or_path": base,
         "dataset_name": data,
         "output_dir": folder,
-        "name": cell.name.replace(".", "_"),
+        "name": cell.folder,
     }
     config = TrainConfig.model_validate({**own, **_common(cell)})
     return float(train(config).manifest.training["final_loss"])
