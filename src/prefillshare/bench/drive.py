@@ -15,9 +15,9 @@ from prefillshare.workloads.models import cast
 from prefillshare.workloads.session import Session, Workload, new_tokens
 
 
-@dataclass(frozen=True, slots=True)
-class CallRecord:
-    """Times in seconds; `at` is when it was sent, from the beginning of the run.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sent:
+    """What is known of any call. Times in seconds; `at` is when it was sent, from the beginning of the run.
 
     `new_tokens` is how much of the prompt is in no earlier prompt of the session, nor in the preamble of all. `queue_s`
     and `prefill_s` are parts of `ttft_s` that a router tells: the wait for room, and the first leg.
@@ -31,34 +31,29 @@ class CallRecord:
     ttft_s: float | None
     queue_s: float | None
     prefill_s: float | None
-    latency_s: float
-    prompt_tokens: int
     new_tokens: int
-    cached_tokens: int
     output_tokens: int
     expected_output_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallRecord(_Sent):
+    """A call that has ended."""
+
+    latency_s: float
+    prompt_tokens: int
+    cached_tokens: int
     error: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class CutRecord:
-    """A call that was under way when the run was over: as `CallRecord`, as far as it is known.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CutRecord(_Sent):
+    """A call that was under way when the run was over.
 
     `seen_s` is how long it had been under way. `output_tokens` had come by then, or more: one event may hold several.
     """
 
-    session: str
-    turn: int
-    role: str
-    model: str
-    at: float
-    ttft_s: float | None
-    queue_s: float | None
-    prefill_s: float | None
     seen_s: float
-    new_tokens: int
-    output_tokens: int
-    expected_output_tokens: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from prefillshare.bench.bound import Bound, bound
 from prefillshare.bench.costs import FILE, read
 from prefillshare.bench.matrix import WorkloadConfig
 from prefillshare.bench.open_loop import arrivals_a_minute, kept_up
-from prefillshare.bench.systems import Machine
+from prefillshare.bench.systems import Machine, engine_cores
 from prefillshare.errors import UserError
 from prefillshare.workloads.arrivals import Closed, parse_arrivals
 
@@ -265,11 +265,10 @@ def _hit_ratio_at_best(calls: Sequence[Any]) -> float | None:
 def _core_use(facts: dict[str, Any]) -> dict[str, float]:
     """Processor seconds a second, by what runs on a core: the prefill workers, the decode workers, ... Of an engine on
     several cores, for each of them."""
-    use, seconds, machine = facts["use"], facts["use"]["seconds"], facts["machine"]
-    every_core = tuple(sorted({*machine["prefill_cores"], *machine["decode_cores"]}))
+    use, seconds, machine = facts["use"], facts["use"]["seconds"], Machine.model_validate(facts["machine"])
     on_cores: dict[tuple[int, ...], tuple[set[str], float]] = {}
     for worker in use["workers"]:
-        cores = every_core if worker["core"] is None else (worker["core"],)
+        cores = tuple(sorted(engine_cores(worker["core"], machine)))
         roles, spent = on_cores.get(cores, (set(), 0.0))
         on_cores[cores] = (roles | {worker["role"]}, spent + worker["cpu_s"])
     named = {
