@@ -24,7 +24,7 @@ QUESTION = {
 
 
 def need(system: str, workers: int, computed: float) -> Need:
-    return Need(system, 1, (workers - 1,), (1,), 0.5, 0.01, 0.9, computed, 1e6, 0.5, 0.5, 2048)
+    return Need(system, 1, (workers - 1,), (1,), 0.5, 0.01, 0.9, computed, 1e6, 0.5, 0.5, 2048, 0.994)
 
 
 COLOCATED_MISSES = Missed(
@@ -74,9 +74,35 @@ def test_what_a_system_misses_and_reaches_at_best_is_said_in_words_in_the_table_
         "tpot_p95_s": 0.01,
         "max_num_batched_tokens": 512,
         "workers": None,
+        "kept_up": None,
     }
     assert (large["goals_missed"], large["workers"]) == (["ttft", "tpot"], 42)
     assert found.as_dict()["systems"]["colocated"]["missed"] == "\n".join(lines)
+
+
+def test_how_far_a_system_keeps_up_is_said() -> None:
+    behind = Missed("per-model", Goal(0.6, 0.02), (Reached(0.5, 0.01, 2048, workers=42, kept_up=0.91),))
+    found = Answer({}, {"shared": need("shared", 6, 100.0), "per-model": behind})
+    assert found.in_words() == (
+        "kept_up: work done as fast as it arrives is missed by per-model even with 42 workers, "
+        "many times as many as are kept busy: 0.91 times as fast"
+    )
+    assert [row[1:] for row in printed(found) if row[0] in ("kept up", "workers in all")] == [
+        ["6", "misses load"],
+        ["0.99", "0.91"],
+    ]
+    systems = found.as_dict()["systems"]
+    assert systems["shared"]["kept_up"] == 0.994
+    (at_best,) = systems["per-model"]["at_best"]
+    assert (at_best["goals_missed"], at_best["kept_up"]) == (["kept_up"], 0.91)
+
+
+def test_models_that_no_session_calls_are_told_of() -> None:
+    found = answer(**QUESTION | {"models": 30}, ttft_s=1.0, tpot_s=0.05)
+    assert 0 < found.uncalled < 30
+    assert f"No session calls {found.uncalled} of the 30 models" in found.in_words()
+    assert found.as_dict()["uncalled_models"] == found.uncalled
+    assert "No session" not in Answer({}, {"shared": need("shared", 6, 100.0)}).in_words()
 
 
 def test_the_others_are_planned_where_one_system_misses_a_goal() -> None:
@@ -165,6 +191,13 @@ def test_bad_input_is_one_message_that_names_the_option(option: str, value: str)
     assert value.lstrip("-") in shown.stderr
     assert option == "--base" or option.removeprefix("--") in shown.stderr
     assert "Traceback" not in shown.stderr
+
+
+def test_a_call_without_a_prompt_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "sessions.jsonl"
+    file.write_text(json.dumps({"session": "s", "turns": [{"role": "r", "observed": "", "output": "so it is"}]}))
+    with pytest.raises(UserError, match="empty prompt"):
+        answer(**QUESTION | {"source": str(file)}, ttft_s=1.0, tpot_s=0.05)
 
 
 def test_a_workload_that_is_none_is_refused() -> None:

@@ -5,11 +5,13 @@ import pytest
 from prefillshare.errors import UserError
 from prefillshare.simulate.bounds import Alone, Demand
 from prefillshare.simulate.calls import Call
-from prefillshare.simulate.cost import Cost, WorkerProfile
+from prefillshare.simulate.cost import Cost, Link, WorkerProfile
 from prefillshare.simulate.goals import ByModel, Goal, GoalMissed
+from prefillshare.simulate.keeping_up import KEEPS_UP
 from prefillshare.simulate.layout import Layout
 from prefillshare.simulate.plan import plan
 from prefillshare.simulate.records import CallRecord
+from prefillshare.workloads.arrivals import Poisson
 from tests.simulate.shapes import MODELS, PREAMBLE, PROFILE, sessions
 
 GOAL = Goal(ttft_s=1.5, tpot_s=0.05)
@@ -27,6 +29,57 @@ def test_more_load_needs_more_workers_and_a_small_one_one_of_each() -> None:
     for need in (small, large):
         assert need.ttft_p95_s <= GOAL.ttft_s
         assert need.tpot_p95_s <= GOAL.tpot_s
+
+
+# Ten calls, each with 160 new tokens: a prefill worker can do one such session a second. Half of that time goes into
+# attention, which the workers that the search begins with leave out.
+SECOND = [tuple(Call("planner", 0, 160 * turn, 160 * turn, 2, 0.5) for turn in range(1, 11))]
+PAIRS = sum(160 * (160 * turn + 80.5) for turn in range(10))
+ONE_A_SECOND = replace(PROFILE, cost=Cost(step_s=1e-6, token_s=0.5 / 1600, pair_s=0.5 / PAIRS), kv_tokens=10_000_000)
+PATIENT = Goal(ttft_s=60.0, tpot_s=1.0)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_system_has_to_keep_up_however_patient_the_goals(seed: int) -> None:
+    """A goal of a minute is met by one worker with a tenth too much to do, for longer than is simulated."""
+    need = plan(Demand(SECOND, ("planner",), 1.1), ONE_A_SECOND, PATIENT, "shared", seed=seed)
+    assert (need.prefill_workers, need.decode_workers) == ((2,), (1,))
+    assert need.kept_up >= KEEPS_UP
+    assert need.prefill_busy == pytest.approx(0.55, abs=0.05)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_system_that_keeps_up_gets_no_more_workers(seed: int) -> None:
+    need = plan(Demand(SECOND, ("planner",), 0.85), ONE_A_SECOND, PATIENT, "shared", seed=seed)
+    assert (need.prefill_workers, need.decode_workers) == ((1,), (1,))
+    assert need.kept_up >= KEEPS_UP
+
+
+def test_the_pool_that_is_behind_grows() -> None:
+    """Two calls at a time, each a second for its handoff and one for its 100 tokens: a decode worker can do one a
+    second, and 1.1 arrive. The search begins with one worker, since it leaves handoffs out."""
+    shapes = [tuple(Call("planner", 0, 160 * turn, 160 * turn, 100, 0.5) for turn in range(1, 11))]
+    cost, link = Cost(step_s=0.01, token_s=0.0001), Link(1.0, 1e9)
+    profile = replace(PROFILE, cost=cost, link=link, max_num_seqs=2, kv_tokens=10_000_000)
+    need = plan(Demand(shapes, ("planner",), 0.11), profile, Goal(ttft_s=600.0, tpot_s=1.0), "shared")
+    assert (need.prefill_workers, need.decode_workers) == ((1,), (2,))
+
+
+def test_a_system_that_still_falls_behind_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prefillshare.simulate.plan.TOO_MANY", 1)
+    with pytest.raises(GoalMissed, match=r"kept_up: .* even with 2 workers, .* 0\.\d+ times as fast$") as caught:
+        plan(Demand(SECOND, ("planner",), 1.1), ONE_A_SECOND, PATIENT, "shared")
+    (reached,) = caught.value.missed.at_best
+    assert reached.kept_up == pytest.approx(1 / 1.1, abs=0.04)
+
+
+def test_sessions_arrive_until_the_end() -> None:
+    """With a seed that has many of them: what is computed is what these bring."""
+    shapes, rate, seed = [(Call("planner", 0, 1000, 1000, 2, 0.0),)], 1.0, 2
+    need = plan(Demand(shapes, ("planner",), rate), PROFILE, PATIENT, "shared", seed=seed)
+    arrived = sum(at <= 12_000 for at in Poisson(rate, seed).times(13_000))
+    assert arrived > 12_120
+    assert need.computed_tokens_per_s == pytest.approx(1000 * arrived / 12_000, rel=0.001)
 
 
 def test_without_sharing_more_is_computed_by_more_workers() -> None:

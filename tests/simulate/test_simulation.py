@@ -224,6 +224,21 @@ def test_room_is_kept_for_prompt_and_output() -> None:
     assert outcome.peak_kv_tokens == 960 + 16
 
 
+def test_a_link_serves_pulls_in_turn_and_waits_for_no_other_end() -> None:
+    profile = replace(PROFILE, link=Link(0.0, 1000.0))  # a second a token
+    deployment = run(Layout("shared", MODELS, 2, 2), [], Closed(1), profile)[2].deployment
+    pulls = (
+        ("prefill-base-0", "decode-planner-0", 1.0),
+        ("prefill-base-0", "decode-planner-1", 2.0),  # behind the first one at its source
+        ("prefill-base-1", "decode-planner-1", 2.0),  # behind the second one at its target, which is free until 1 s
+        ("prefill-base-1", "decode-actor-0", 2.0),
+    )
+    for source, target, seconds in pulls:
+        assert deployment.pulled(0.0, source, target, 1) == seconds
+    assert deployment.pulled(5.0, *pulls[0][:2], 2) == 7.0
+    assert deployment.pulled(5.0, *pulls[0][:2], 0) == 5.0
+
+
 def test_a_call_that_fits_nowhere_is_named() -> None:
     shapes = [(Call("planner", 0, 900, 1000, 100, 0.0),)]
     with pytest.raises(UserError, match="a call of 1000 prompt and 100 output tokens does not fit"):

@@ -19,9 +19,10 @@ from prefillshare.workloads.sources import open_workload
 from prefillshare.workloads.tokens import load_tokenise
 
 _WORTH_A_WORD = 0.01
+_GOALS = {"ttft": "TTFT", "tpot": "TPOT", "kept_up": "load"}
 _FIGURES = (
     *("prefill workers", "decode workers", "workers in all", "TTFT p95, s", "TPOT p95, ms"),
-    *("hit ratio", "prompt tokens computed/s", "prefill busy", "decode busy"),
+    *("hit ratio", "prompt tokens computed/s", "prefill busy", "decode busy", "kept up"),
 )
 
 
@@ -30,6 +31,7 @@ class Answer:
     asked: Mapping[str, Any]
     needs: Mapping[SystemName, Need | Missed]
     shared_by_some: float = 0.0  # of what sessions begin with; not simulated
+    uncalled: int = 0  # models that no session calls
 
     def as_dict(self) -> dict[str, Any]:
         needs = {system: need.as_dict() for system, need in self.needs.items()}
@@ -38,6 +40,7 @@ class Answer:
             "systems": needs,
             "saved": self.saved(),
             "shared_by_some": self.shared_by_some,
+            "uncalled_models": self.uncalled,
         }
 
     def saved(self) -> dict[str, dict[str, float]]:
@@ -74,6 +77,11 @@ class Answer:
         if max(cells, default=1) > 1:
             lines.append(
                 f"Planned as {' or '.join(map(str, sorted(cells)))} equal cells, each with a router of its own."
+            )
+        if self.uncalled:
+            lines.append(
+                f"No session calls {self.uncalled} of the {self.asked['models']} models. They have workers of their "
+                "own all the same: for what the load needs, plan without them."
             )
         if self.shared_by_some >= _WORTH_A_WORD:
             lines.append(
@@ -120,7 +128,8 @@ def answer(
     missed = [need.in_words() for need in needs.values() if isinstance(need, Missed)]
     if len(missed) == len(needs):
         raise UserError("\n".join(("no system meets the goals; allow more time, or choose other hardware:", *missed)))
-    return Answer(asked, needs, shared_by_some(workload))
+    called = {call.model for shape in demand.shapes for call in shape}
+    return Answer(asked, needs, shared_by_some(workload), len(names) - len(called))
 
 
 def _pools_of(system: SystemName, lora: bool) -> int | None:
@@ -142,15 +151,17 @@ def _columns(system: SystemName, need: Need | Missed) -> Iterator[tuple[str, tup
                 f"{need.computed_tokens_per_s:,.0f}",
                 f"{need.prefill_busy:.0%}" if need.prefill_workers else "-",
                 f"{need.decode_busy:.0%}",
+                f"{need.kept_up:.2f}",
             ),
         )
         return
     for reached in need.at_best:
-        goals = " and ".join(name.upper() for name, _, _ in need.goal.missed(reached))
+        goals = " and ".join(_GOALS[name] for name, _, _ in need.goal.missed(reached))
         # Only the sizes of steps tell the columns of one system apart.
         steps = f", steps of {reached.max_num_batched_tokens:,}" if len(need.at_best) > 1 else ""
+        kept_up = "-" if reached.kept_up is None else f"{reached.kept_up:.2f}"
         ttft, tpot = f"{reached.ttft_p95_s:.3f}", f"{reached.tpot_p95_s * 1000:.2f}"
-        yield system + steps, ("-", "-", f"misses {goals}", ttft, tpot, *["-"] * 4)
+        yield system + steps, ("-", "-", f"misses {goals}", ttft, tpot, *["-"] * 4, kept_up)
 
 
 def _pools(workers: tuple[int, ...]) -> str:

@@ -26,7 +26,7 @@ def plan(
     tpot: Annotated[float, typer.Option(help="Goal: seconds between tokens, for 95 % of each module's calls.")] = 0.05,
     link: Annotated[str, typer.Option(help="Between workers: `network`, or `nvlink` within one machine.")] = "network",
     lora: Annotated[
-        bool, typer.Option("--lora", help="Modules are LoRA adapters in one pool of decode workers.")
+        bool, typer.Option("--lora", help="Modules are LoRA adapters: `shared` has them in one pool of decode workers.")
     ] = False,
     sessions: Annotated[int, typer.Option(help="How many different sessions to draw or read.")] = 200,
     base: Annotated[
@@ -39,9 +39,10 @@ def plan(
 
     Example: `prefillshare plan reflexion --rate 2 --model llama-3.1-8b --hardware a100-80g --ttft 0.5`
 
-    It simulates each system under the router's own placement and adds workers until the goals are met. *shared* is this
-    project; *per-model* has prefill workers for each module; *colocated* has one ordinary worker pool for each module.
-    Speeds follow from published figures and stated assumptions, not from measurements: docs/simulation.md.
+    It simulates each system under the router's own placement and adds workers until it keeps up and meets the goals.
+    *shared* is this project; *per-model* has prefill workers for each module; *colocated* has one ordinary worker pool
+    for each module. Speeds follow from published figures and stated assumptions, not from measurements:
+    docs/simulation.md.
     """
     from rich.console import Console
 

@@ -47,9 +47,11 @@ class Deployment:
     def check(self, shape: Shape) -> None:
         """
         Raises:
-            UserError: a call that a worker has no room for, however long it waits.
+            UserError: a call that a worker has no room for, however long it waits, or one without a prompt.
         """
         for call in shape:
+            if call.prompt < 1:
+                raise UserError("a call with an empty prompt, which no worker takes")
             for role, tokens in (("prefill", call.prompt), ("decode", call.prompt + call.output)):
                 room = self._kv_blocks("prefill" if role == "prefill" and not self._colocated else "decode")
                 if -(-tokens // self.profile.block_size) > room:
@@ -86,14 +88,18 @@ class Deployment:
         self.clock.at(now + self.profile.leg_s, leg.submit)
 
     def pulled(self, now: float, source: str, target: str, tokens: int) -> float:
-        """When the KV of so many tokens has gone from one worker to the other. A link serves one pull at a time."""
+        """When the KV of so many tokens has gone from one worker to the other.
+
+        Each worker's link serves its pulls in turn, whatever the other ends are doing meanwhile. If a pull took both
+        ends at once, links with pulls to serve would stand idle, most of the time where workers are many.
+        """
         if not tokens:
             return now
-        free = self._link_free
-        latency_s, size = self.profile.link.latency_s, tokens * self.profile.kv_bytes_per_token
-        sent = max(now, free[source], free[target]) + size / self.profile.link.bytes_per_s
-        free[source] = free[target] = sent
-        return sent + latency_s
+        free, link = self._link_free, self.profile.link
+        seconds = tokens * self.profile.kv_bytes_per_token / link.bytes_per_s
+        for end in (source, target):
+            free[end] = max(now, free[end]) + seconds
+        return max(free[source], free[target]) + link.latency_s
 
     def _lease(self, pool: Pool, placed: Placed | None) -> tuple[AbstractContextManager[None], Worker]:
         assert placed is not None, "all workers are up"

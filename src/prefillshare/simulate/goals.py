@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from prefillshare.errors import UserError
+from prefillshare.simulate.keeping_up import KEEPS_UP, Slowing
 from prefillshare.simulate.layout import SystemName
 from prefillshare.simulate.records import CallRecord, Totals, percentile
 
@@ -20,11 +21,13 @@ class Reached:
     tpot_p95_s: float
     max_num_batched_tokens: int
     workers: int | None  # all cells together. None: nobody else was there, so that more workers would not help
+    kept_up: float | None = None  # how fast work is done, to how fast it arrives. None: the run was too short to tell
 
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """In seconds, for 95 % of each model's calls: to the first token, and between tokens.
+    """In seconds, for 95 % of each model's calls: to the first token, and between tokens. That a system keeps up with
+    the load is a goal in any case.
 
     Raises:
         UserError: a time that is not above 0, by field.
@@ -39,9 +42,12 @@ class Goal:
                 raise UserError(f"{field.removesuffix('_s')}: a time above 0 seconds, found {getattr(self, field)}")
 
     def missed(self, reached: Reached) -> list[tuple[str, float, float]]:
-        """Of each goal that is missed: its name, and the seconds wanted and reached."""
+        """Of each goal that is missed: its name, and what was wanted and reached: seconds, of `kept_up` a share."""
         both = (("ttft", self.ttft_s, reached.ttft_p95_s), ("tpot", self.tpot_s, reached.tpot_p95_s))
-        return [(name, wanted, found) for name, wanted, found in both if found > wanted]
+        missed = [(name, wanted, found) for name, wanted, found in both if found > wanted]
+        if reached.kept_up is not None and reached.kept_up < KEEPS_UP:
+            missed.append(("kept_up", KEEPS_UP, reached.kept_up))
+        return missed
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +61,13 @@ class Missed:
     def in_words(self) -> str:
         """A line for each goal missed, in steps of each size."""
         return "\n".join(
-            f"{name}: {wanted:g} s {self._with(reached)} {SHARE} % of a model's calls reach {found:.3g} s"
-            for reached in self.at_best
-            for name, wanted, found in self.goal.missed(reached)
+            self._line(reached, *missed) for reached in self.at_best for missed in self.goal.missed(reached)
         )
+
+    def _line(self, reached: Reached, name: str, wanted: float, found: float) -> str:
+        if name == "kept_up":
+            return f"{name}: work done as fast as it arrives {self._with(reached)} {found:.2f} times as fast"
+        return f"{name}: {wanted:g} s {self._with(reached)} {SHARE} % of a model's calls reach {found:.3g} s"
 
     def _with(self, reached: Reached) -> str:
         # Only the steps of workers that prefill and decode are of more than one size.
@@ -94,11 +103,13 @@ class ByModel:
         self._ttft: Mapping[str, list[float]] = defaultdict(list)
         self._tpot: Mapping[str, list[float]] = defaultdict(list)
         self.session_s: list[float] = []
+        self.slowing = Slowing(since, until)
 
     def call(self, record: CallRecord) -> None:
         if not self._since <= record.arrived_s <= self._until:
             return
         self.totals.call(record)
+        self.slowing.call(record)
         self._leg_1[record.model].append(record.queue_s + record.prefill_s)
         self._ttft[record.model].append(record.ttft_s)
         if record.output_tokens > 1:

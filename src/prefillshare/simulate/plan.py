@@ -1,24 +1,27 @@
 """How many workers a load needs, with sharing and without.
 
 From the fewest workers that the work could be done by, pools grow where a goal is missed, until a simulation under the
-router's own placement meets all goals. A load that needs many workers is planned as equal cells, each with a router and
-workers of its own.
+router's own placement meets all goals. That is tried in a short run first. What passes has to pass a longer one, too,
+and keep up in it: in a short time sessions may happen to be few, and a backlog has no time to grow. A load that needs
+many workers is planned as equal cells, each with a router and workers of its own.
 """
 
 from dataclasses import asdict, dataclass, replace
+from itertools import accumulate, takewhile
 from math import ceil
 from typing import Any
 
 from prefillshare.simulate.bounds import Alone, Demand
 from prefillshare.simulate.cost import WorkerProfile
 from prefillshare.simulate.goals import ByModel, Goal, GoalMissed, Missed, Reached
+from prefillshare.simulate.keeping_up import KEEPS_UP, KeptUp
 from prefillshare.simulate.layout import Layout, SystemName
-from prefillshare.simulate.simulation import Outcome, Simulation
+from prefillshare.simulate.simulation import Outcome, Simulation, intervals
 from prefillshare.simulate.workload import many
 from prefillshare.workloads.arrivals import Poisson
 
 CELL_CALLS = 24_000  # simulated at most; more load means more cells
-MEASURED_CALLS = 3_000  # at least
+SHORT_CALLS, LONG_CALLS = 3_000, 12_000  # measured at least, in runs of either kind
 TOO_MANY = 6  # times the fewest workers; what then still misses a goal does so for another reason than load
 SMALL_STEPS = 512  # tokens: workers that prefill and decode are planned with this budget too, which decodes smoothly
 
@@ -39,6 +42,7 @@ class Need:
     prefill_busy: float  # share of the time
     decode_busy: float
     max_num_batched_tokens: int
+    kept_up: float  # how fast work is done, to how fast it arrives, in the pool that is furthest behind; at most 1
 
     @property
     def workers(self) -> int:
@@ -87,48 +91,79 @@ def _plan(layout: Layout, demand: Demand, profile: WorkerProfile, goal: Goal, se
     run = _Run(demand, profile, alone, seed)
     fewest = layout = alone.fewest(goal, run.demand.rate)
     while layout.workers() <= TOO_MANY * fewest.workers():
-        seen, outcome = run.measure(layout)
-        grown = _grown(layout, seen, goal)
+        measured = run.short(layout)
+        grown = _grown(measured, goal)
         if grown == layout:
-            return run.need(layout, seen, outcome)
-        most, layout = layout, grown
-    raise GoalMissed(Missed(layout.system, goal, (run.reached(most, seen),)))
+            measured = run.long(layout, measured.session_s)
+            grown = _grown(measured, goal)
+            if grown == layout:
+                return run.need(measured)
+        layout = grown
+    raise GoalMissed(Missed(layout.system, goal, (run.reached(measured),)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    layout: Layout
+    seen: ByModel
+    outcome: Outcome
+    seconds: float  # in which calls counted
+    kept_up: KeptUp | None  # None: too short to say
+
+    @property
+    def session_s(self) -> float:
+        """The mean of all sessions."""
+        return sum(self.seen.session_s) / len(self.seen.session_s)
 
 
 class _Run:
     """The simulation of a cell: it fills for one and a half lengths of a session, then calls count."""
 
     def __init__(self, demand: Demand, profile: WorkerProfile, alone: Alone, seed: int) -> None:
-        fills_s = 1.5 * alone.session_s
+        self._session_s = alone.session_s
         calls_per_s = demand.rate * alone.calls
-        self.cells = max(1, ceil(2 * fills_s * calls_per_s / CELL_CALLS))
+        self.cells = max(1, ceil(3 * self._session_s * calls_per_s / CELL_CALLS))
+        self._calls_per_s = calls_per_s / self.cells
         self.demand = replace(demand, rate=demand.rate / self.cells)
-        self._since = fills_s
-        self._seconds = max(fills_s, MEASURED_CALLS * self.cells / calls_per_s)
         self._profile, self._seed = profile, seed
 
-    def measure(self, layout: Layout) -> tuple[ByModel, Outcome]:
-        demand, until = self.demand, self._since + self._seconds
-        seen = ByModel(self._since, until)
-        sessions = many(demand.shapes, ceil(demand.rate * until) + 1, self._seed)
-        arrivals = Poisson(demand.rate, self._seed)
+    def short(self, layout: Layout) -> _Measured:
+        return self._measure(layout, self._session_s, SHORT_CALLS, tell_kept_up=False)
+
+    def long(self, layout: Layout, session_s: float) -> _Measured:
+        """`session_s`: how long sessions were in a short run. It may be far longer than they are alone."""
+        return self._measure(layout, max(session_s, self._session_s), LONG_CALLS, tell_kept_up=True)
+
+    def _measure(self, layout: Layout, session_s: float, calls: int, *, tell_kept_up: bool) -> _Measured:
+        since = 1.5 * session_s
+        seconds = max(since, calls / self._calls_per_s)
+        demand, until = self.demand, since + seconds
+        seen, arrivals = ByModel(since, until), Poisson(demand.rate, self._seed)
+        # As many as arrive until the end: with fewer, the load would be less by then.
+        begun = takewhile(lambda at: at <= until, accumulate(intervals(arrivals), initial=0.0))
         simulation = Simulation(
             layout,
             self._profile,
-            sessions,
+            many(demand.shapes, sum(1 for _ in begun), self._seed),
             arrivals,
             seen,
             preamble_tokens=demand.preamble_tokens,
-            busy_within=(self._since, until),
+            busy_within=(since, until),
         )
-        return seen, simulation.run()
+        outcome = simulation.run()
+        kept_up = seen.slowing.kept_up(layout, demand.shapes) if tell_kept_up else None
+        return _Measured(layout, seen, outcome, seconds, kept_up)
 
-    def reached(self, layout: Layout, seen: ByModel) -> Reached:
+    def reached(self, measured: _Measured) -> Reached:
+        seen, workers = measured.seen, self.cells * measured.layout.workers()
+        kept_up = measured.kept_up.least if measured.kept_up else None
         budget = self._profile.max_num_batched_tokens
-        return Reached(seen.worst_ttft(), seen.worst_tpot(), budget, workers=self.cells * layout.workers())
+        return Reached(seen.worst_ttft(), seen.worst_tpot(), budget, workers, kept_up)
 
-    def need(self, layout: Layout, seen: ByModel, outcome: Outcome) -> Need:
-        totals, cells = seen.totals, self.cells
+    def need(self, measured: _Measured) -> Need:
+        layout, seen, cells = measured.layout, measured.seen, self.cells
+        totals, kept_up = seen.totals, measured.kept_up
+        assert kept_up is not None, "plans are made by long runs"
         computed, pulled = totals.prompt_tokens - totals.cached_tokens, totals.pulled_tokens
         return Need(
             system=layout.system,
@@ -138,16 +173,18 @@ class _Run:
             ttft_p95_s=seen.worst_ttft(),
             tpot_p95_s=seen.worst_tpot(),
             hit_ratio=totals.cached_tokens / totals.prompt_tokens,
-            computed_tokens_per_s=cells * computed / self._seconds,
-            pulled_bytes_per_s=cells * pulled * self._profile.kv_bytes_per_token / self._seconds,
-            prefill_busy=outcome.busy.get("prefill", 0.0),
-            decode_busy=outcome.busy.get("decode", 0.0),
+            computed_tokens_per_s=cells * computed / measured.seconds,
+            pulled_bytes_per_s=cells * pulled * self._profile.kv_bytes_per_token / measured.seconds,
+            prefill_busy=measured.outcome.busy.get("prefill", 0.0),
+            decode_busy=measured.outcome.busy.get("decode", 0.0),
             max_num_batched_tokens=self._profile.max_num_batched_tokens,
+            kept_up=kept_up.least,
         )
 
 
-def _grown(layout: Layout, seen: ByModel, goal: Goal) -> Layout:
+def _grown(measured: _Measured, goal: Goal) -> Layout:
     """With more workers where a goal is missed; the same layout if none is."""
+    layout, seen = measured.layout, measured.seen
     prefill, decode = list(layout.prefill_numbers()), list(layout.decode_numbers())
     slow_prefill, slow_decode = set[int](), set[int]()
     for pool, models in enumerate(layout.decode_pool_models()):
@@ -158,6 +195,9 @@ def _grown(layout: Layout, seen: ByModel, goal: Goal) -> Layout:
                 slow_prefill.add(layout.prefill_pool_of(model))
             elif late or seen.tpot(model) > goal.tpot_s:
                 slow_decode.add(pool)
+    if kept_up := measured.kept_up:
+        slow_prefill |= {pool for pool, share in enumerate(kept_up.prefill) if share < KEEPS_UP}
+        slow_decode |= {pool for pool, share in enumerate(kept_up.decode) if share < KEEPS_UP}
     for numbers, slow in ((prefill, slow_prefill), (decode, slow_decode)):
         for pool in slow:
             numbers[pool] += 1 + numbers[pool] // 8
