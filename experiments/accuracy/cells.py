@@ -70,16 +70,20 @@ class Record:
 
 
 def grid(families: list[Family], seeds: list[int], rates: tuple[float, ...] | None) -> Iterator[list[list[Cell]]]:
-    """For each seed and family four groups of cells whose best is scored on the test items: the base, all rates of full
-    fine-tuning, all rates of the decode module, and its longer training (empty if its rate is left out).
+    """For each seed and family five groups of cells whose best is scored on the test items: the base, all rates of full
+    fine-tuning, all rates of the decode module, its longer training, and full fine-tuning's for as many passes (both
+    empty if their rate is left out).
 
     Seed by seed, so that a run that stops early has every family.
     """
     for seed, family in product(seeds, families):
         tried = rates or family.rates
         full, decode = ([Cell(family.name, seed, system, rate) for rate in tried] for system in _TUNED)
-        longer = [Cell(family.name, seed, "decode", rate, passes) for rate, passes in family.longer if rate in tried]
-        yield [[Cell(family.name, seed, "base")], full, decode, longer]
+        longer, as_long = (
+            [Cell(family.name, seed, system, rate, passes) for rate, passes in family.longer if rate in tried]
+            for system in ("decode", "full")
+        )
+        yield [[Cell(family.name, seed, "base")], full, decode, longer, as_long]
 
 
 def draw(family: Family, seed: int, items: int) -> Data:

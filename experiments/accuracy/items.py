@@ -52,7 +52,7 @@ class Family:
     """A task family with the budget that both systems get for it: as many steps at every rate.
 
     `longer` is what the decode module is trained besides, for the time that its cheaper steps leave: rates, and how
-    often to go through the rows.
+    often to go through the rows. Full fine-tuning is, too, as a control.
     """
 
     name: str

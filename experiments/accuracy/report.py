@@ -8,7 +8,7 @@ from typing import Any
 from experiments.accuracy.cells import Answerer, Record, read
 from experiments.accuracy.families import COUNTED, FAMILIES
 from experiments.accuracy.plot import draw
-from experiments.accuracy.results import FamilyResult, SameTime, family_result
+from experiments.accuracy.results import FamilyResult, MorePasses, SameTime, family_result
 from experiments.accuracy.statistics import Difference, mean, paired_difference
 from experiments.section import write_section
 from prefillshare.errors import UserError
@@ -61,7 +61,8 @@ def table(families: list[FamilyResult], records: list[Record]) -> str:
             cells = " | ".join(f"{100 * accuracy[key]:.1f}" for key in ("full", "naive", "decode"))
             chosen = " | ".join(str(result.rates[system].count(rate)) for system in ("full", "decode"))
             lines.append(f"| {result.family} | {rate:g} | {cells} | {chosen} |")
-    return "\n".join([*lines, *_same_time_table(families), "", _what_was_run(families, records)])
+    more = [*_same_time_table(families), *_more_passes_table(families)]
+    return "\n".join([*lines, *more, "", _what_was_run(families, records)])
 
 
 def _same_time_table(families: list[FamilyResult]) -> list[str]:
@@ -85,6 +86,23 @@ def _same_time_table(families: list[FamilyResult]) -> list[str]:
         )
         difference = paired_difference([(longer.bits, result.bits["full"]) for result, longer in counted])
         lines.append(f"| mean of {len(counted)} | {full} | {decode} | {difference} | | |")
+    return lines
+
+
+def _more_passes_table(families: list[FamilyResult]) -> list[str]:
+    known = [(result.family, result.more_passes) for result in families if result.more_passes]
+    if not known:
+        return []
+    lines = ["", "With as many steps again, and the longer training among the choices of both (test items):", ""]
+    head = "| family | items x seeds | full fine-tuning | naive sharing | decode module | decode - full | naive - full"
+    lines += [f"{head} | seeds that chose more passes: full | decode |", "|---" * 9 + "|"]
+    for family, longer in known:
+        bits = longer.bits
+        cells = [f"{len(bits['full'][0])} x {len(bits['full'])}"]
+        cells += [f"{100 * mean(bits[key]):.1f}" for key in ("full", "naive", "decode")]
+        cells += [str(paired_difference([(bits[key], bits["full"])])) for key in _COMPARED]
+        cells += [str(sum(passes > 1 for passes in longer.passes[system])) for system in ("full", "decode")]
+        lines.append(f"| {family} | {' | '.join(cells)} |")
     return lines
 
 
@@ -118,6 +136,7 @@ def as_json(families: list[FamilyResult]) -> dict[str, Any]:
                 "validation": {f"{rate:g}": accuracy for rate, accuracy in sorted(result.sweep.items())},
                 "training_seconds": result.training_s,
                 "same_time": result.same_time and _same_time_json(result, result.same_time),
+                "more_passes": result.more_passes and _more_passes_json(result.more_passes),
             }
             for result in families
         },
@@ -133,6 +152,14 @@ def _same_time_json(result: FamilyResult, longer: SameTime) -> dict[str, Any]:
         "passes": longer.passes,
         "points": asdict(paired_difference([(longer.bits, result.bits["full"])])),
         "time": longer.time,
+    }
+
+
+def _more_passes_json(longer: MorePasses) -> dict[str, Any]:
+    return {
+        "accuracy_by_seed": {key: [mean([seed]) for seed in bits] for key, bits in longer.bits.items()},
+        "passes": longer.passes,
+        "points": {key: asdict(paired_difference([(longer.bits[key], longer.bits["full"])])) for key in _COMPARED},
     }
 
 

@@ -27,6 +27,14 @@ class SameTime:
 
 
 @dataclass(frozen=True)
+class MorePasses:
+    """Each system with its longer training among its choices, over the seeds that have it of both systems."""
+
+    bits: dict[Answerer, list[list[int]]]
+    passes: dict[System, list[int]]  # what was chosen, by seed
+
+
+@dataclass(frozen=True)
 class FamilyResult:
     """One family over the seeds for which every system has been scored on the test items.
 
@@ -40,6 +48,7 @@ class FamilyResult:
     sweep: dict[float, dict[Answerer, float]]  # validation accuracy by rate and answerer, mean over these seeds
     training_s: dict[str, float]  # mean seconds of a training, by system
     same_time: SameTime | None  # None: not every seed has the longer training
+    more_passes: MorePasses | None  # None: no seed has those of both systems
 
     def pair(self, one: Answerer, other: Answerer) -> tuple[Bits, Bits]:
         return self.bits[one], self.bits[other]
@@ -61,6 +70,7 @@ def family_result(name: str, records: list[Record]) -> FamilyResult | None:
     bits = {key: [chosen[seed][system].right("test", key) for seed in seeds] for key, system in _TRAINED.items()}
     tuned = [record for record in used if record.cell.system != "base"]
     systems = ("full", "decode")
+    longer = [record for record in records if record.cell.passes > 1]
     return FamilyResult(
         name,
         seeds,
@@ -68,7 +78,8 @@ def family_result(name: str, records: list[Record]) -> FamilyResult | None:
         {system: [chosen[seed][system].cell.rate or 0.0 for seed in seeds] for system in systems},
         _sweep(tuned, len(seeds)),
         {system: _mean_seconds([record for record in tuned if record.cell.system == system]) for system in systems},
-        _same_time(tuned, [record for record in records if record.cell.passes > 1], seeds),
+        _same_time(tuned, longer, seeds),
+        _more_passes(tuned, longer, seeds),
     )
 
 
@@ -77,15 +88,9 @@ def _same_time(tuned: list[Record], longer: list[Record], seeds: list[int]) -> S
     steps: list[float] = []  # times of full fine-tuning's to the decode module's, at one rate
     passes = rates = 0  # of all trainings of the decode module, and of full fine-tuning
     for seed in seeds:
-        full, decode, more = (
-            [record for record in group if record.cell.seed == seed and record.cell.system == system]
-            for group, system in ((tuned, "full"), (tuned, "decode"), (longer, "decode"))
-        )
-        if not more or any("validation" not in record.scores for record in more):
-            return None
-        _check_comparable(more[0].cell.family, [*full, *decode, *more])
-        top = best([*decode, *more])  # of equal ones at one rate the first: one pass
-        if "test" not in top.scores:
+        full, decode, more = _of(tuned, seed, "full"), _of(tuned, seed, "decode"), _of(longer, seed, "decode")
+        top = _best_of_both(decode, more)
+        if top is None:
             return None
         chosen.append(top)
         steps += [_seconds(one) / _seconds(other) for one, other in zip(full, decode, strict=True)]
@@ -93,6 +98,36 @@ def _same_time(tuned: list[Record], longer: list[Record], seeds: list[int]) -> S
         rates += len(full)
     bits = [record.right("test", "decode") for record in chosen]
     return SameTime(bits, [record.cell.passes for record in chosen], time=passes / median(steps) / rates)
+
+
+def _more_passes(tuned: list[Record], longer: list[Record], seeds: list[int]) -> MorePasses | None:
+    chosen: dict[System, list[Record]] = {"full": [], "decode": []}
+    for seed in seeds:
+        found = {system: _best_of_both(_of(tuned, seed, system), _of(longer, seed, system)) for system in chosen}
+        for system, top in found.items():
+            if top and all(found.values()):
+                chosen[system].append(top)
+    if not chosen["full"]:
+        return None
+    bits = {
+        key: [record.right("test", key) for record in chosen[system]]
+        for key, system in _TRAINED.items()
+        if system != "base"
+    }
+    return MorePasses(bits, {system: [record.cell.passes for record in tops] for system, tops in chosen.items()})
+
+
+def _of(records: list[Record], seed: int, system: System) -> list[Record]:
+    return [record for record in records if record.cell.seed == seed and record.cell.system == system]
+
+
+def _best_of_both(shorter: list[Record], longer: list[Record]) -> Record | None:
+    """None where there is no longer training yet, or a score is missing."""
+    if not longer or any("validation" not in record.scores for record in longer):
+        return None
+    _check_comparable(longer[0].cell.family, [*shorter, *longer])
+    top = best([*shorter, *longer])  # of equal ones at one rate the first: one pass
+    return top if "test" in top.scores else None
 
 
 def _seconds(record: Record) -> float:

@@ -1,8 +1,8 @@
 """The grid, cell by cell. Every finished step is a record on disk; a run goes on where the last one stopped.
 
 For each family and seed: the base is scored; full fine-tuning and the decode module are trained at every learning
-rate and scored on the validation items; then each system's best checkpoint is scored on the test items. The decode
-module's longer training is scored on both.
+rate and scored on the validation items; then each system's best checkpoint is scored on the test items. The longer
+trainings of both are scored on both.
 """
 
 import shutil
@@ -86,12 +86,12 @@ class Grid:
             family = FAMILIES[base[0].family]
             data = draw(family, base[0].seed, self.items)
             wanted = recipe(family, data, identity)
-            of_base, full, decode, longer = (
+            of_base, full, decode, *longer = (
                 Group(self, data, [load(cell, wanted, self.results) for cell in cells]) for cells in (base, *tuned)
             )
             for number, pair in enumerate(zip(full.records, decode.records, strict=True)):
                 full.records[number], decode.records[number] = _in_one_dtype(*pair)
-            groups += [of_base, full, decode, *([longer] if longer.records else [])]
+            groups += [of_base, full, decode, *(group for group in longer if group.records)]
         return groups
 
 

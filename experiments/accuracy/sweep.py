@@ -81,7 +81,7 @@ class Sweep:
     def _chosen(self, data: Data) -> tuple[Record, Record]:
         family = FAMILIES[self.family]
         wanted = recipe(family, data, compute_identity(self.base).digest)
-        ((_, full, decode, _),) = grid([family], [self.seed], None)
+        ((_, full, decode, *_),) = grid([family], [self.seed], None)
         groups = at_common_rates([load(cell, wanted, self.results) for cell in (*full, *decode)])
         if not groups:
             raise UserError(

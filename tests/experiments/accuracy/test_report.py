@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.accuracy.cells import Cell, Record, save
+from experiments.accuracy.cells import ANSWERERS, Cell, Record, System, save
 from experiments.accuracy.report import START, write_report
 from experiments.section import END
 from prefillshare.errors import UserError
@@ -116,10 +116,10 @@ def test_a_rate_that_only_one_system_was_trained_at_does_not_count(docs: Path) -
     assert "| 100.0 |" in write_report(results, docs)
 
 
-def longer(folder: Path, seed: int, *, validation: str, test: str) -> None:
-    record = Record(Cell("sql", seed, "decode", 1e-3, passes=2), RECIPE, {"dtype": "float32"}, {"seconds": 12.0})
-    record.scores["validation"] = {"decode": {"right": validation, "seconds": 1.0}}
-    record.scores["test"] = {"decode": {"right": test, "seconds": 1.0}}
+def longer(folder: Path, seed: int, *, validation: str, test: str, system: System = "decode") -> None:
+    record = Record(Cell("sql", seed, system, 1e-3, passes=2), RECIPE, {"dtype": "float32"}, {"seconds": 12.0})
+    for part, right in (("validation", validation), ("test", test)):
+        record.scores[part] = {key: {"right": right, "seconds": 1.0} for key in ANSWERERS[system]}
     save(record, folder)
 
 
@@ -148,6 +148,30 @@ def test_cheaper_steps_leave_time(docs: Path) -> None:
         file = results / f"sql-s0-full-{rate}.json"
         file.write_text(file.read_text().replace('"seconds": 9.0', '"seconds": 36.0'))
     assert "| 1 of 1 | 0.50x |" in write_report(results, docs)
+
+
+def test_the_longer_trainings_of_both_are_compared_for_the_seeds_that_have_them(docs: Path) -> None:
+    results = docs / "results" / "accuracy"
+    fill(results, 0)
+    fill(results, 1)
+    for rate, was, now in (("0.0001", "10", "00"), ("0.001", "11", "10")):  # leaves room for a better training
+        file = results / f"sql-s1-full-{rate}.json"
+        file.write_text(file.read_text().replace(f'"right": "{was}"', f'"right": "{now}"'))
+    before = write_report(results, docs)
+    longer(results, 0, validation="11", test="1110")
+    longer(results, 1, validation="11", test="1110")
+    assert "With as many steps again" not in write_report(results, docs)  # full fine-tuning has none
+    longer(results, 1, validation="11", test="1111", system="full")
+    after = write_report(results, docs)
+    assert after.splitlines()[:5] == before.splitlines()[:5]
+    assert "| sql | 4 x 1 | 100.0 | 100.0 | 75.0 | -25.0 (" in after
+    longer(results, 0, validation="00", test="1111", system="full")  # no better: the shorter one stays, with 3 of 4
+    after = write_report(results, docs)
+    assert "| sql | 4 x 2 | 87.5 | 62.5 | 75.0 | -12.5 (" in after
+    assert after.count("| 1 | 2 |") == 1  # seeds that chose more passes
+    summary = json.loads((docs / "results" / "accuracy.json").read_text())["families"]["sql"]["more_passes"]
+    assert summary["passes"] == {"full": [1, 2], "decode": [2, 2]}
+    assert summary["accuracy_by_seed"]["full"] == [0.75, 1.0]
 
 
 def test_no_complete_seed_is_said(docs: Path) -> None:

@@ -141,15 +141,20 @@ def test_another_rate_is_added_to_what_is_there(grid: Grid, trained: list[str]) 
     ]
 
 
-def test_the_longer_training_has_its_own_tests(
+def test_the_longer_trainings_have_tests_of_their_own(
     grid: Grid, trained: list[str], family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(FAMILIES, "toy", replace(family, longer=((1e-3, 3),)))
     go(grid)
-    assert trained[-3:] == [
+    assert trained[-8:] == [
         "train toy seed 0 decode 0.001 x3",
         "toy seed 0 decode 0.001 x3: decode, validation items",
         "toy seed 0 decode 0.001 x3: decode, test items",
+        "train toy seed 0 full 0.001 x3",
+        "toy seed 0 full 0.001 x3: full, validation items",
+        "toy seed 0 full 0.001 x3: naive, validation items",
+        "toy seed 0 full 0.001 x3: full, test items",
+        "toy seed 0 full 0.001 x3: naive, test items",
     ]
     assert read(grid.results / "toy-s0-decode-0.001-x3.json").cell == Cell("toy", 0, "decode", 1e-3, passes=3)
     trained.clear()
