@@ -84,6 +84,7 @@ def test_colocated_vllms_have_nothing_of_ours_and_take_turns_on_the_cores(base: 
     assert [spec.name for spec in specs] == [f"plain-model-{n}-0" for n in range(4)]
     command = plain_command(worker_command(specs[0]))
     assert "--enable-prefix-caching" in command
+    assert command[command.index("-m") + 1] == "vllm.entrypoints.openai.api_server"
     assert not any("prefillshare." in part for part in command)
 
 

@@ -50,7 +50,7 @@ SPEC = WorkerSpec(
 def as_vllm_reads(spec: WorkerSpec) -> Any:
     """The worker's command line, parsed by vLLM. SystemExit: there is an option that it does not know."""
     command = worker_command(spec)
-    start = command.index("vllm.entrypoints.openai.api_server") + 1
+    start = command.index("-m") + 2
     return make_arg_parser(FlexibleArgumentParser()).parse_args(command[start:])
 
 

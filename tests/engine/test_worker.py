@@ -107,6 +107,13 @@ def test_a_module_without_manifest_is_not_planned(deployment: Deployment) -> Non
         plan_workers(deployment)
 
 
+def test_what_the_engine_process_imports_again_brings_nothing_of_vllm(specs: dict[str, WorkerSpec]) -> None:
+    module = option(specs["prefill-0"], "-m")
+    check = f"import sys, {module}; print([name for name in sys.modules if name.startswith('vllm')])"
+    shown = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"
+
+
 def test_a_prefill_worker_runs_the_base(specs: dict[str, WorkerSpec], checkpoint: Path) -> None:
     spec = specs["prefill-0"]
     command = worker_command(spec)

@@ -16,7 +16,7 @@ from prefillshare.deployment.marks import deployment_name, mark
 from prefillshare.deployment.ports import bind
 from prefillshare.deployment.processes import end, how_it_ended, kill_group, spawn, tail
 from prefillshare.deployment.supervision import StartupFailed
-from prefillshare.engine.worker import WorkerSpec, worker_command, worker_environment
+from prefillshare.engine.worker import MAIN_MODULE, WorkerSpec, worker_command, worker_environment
 from prefillshare.errors import UserError
 from prefillshare.urls import http_url
 
@@ -31,6 +31,7 @@ def plain_command(worker: Sequence[str]) -> list[str]:
         while option in command:
             place = command.index(option)
             del command[place : place + 2]
+    command[command.index(MAIN_MODULE)] = "vllm.entrypoints.openai.api_server"
     return command
 
 

