@@ -1,11 +1,12 @@
-"""The benchmark's published figures: `python -m experiments.bench short | full | float32 | short-contexts | adapters |
+"""The benchmark's published figures: `python -m experiments.bench short | full | float32 | short-contexts | repeats |
 publish`.
 
     short           one load, two systems, in about 15 minutes on two cores
     full            every family, load and system, three times: hours; goes on where it was stopped
     float32         whole tool-heavy sessions in float32, for cores without bfloat16 units: two hours
     short-contexts  ReAct and Reflexion in float32: 75 minutes
-    adapters        ReAct in float32, all models LoRA modules in one batch, with sharing and without: half an hour
+    repeats         ReAct in float32, three times with other sessions, also on one ordinary vLLM with all adapters: an
+                    hour
     publish         writes the tables and the plot of README.md and docs/bench.md from the records in
                     docs/results/bench, or from those of a folder, which are copied there. Runs in float32 have folders
                     and tables of their own
@@ -66,18 +67,19 @@ SHORT_CONTEXTS = Matrix(
     machine=Machine(dtype="float32"),
 )
 
-# What sharing alone is worth where both form one batch of all models' calls.
-ADAPTERS = SHORT_CONTEXTS.model_copy(
+# How far ratios spread, and what sharing alone is worth where both form one batch of all models' calls.
+REPEATS = SHORT_CONTEXTS.model_copy(
     update={
         "workloads": SHORT_CONTEXTS.workloads[:1],
         "loads": ("closed:8",),
-        "systems": ("shared-lora", "colocated-lora"),
-        "repeats": 2,
+        "systems": ("shared", "shared-lora", "per-model", "colocated-lora"),
+        "repeats": 3,
     }
 )
 
 # Tokens. Longer ones are computed for minutes where there are no bfloat16 units, and `short` has to end within 15.
 SHORT_PROMPT = 1200
+LONGEST_OF_REACT = 2048
 
 # Columns of the tables; those that say nothing about a kind of load are left out.
 SHOWN = {
@@ -248,7 +250,7 @@ def main() -> int:
         "full": (FULL, None),
         "float32": (FLOAT32, None),
         "short-contexts": (SHORT_CONTEXTS, None),
-        "adapters": (ADAPTERS, None),
+        "repeats": (REPEATS, LONGEST_OF_REACT),
     }
     for name, (matrix, longest_prompt) in matrices.items():
         command = what.add_parser(name, help=f"{len(matrix.systems)} systems, repeats: {matrix.repeats}")

@@ -33,7 +33,7 @@ def test_stretches_and_chains_cover_the_whole_blocks_of_a_prompt() -> None:
         run.turn = number
         stretches = prompts.stretches(run, 16)
         assert sum(blocks for _, blocks in stretches) == call.prompt // 16
-        assert [key for key, _ in stretches] == ["", (3, call.trial), (3, number, "end")]
+        assert [key for key, _ in stretches] == ["", (3, call.trial, ""), (3, number, "end")]
         chain = prompts.chain(run, 16)
         assert len(chain.hashes) == len(set(chain.hashes)) == call.prompt // 16
         assert chain.tokens == call.prompt
@@ -54,3 +54,17 @@ def test_chains_begin_alike_as_far_as_the_contexts_do() -> None:
 
     assert common(first, second) == 150 // 16
     assert common(first, again) == common(first, prompts.chain(other, 16).hashes) == 50 // 16
+
+
+def test_apart_each_model_has_its_own() -> None:
+    prompts, shape = Prompts(50, apart=True), shape_of(SESSION, 50, ("m1", "m2", "m1", "m2"))
+    run, other = Run(0, shape, 0.0), Run(1, shape, 0.0)
+    found = []
+    for each, turn in ((run, 0), (run, 1), (other, 0)):
+        each.turn = turn
+        keys = [key for key, blocks in prompts.stretches(each, 16) if blocks]
+        found.append((prompts.key(each), set(keys), set(prompts.chain(each, 16).hashes)))
+    first, of_other_model, of_other_session = found
+    assert all(not one & two for one, two in zip(first[1:], of_other_model[1:], strict=True))
+    assert len(first[2] & of_other_session[2]) == 50 // 16  # what all prompts begin with
+    assert len({key for key, _, _ in found}) == 3

@@ -16,6 +16,8 @@ MODELS = ("a", "b", "c")
         (Layout("colocated", MODELS, 4, 2), 0, 6, 3),
         (Layout("per-model", MODELS, (1, 2, 3), (2, 1, 1)), 6, 4, 6),
         (Layout("shared", MODELS, (5,), (2, 3), decode_pools=2), 5, 5, 3),
+        (Layout("per-model", MODELS, (1, 4), (2, 3), decode_pools=2), 5, 5, 4),
+        (Layout("colocated", MODELS, 1, 2, decode_pools=1), 0, 2, 1),
     ],
 )
 def test_the_workers_of_a_system(layout: Layout, prefill: int, decode: int, pools: int) -> None:
@@ -37,6 +39,15 @@ def test_models_of_a_pool_share_its_workers() -> None:
     assert routes["a"].decode is not routes["b"].decode
 
 
+def test_without_sharing_a_pool_also_prefills_together() -> None:
+    layout = Layout("per-model", MODELS, decode_pools=2)
+    routes = layout.routes()
+    assert routes["a"].prefill is routes["c"].prefill
+    assert [layout.prefill_pool_of(model) for model in MODELS] == [0, 1, 0]
+    together = Layout("colocated", MODELS, decode_pools=1).routes()
+    assert together["a"].prefill is together["b"].prefill is together["c"].decode
+
+
 def test_workers_share_the_devices_of_their_role() -> None:
     layout = Layout("per-model", MODELS, prefill_devices=1, decode_devices=2)
     places = layout.device_of_workers(layout.routes())
@@ -53,8 +64,8 @@ def test_workers_share_the_devices_of_their_role() -> None:
         ({"decode_devices": 0}, "decode_devices"),
         ({"decode_workers": (1, 0, 1)}, "decode_workers: at least 1"),
         ({"prefill_workers": (1, 1)}, "prefill_workers: a number for each of 1 pools, found 2"),
-        ({"decode_pools": 4}, "decode_pools"),
-        ({"system": "per-model", "decode_pools": 1}, "decode_pools"),
+        ({"decode_pools": 4}, "decode_pools: at most a pool a model, found 4 of 3"),
+        ({"decode_pools": 0}, "decode_pools: at least 1"),
     ],
 )
 def test_what_makes_no_deployment_is_refused_by_field(arguments: dict, message: str) -> None:

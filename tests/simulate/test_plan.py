@@ -8,7 +8,7 @@ from prefillshare.simulate.calls import Call
 from prefillshare.simulate.cost import Cost, Link, WorkerProfile
 from prefillshare.simulate.goals import ByModel, Goal, GoalMissed
 from prefillshare.simulate.keeping_up import KEEPS_UP
-from prefillshare.simulate.layout import Layout
+from prefillshare.simulate.layout import Layout, SystemName
 from prefillshare.simulate.plan import plan
 from prefillshare.simulate.records import CallRecord
 from prefillshare.workloads.arrivals import Poisson
@@ -53,6 +53,27 @@ def test_a_system_that_keeps_up_gets_no_more_workers(seed: int) -> None:
     need = plan(Demand(SECOND, ("planner",), 0.85), ONE_A_SECOND, PATIENT, "shared", seed=seed)
     assert (need.prefill_workers, need.decode_workers) == ((1,), (1,))
     assert need.kept_up >= KEEPS_UP
+
+
+@pytest.mark.parametrize("enough", [7, 8, 10, 11, 12, 13, 14])
+def test_a_large_pool_is_not_charged_for_the_size_of_the_search_steps(
+    enough: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The search goes from 6 over 7, 8, 10 and 12 to 14, whatever lies between."""
+    found: list[int] = []
+
+    def tried(_: object, layout: Layout, goal: Goal) -> tuple[Layout, Layout]:
+        (workers,) = layout.prefill_numbers()
+        found.append(workers)
+        more = replace(layout, prefill_workers=(workers + 1 + workers // 8,))
+        return layout, layout if workers >= enough else more
+
+    monkeypatch.setattr("prefillshare.simulate.plan._Run.tried", tried)
+    monkeypatch.setattr("prefillshare.simulate.plan._Run.need", lambda _, measured: measured)
+    need = plan(Demand(SECOND, ("planner",), 11.6), ONE_A_SECOND, PATIENT, "shared")
+    assert need.prefill_workers == (enough,)
+    assert found[0] == 6
+    assert len(found) <= 7
 
 
 def test_the_pool_that_is_behind_grows() -> None:
@@ -117,6 +138,14 @@ def test_the_pool_that_has_more_to_do_gets_more_workers() -> None:
 def test_modules_in_one_pool_need_fewer_workers_for_a_small_load() -> None:
     need = plan(demand(0.1), PROFILE, GOAL, "shared", decode_pools=1)
     assert need.decode_workers == (1,)
+
+
+@pytest.mark.parametrize("system", ["per-model", "colocated"])
+def test_adapters_in_one_pool_do_without_a_worker_a_model_but_not_without_their_prefill(system: SystemName) -> None:
+    apart, together = (plan(demand(0.1), PROFILE, GOAL, system, decode_pools=pools) for pools in (None, 1))
+    assert (apart.decode_workers, together.decode_workers) == ((1, 1), (1,))
+    assert together.workers == apart.workers // 2
+    assert together.computed_tokens_per_s == pytest.approx(apart.computed_tokens_per_s, rel=0.02)
 
 
 def test_the_fewest_workers_are_those_that_the_work_keeps_busy() -> None:

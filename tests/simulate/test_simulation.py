@@ -10,7 +10,7 @@ from prefillshare.errors import UserError
 from prefillshare.router_config import FlowConfig
 from prefillshare.simulate.calls import Call, Shape
 from prefillshare.simulate.cost import Cost, Link, WorkerProfile
-from prefillshare.simulate.layout import Layout
+from prefillshare.simulate.layout import Layout, SystemName
 from prefillshare.simulate.records import CallRecord, Records, summarise
 from prefillshare.simulate.simulation import Outcome, Simulation, intervals
 from prefillshare.workloads.arrivals import Arrivals, Closed, Poisson, Trace
@@ -23,6 +23,8 @@ LAYOUTS = (
     Layout("per-model", MODELS),
     Layout("per-model", MODELS, prefill_devices=1, decode_devices=1),
     Layout("colocated", MODELS, decode_workers=2),
+    Layout("per-model", MODELS, prefill_workers=2, decode_pools=1),
+    Layout("colocated", MODELS, decode_workers=3, decode_pools=1),
 )
 
 
@@ -158,6 +160,24 @@ def test_sharing_computes_a_context_once_for_all_models_and_without_it_each_mode
     assert found == {"shared": [0, 800], "per-model": [0, 0], "colocated": [0, 0]}
     one_model = run(Layout("per-model", MODELS), two_calls(("actor", "actor")), Closed(1))[0].calls
     assert [record.cached_tokens for record in one_model] == [0, 800]
+
+
+@pytest.mark.parametrize("system", ["per-model", "colocated"])
+def test_without_sharing_models_of_one_worker_find_nothing_of_each_other(system: SystemName) -> None:
+    """As many tokens are computed as with a worker for each, where caches do not overflow."""
+    together, apart = (run(Layout(system, MODELS, decode_pools=pools), sessions(12), Closed(4)) for pools in (1, None))
+    assert len(together[2].deployment.workers) < len(apart[2].deployment.workers)
+    cached = [{(each.session, each.turn): each.cached_tokens for each in found[0].calls} for found in (together, apart)]
+    own = [{key: cached_tokens for key, cached_tokens in of_run.items() if key[1] >= 2} for of_run in cached]
+    assert own[0] == own[1]
+    assert any(own[0].values())
+
+
+def test_a_session_may_have_its_models_on_different_workers_where_they_share_nothing() -> None:
+    layout = Layout("colocated", MODELS, decode_workers=2, decode_pools=1)
+    calls = run(layout, two_calls(MODELS) * 8, Poisson(1.0))[0].calls
+    workers = {(call.session, call.model): call.decode_worker for call in calls}
+    assert any(workers[str(n), MODELS[0]] != workers[str(n), MODELS[1]] for n in range(8))
 
 
 def test_a_decode_worker_pulls_what_it_does_not_hold() -> None:

@@ -122,7 +122,7 @@ def answer(
     needs: dict[SystemName, Need | Missed] = {}
     for system in get_args(SystemName):
         try:
-            needs[system] = plan(demand, profile, goal, system, decode_pools=_pools_of(system, lora), seed=seed)
+            needs[system] = plan(demand, profile, goal, system, decode_pools=1 if lora else None, seed=seed)
         except GoalMissed as error:
             needs[system] = error.missed
     missed = [need.in_words() for need in needs.values() if isinstance(need, Missed)]
@@ -130,10 +130,6 @@ def answer(
         raise UserError("\n".join(("no system meets the goals; allow more time, or choose other hardware:", *missed)))
     called = {call.model for shape in demand.shapes for call in shape}
     return Answer(asked, needs, shared_by_some(workload), len(names) - len(called))
-
-
-def _pools_of(system: SystemName, lora: bool) -> int | None:
-    return 1 if lora and system == "shared" else None
 
 
 def _columns(system: SystemName, need: Need | Missed) -> Iterator[tuple[str, tuple[str, ...]]]:

@@ -52,7 +52,7 @@ class Alone:
         self.session_s = sum(seen.session_s) / SESSIONS
         self.ttft_s, self.tpot_s = seen.worst_ttft(), seen.worst_tpot()
         workers = simulation.deployment.workers
-        self._computed = {  # tokens of a session, by the model whose prefill pool computes them
+        self._computed = {  # tokens of a session that the model's prefill pool computes, for all its models
             model: workers[route.prefill.workers[0].name].computed_tokens / SESSIONS
             for model, route in simulation.deployment.routes.items()
         }
@@ -72,7 +72,7 @@ class Alone:
         prefill = {model: rate * self._profile.cost.token_s * tokens for model, tokens in self._computed.items()}
         decode = [rate * self._decode_s(pool, goal) for pool in layout.decode_pool_models()]
         if layout.system == "colocated":
-            both = [prefill[model] + seconds for model, seconds in zip(models, decode, strict=True)]
+            both = [prefill[model] + seconds for model, seconds in zip(models, decode, strict=False)]
             return replace(layout, decode_workers=_whole(both))
         pools = [prefill[model] for model in models[: layout.prefill_pools]]
         return replace(layout, prefill_workers=_whole(pools), decode_workers=_whole(decode))

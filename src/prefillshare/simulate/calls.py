@@ -52,7 +52,9 @@ class Run:
         self.turn = 0
         self.name = str(number)
         self.key = ("x-session-id", self.name)
-        self.chunks: dict[tuple[int, int], list[bytes]] = {}  # of its context, by trial and length of a chunk
+        self.chunks: dict[
+            tuple[int, int, str], list[bytes]
+        ] = {}  # of its context, by trial, length of a chunk and whose
 
     @property
     def call(self) -> Call:
@@ -60,39 +62,52 @@ class Run:
 
 
 class Prompts:
-    """Prompts as caches and placement know them. All sessions begin with the same `preamble_tokens`."""
+    """Prompts as caches and placement know them. All sessions begin with the same `preamble_tokens`.
 
-    def __init__(self, preamble_tokens: int) -> None:
+    `apart`: by tokens and model, so that what one model has computed is new to the others.
+    """
+
+    def __init__(self, preamble_tokens: int, *, apart: bool = False) -> None:
         self.preamble_tokens = preamble_tokens
-        self._preamble: dict[int, list[bytes]] = {}
+        self._apart = apart
+        self._preamble: dict[tuple[str, int], list[bytes]] = {}
+
+    def key(self, run: Run) -> tuple[str, str]:
+        """By which the session, or what is one to the caches, is known."""
+        return (run.key[0], f"{run.name}/{run.call.model}") if self._apart else run.key
 
     def stretches(self, run: Run, block_size: int) -> list[Stretch]:
         """The prompt's whole blocks. What is not a whole block is never found again."""
-        call = run.call
+        call, whose = run.call, self._whose(run)
         whole = call.prompt // block_size
         context = min(call.context // block_size, whole)
         preamble = min(self.preamble_tokens // block_size, context)
         return [
-            ("", preamble),
-            ((run.number, call.trial), context - preamble),
+            (whose, preamble),
+            ((run.number, call.trial, whose), context - preamble),
             ((run.number, run.turn, "end"), whole - context),
         ]
 
     def chain(self, run: Run, chunk_tokens: int) -> Chain:
         """As the router would hash it."""
-        call = run.call
+        call, whose = run.call, self._whose(run)
         whole = call.prompt // chunk_tokens
         context = min(call.context // chunk_tokens, whole)
         preamble = min(self.preamble_tokens // chunk_tokens, context)
-        common = self._common(chunk_tokens)
-        own = run.chunks.setdefault((call.trial, chunk_tokens), [])
+        common = self._common(whose, chunk_tokens)
+        own = run.chunks.setdefault((call.trial, chunk_tokens, whose), [])
         for index in range(len(own), context - preamble):
-            own.append(b"%d/%d/%d" % (run.number, call.trial, index))
+            own.append(b"%d/%d/%d%s" % (run.number, call.trial, index, whose.encode()))
         end = [b"%d#%d/%d" % (run.number, run.turn, index) for index in range(whole - context)]
         return Chain([*common[:preamble], *own[: context - preamble], *end], call.prompt, chunk_tokens)
 
-    def _common(self, chunk_tokens: int) -> Sequence[bytes]:
-        if chunk_tokens not in self._preamble:
-            chunks = self.preamble_tokens // chunk_tokens
-            self._preamble[chunk_tokens] = [b"preamble/%d" % index for index in range(chunks)]
-        return self._preamble[chunk_tokens]
+    def _common(self, whose: str, chunk_tokens: int) -> Sequence[bytes]:
+        if (whose, chunk_tokens) not in self._preamble:
+            chunks = [
+                b"preamble/%d%s" % (index, whose.encode()) for index in range(self.preamble_tokens // chunk_tokens)
+            ]
+            self._preamble[whose, chunk_tokens] = chunks
+        return self._preamble[whose, chunk_tokens]
+
+    def _whose(self, run: Run) -> str:
+        return run.call.model if self._apart else ""

@@ -26,7 +26,7 @@ def plan(
     tpot: Annotated[float, typer.Option(help="Goal: seconds between tokens, for 95 % of each module's calls.")] = 0.05,
     link: Annotated[str, typer.Option(help="Between workers: `network`, or `nvlink` within one machine.")] = "network",
     lora: Annotated[
-        bool, typer.Option("--lora", help="Modules are LoRA adapters: `shared` has them in one pool of decode workers.")
+        bool, typer.Option("--lora", help="Modules are LoRA adapters, hosted together: one pool of workers of a kind.")
     ] = False,
     sessions: Annotated[int, typer.Option(help="How many different sessions to draw or read.")] = 200,
     base: Annotated[
@@ -41,8 +41,8 @@ def plan(
 
     It simulates each system under the router's own placement and adds workers until it keeps up and meets the goals.
     *shared* is this project; *per-model* has prefill workers for each module; *colocated* has one ordinary worker pool
-    for each module. Speeds follow from published figures and stated assumptions, not from measurements:
-    docs/simulation.md.
+    for each module, or with --lora one for all. Speeds follow from published figures and stated assumptions, not from
+    measurements: docs/simulation.md.
     """
     from rich.console import Console
 

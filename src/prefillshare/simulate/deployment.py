@@ -71,7 +71,9 @@ class Deployment:
         model = run.call.model
         pool = self.routes[model].prefill
         has_room = pool.has_room if self._gate else None
-        placed = self.placement.prefill(model, run.key, self.prompts.chain(run, CHUNK_TOKENS), has_room=has_room)
+        placed = self.placement.prefill(
+            model, self.prompts.key(run), self.prompts.chain(run, CHUNK_TOKENS), has_room=has_room
+        )
         lease, worker = self._lease(pool, placed)
         leg = (ColocatedLeg if self._colocated else PrefillLeg)(self, arrived_s, run, worker, lease, answered)
         self.clock.at(now + self.profile.leg_s, leg.submit)
@@ -82,7 +84,8 @@ class Deployment:
         if self._gate:
             self._gate.freed(now, self.routes[run.call.model].prefill)
         model = run.call.model
-        placed = self.placement.decode_chain(model, run.key, self.prompts.chain(run, self.profile.block_size))
+        chain = self.prompts.chain(run, self.profile.block_size)
+        placed = self.placement.decode_chain(model, self.prompts.key(run), chain)
         lease, worker = self._lease(self.routes[model].decode, placed)
         leg = DecodeLeg(prefilled, now, worker, lease)
         self.clock.at(now + self.profile.leg_s, leg.submit)

@@ -57,7 +57,9 @@ class Gate:
         if now - waiting.since >= self._settings.cached_first_s:
             return True
         run = waiting.run
-        return self._placement.knows_most(self._pool_of(run), run.key, self._prompts.chain(run, CHUNK_TOKENS))
+        return self._placement.knows_most(
+            self._pool_of(run), self._prompts.key(run), self._prompts.chain(run, CHUNK_TOKENS)
+        )
 
     def _has_room(self, run: Run) -> bool:
         pool = self._pool_of(run)

@@ -17,8 +17,11 @@ class Layout:
     """Workers and devices. Numbers of workers are for each pool, or a tuple of one number a pool.
 
     shared: one pool of `prefill_workers` of the base for all models, `decode_workers` for each pool of models.
-    per-model: `prefill_workers` and `decode_workers` for each model.
-    colocated: `decode_workers` for each model, which prefill too.
+    per-model: `prefill_workers` and `decode_workers` for each pool of models.
+    colocated: `decode_workers` for each pool of models, which prefill too.
+
+    A pool of models is one model, or several that are LoRA modules in the same workers (`decode_pools`). Under
+    per-model and colocated such workers still keep each model's KV apart, as vLLM does with adapters.
 
     Raises:
         UserError: a number that makes no deployment, by field.
@@ -28,7 +31,7 @@ class Layout:
     models: tuple[str, ...]
     prefill_workers: int | tuple[int, ...] = 1
     decode_workers: int | tuple[int, ...] = 1
-    decode_pools: int | None = None  # shared only: models are LoRA modules in the same workers. None: a pool a model
+    decode_pools: int | None = None  # into which models are put as LoRA modules. None: a pool a model
     prefill_devices: int | None = None  # for all prefill workers together. None: one for each
     decode_devices: int | None = None
 
@@ -41,15 +44,20 @@ class Layout:
             value = getattr(self, field)
             if value is not None and min(value if isinstance(value, tuple) else (value,)) < 1:
                 raise UserError(f"{field}: at least 1, found {value}")
-        if self.decode_pools and (self.system != "shared" or self.decode_pools > len(self.models)):
-            raise UserError("decode_pools: only models of the system `shared` share workers; at most a pool a model")
+        if self.decode_pools and self.decode_pools > len(self.models):
+            raise UserError(f"decode_pools: at most a pool a model, found {self.decode_pools} of {len(self.models)}")
         for field, pools in (("prefill_workers", self.prefill_pools), ("decode_workers", self._decode_pools)):
             if isinstance(value := getattr(self, field), tuple) and len(value) != pools:
                 raise UserError(f"{field}: a number for each of {pools} pools, found {len(value)}")
 
     @property
     def prefill_pools(self) -> int:
-        return {"shared": 1, "per-model": len(self.models), "colocated": 0}[self.system]
+        return {"shared": 1, "per-model": self._decode_pools, "colocated": 0}[self.system]
+
+    @property
+    def kv_apart(self) -> bool:
+        """Whether workers serve several models and find nothing in their caches that another model computed."""
+        return self.system != "shared" and self.decode_pools is not None
 
     @property
     def _decode_pools(self) -> int:
@@ -61,7 +69,7 @@ class Layout:
 
     def prefill_pool_of(self, model: str) -> int:
         """The number of the pool that prefills for the model, where workers prefill only."""
-        return self.models.index(model) if self.system == "per-model" else 0
+        return self.models.index(model) % self._decode_pools if self.system == "per-model" else 0
 
     def prefill_numbers(self) -> tuple[int, ...]:
         """Workers of each pool."""
@@ -76,13 +84,11 @@ class Layout:
     def routes(self) -> dict[str, ModelRoute]:
         """For each model, with all workers up."""
         prefill_workers = self.prefill_numbers()
-        pools = [_pool("decode", *pool) for pool in zip(self.models, self.decode_numbers(), strict=False)]
-        decode = {model: pools[index % len(pools)] for index, model in enumerate(self.models)}
+        decode = self._pools("decode", self.decode_numbers())
         if self.system == "shared":
             prefill = dict.fromkeys(self.models, _pool("prefill", "base", *prefill_workers))
         elif self.system == "per-model":
-            named = zip(self.models, prefill_workers, strict=True)
-            prefill = {model: _pool("prefill", model, workers) for model, workers in named}
+            prefill = self._pools("prefill", prefill_workers)
         else:
             prefill = decode
         routes = {model: ModelRoute("base", prefill[model], decode[model], "behind_context") for model in self.models}
@@ -90,6 +96,11 @@ class Layout:
             for worker in pool.workers:
                 pool.mark_up(worker)
         return routes
+
+    def _pools(self, role: Role, numbers: tuple[int, ...]) -> dict[str, Pool]:
+        """By model; a pool has the name of its first one."""
+        pools = [_pool(role, *pool) for pool in zip(self.models, numbers, strict=False)]
+        return {model: pools[index % len(pools)] for index, model in enumerate(self.models)}
 
     def device_of_workers(self, routes: Mapping[str, ModelRoute]) -> dict[Worker, tuple[Role, int]]:
         """Which device of which role each worker runs on; devices are given out in turn."""

@@ -1,7 +1,8 @@
 """How many workers a load needs, with sharing and without.
 
 From the fewest workers that the work could be done by, pools grow where a goal is missed, until a simulation under the
-router's own placement meets all goals. That is tried in a short run first. What passes has to pass a longer one, too,
+router's own placement meets all goals. Large pools grow by an eighth at a time, of which the last is halved until one
+worker less is too few. A number of workers is tried in a short run first. What passes has to pass a longer one, too,
 and keep up in it: in a short time sessions may happen to be few, and a backlog has no time to grow. A load that needs
 many workers is planned as equal cells, each with a router and workers of its own.
 """
@@ -63,7 +64,7 @@ def plan(
 ) -> Need:
     """
     Args:
-        decode_pools: shared only: the models are LoRA modules in so many pools of decode workers.
+        decode_pools: the models are LoRA modules in so many pools, see `Layout`.
 
     Raises:
         GoalMissed: this system misses a goal with any number of workers, or growing does not help it.
@@ -89,17 +90,22 @@ def _plan(layout: Layout, demand: Demand, profile: WorkerProfile, goal: Goal, se
     alone = Alone(layout, demand, profile, seed)
     alone.check(goal)
     run = _Run(demand, profile, alone, seed)
-    fewest = layout = alone.fewest(goal, run.demand.rate)
-    while layout.workers() <= TOO_MANY * fewest.workers():
-        measured = run.short(layout)
-        grown = _grown(measured, goal)
-        if grown == layout:
-            measured = run.long(layout, measured.session_s)
-            grown = _grown(measured, goal)
-            if grown == layout:
-                return run.need(measured)
-        layout = grown
-    raise GoalMissed(Missed(layout.system, goal, (run.reached(measured),)))
+    too_few, layout = None, alone.fewest(goal, run.demand.rate)
+    most = TOO_MANY * layout.workers()
+    measured, grown = run.tried(layout, goal)
+    while grown != layout:
+        if grown.workers() > most:
+            raise GoalMissed(Missed(layout.system, goal, (run.reached(measured),)))
+        too_few, layout = layout, grown
+        measured, grown = run.tried(layout, goal)
+    # Large pools have grown by several workers at a time: a system that needs many is not to be charged for more.
+    while too_few and (between := _between(too_few, layout)) != layout:
+        tried, grown = run.tried(between, goal)
+        if grown == between:
+            layout, measured = between, tried
+        else:
+            too_few = between
+    return run.need(measured)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,12 +133,16 @@ class _Run:
         self.demand = replace(demand, rate=demand.rate / self.cells)
         self._profile, self._seed = profile, seed
 
-    def short(self, layout: Layout) -> _Measured:
-        return self._measure(layout, self._session_s, SHORT_CALLS, tell_kept_up=False)
-
-    def long(self, layout: Layout, session_s: float) -> _Measured:
-        """`session_s`: how long sessions were in a short run. It may be far longer than they are alone."""
-        return self._measure(layout, max(session_s, self._session_s), LONG_CALLS, tell_kept_up=True)
+    def tried(self, layout: Layout, goal: Goal) -> tuple[_Measured, Layout]:
+        """What the layout reaches, and how it has to grow: not at all if nothing is missed, in a long run too."""
+        measured = self._measure(layout, self._session_s, SHORT_CALLS, tell_kept_up=False)
+        grown = _grown(measured, goal)
+        if grown != layout:
+            return measured, grown
+        # Sessions may take far longer than they do alone.
+        session_s = max(measured.session_s, self._session_s)
+        measured = self._measure(layout, session_s, LONG_CALLS, tell_kept_up=True)
+        return measured, _grown(measured, goal)
 
     def _measure(self, layout: Layout, session_s: float, calls: int, *, tell_kept_up: bool) -> _Measured:
         since = 1.5 * session_s
@@ -180,6 +190,13 @@ class _Run:
             max_num_batched_tokens=self._profile.max_num_batched_tokens,
             kept_up=kept_up.least,
         )
+
+
+def _between(fewer: Layout, more: Layout) -> Layout:
+    """With half of what each pool has more, rounded up."""
+    both = ((fewer.prefill_numbers(), more.prefill_numbers()), (fewer.decode_numbers(), more.decode_numbers()))
+    prefill, decode = (tuple(-(-(low + high) // 2) for low, high in zip(*pair, strict=True)) for pair in both)
+    return replace(more, prefill_workers=prefill or more.prefill_workers, decode_workers=decode)
 
 
 def _grown(measured: _Measured, goal: Goal) -> Layout:

@@ -50,7 +50,9 @@ class Simulation:
                 last, which of an open loop takes in the time that it fills and the time that it empties.
         """
         self._clock = Clock()
-        self.deployment = Deployment(layout, profile, self._clock, Prompts(preamble_tokens), placement, flow)
+        self.deployment = Deployment(
+            layout, profile, self._clock, Prompts(preamble_tokens, apart=layout.kv_apart), placement, flow
+        )
         self._profile, self._arrivals, self._recorder = profile, arrivals, recorder
         self._sessions: Iterator[tuple[int, Shape]] = iter(enumerate(sessions))
         self._busy_within = busy_within
