@@ -78,7 +78,7 @@ def test_the_vllm_with_adapters_is_compared_with_ours_that_has_them(results: Pat
     assert "| 12 | shared | colocated-lora | " in pages[1].read_text()
 
 
-@pytest.mark.parametrize("name", ["bench", "bench-float32", "bench-short-contexts"])
+@pytest.mark.parametrize("name", ["bench", "bench-float32", "bench-short-contexts", "bench-repeats"])
 def test_what_is_published_is_what_its_records_give(name: str) -> None:
     """Also when there are systems that it does not have."""
     folder = bench.ROOT / "docs" / "results" / name
@@ -91,8 +91,9 @@ def test_what_is_published_is_what_its_records_give(name: str) -> None:
 
 
 def test_matrices_of_published_folders_are_still_those() -> None:
-    for name, matrix in (("bench-float32", bench.FLOAT32), ("bench-short-contexts", bench.SHORT_CONTEXTS)):
-        assert load_matrix(bench.ROOT / "docs" / "results" / name / "matrix.json") == matrix
+    published = {"float32": bench.FLOAT32, "short-contexts": bench.SHORT_CONTEXTS, "repeats": bench.REPEATS}
+    for name, matrix in published.items():
+        assert load_matrix(bench.ROOT / "docs" / "results" / f"bench-{name}" / "matrix.json") == matrix
 
 
 def test_open_loops_have_tables_of_their_own(results: Path, pages: tuple[Path, Path]) -> None:
