@@ -96,7 +96,8 @@ def load_module(folder: Path) -> DecodeModule:
     if not file.is_file():
         raise UserError(
             f"module: {folder} has no {MANIFEST_NAME}, so nothing says which base's KV it was trained on; an "
-            "ordinary fine-tuned checkpoint cannot decode on a base's KV: train it with `prefillshare train`"
+            "ordinary fine-tuned checkpoint cannot decode on a base's KV: make it a decode module with `prefillshare "
+            "train`, whose field start_from names it"
         )
     try:
         manifest = Manifest.model_validate_json(file.read_text())

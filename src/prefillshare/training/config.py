@@ -22,7 +22,7 @@ from prefillshare.hardware import DType, resolve_dtype
 from prefillshare.instructions import Placement
 from prefillshare.training.refusals import refusal
 
-_PATHS = ("model_name_or_path", "dataset_name", "output_dir")
+_PATHS = ("model_name_or_path", "dataset_name", "output_dir", "start_from")
 _TRL = (SFTConfig, ModelConfig, ScriptArguments)
 # TRL's defaults that would change what users of decode modules expect, and why.
 _DEFAULTS: Mapping[str, Any] = {
@@ -35,7 +35,8 @@ class TrainConfig(BaseModel):
     """A training run.
 
     `model_name_or_path` is the base's folder, `dataset_name` a file or folder of rows (see sources.py) and `output_dir`
-    the folder that becomes the decode module. `trl` holds the other fields that were set, by TRL's names.
+    the folder that becomes the decode module. `start_from` is a fine-tuned model of the base whose weights, or whose
+    adapter, training begins with. `trl` holds the other fields that were set, by TRL's names.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -43,6 +44,7 @@ class TrainConfig(BaseModel):
     model_name_or_path: RelativePath
     dataset_name: RelativePath
     output_dir: RelativePath
+    start_from: RelativePath | None = None
     name: ModelName | None = None
     overwrite_output_dir: bool = False
     skip_invalid: bool = False

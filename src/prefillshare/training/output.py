@@ -30,6 +30,7 @@ _FIELDS = {
     "base": "model_name_or_path",
     "data": "dataset_name",
     "kind": "use_peft",
+    "start": "start_from",
     "instructions": "instructions",
 }
 
@@ -43,6 +44,7 @@ class RunRecord(BaseModel):
     base: str
     data: str
     kind: ModuleKind
+    start: str | None = None  # digest of the fine-tuned model that it started from
     instructions: Placement
 
 
@@ -82,6 +84,8 @@ def _check_what_is_removed(config: TrainConfig, resume_from: Path | None) -> Non
     used = {"model_name_or_path": config.model_name_or_path, "dataset_name": config.dataset_name}
     if resume_from is not None:
         used["resume_from_checkpoint"] = resume_from
+    if config.start_from is not None:
+        used["start_from"] = config.start_from
     for field, path in used.items():
         if path.resolve().is_relative_to(folder):
             raise UserError(f"output_dir: {removed} {field} {path.resolve()} from {folder}; name another folder")

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import PeftConfig
+from peft import PeftConfig, PeftModel
 from transformers import (
     AutoConfig,
     AutoTokenizer,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
@@ -41,6 +42,7 @@ from prefillshare.training.output import (
 from prefillshare.training.packing import pack, to_dataset
 from prefillshare.training.progress import with_progress
 from prefillshare.training.sources import require_splits
+from prefillshare.training.start import adapted, check_start
 from prefillshare.training.trainer import CacheConditionedTrainer
 
 _TOKENIZER_FILES = (
@@ -57,9 +59,9 @@ def train(config: TrainConfig, *, show_progress: bool = True) -> DecodeModule:
     process calls this, and the main process writes.
 
     Raises:
-        UserError: no such base or data, a base of an architecture that is not proven, a row that cannot be used, no
-            rows of their own to evaluate on, an output folder that is in use, a checkpoint of another run, or LoRA
-            under FSDP.
+        UserError: no such base or data, a base of an architecture that is not proven, nothing of it to start from, a
+            row that cannot be used, no rows of their own to evaluate on, an output folder that is in use, a checkpoint
+            of another run, or LoRA under FSDP.
     """
     _check_processes(config)
     main = int(os.environ.get("RANK", "0")) == 0
@@ -67,6 +69,7 @@ def train(config: TrainConfig, *, show_progress: bool = True) -> DecodeModule:
     check_output(config, resume_from)
     identity = compute_identity(config.model_name_or_path)
     tokenizer = _check_base(config)
+    start = check_start(config)
     arguments = config.arguments()
     # `do_eval` alone has Transformers evaluate nothing while it trains.
     evaluated = arguments.do_eval and (arguments.eval_strategy != "no" or arguments.eval_on_start)
@@ -77,7 +80,7 @@ def train(config: TrainConfig, *, show_progress: bool = True) -> DecodeModule:
     if evaluated:
         held_out = read(config, tokenizer, config.get("dataset_test_split"), show_progress=show_progress and main)
     kind: ModuleKind = "lora" if config.use_peft else "full"
-    record = RunRecord(base=identity.digest, data=data.digest, kind=kind, instructions=config.instructions)
+    record = RunRecord(base=identity.digest, data=data.digest, kind=kind, start=start, instructions=config.instructions)
     if resume_from is not None:
         require_same_run(resume_from, record)
     started = time.monotonic()
@@ -109,6 +112,7 @@ def train(config: TrainConfig, *, show_progress: bool = True) -> DecodeModule:
                     "skipped": len(data.skipped),
                     "responses": sum(len(example.spans) for example in data.examples),
                 },
+                **_started_from(config.start_from, start),
                 "hyper_parameters": config.hyper_parameters(),
                 "compute_dtype": config.compute_dtype,
                 "steps": saved_step(trainer),
@@ -155,17 +159,20 @@ def make_trainer(
     """The trainer with its model loaded. Decode weights are float32 whatever the compute dtype.
 
     Raises:
-        UserError: LoRA targets that the base does not have.
+        UserError: LoRA targets that the base does not have, or an adapter to start from that does not fit.
     """
     arguments = config.arguments()
     set_seed(arguments.seed)
     compute = getattr(torch, config.compute_dtype)
     attention = config.get("attn_implementation")
     base = None
+    model: PreTrainedModel | PeftModel
     if config.use_peft:  # one copy for both roles, in the dtype that the base is served in
         model = load_model(config.model_name_or_path, dtype=compute, attn_implementation=attention)
+        if config.start_from:
+            model = adapted(model, config.start_from)
     else:
-        model = load_model(config.model_name_or_path, attn_implementation=attention)
+        model = load_model(config.start_from or config.model_name_or_path, attn_implementation=attention)
         # Loaded again, not copied with .to(): that would round the rotary frequencies too, and with them all base KV.
         base = load_model(config.model_name_or_path, dtype=compute, attn_implementation=attention)
     try:
@@ -239,7 +246,13 @@ def _dataset(config: TrainConfig, examples: Sequence[Example]) -> Dataset:
     return dataset.shuffle(seed=config.get("seed")) if config.get("shuffle_dataset") else dataset
 
 
+def _started_from(folder: Path | None, digest: str | None) -> dict[str, Any]:
+    return {} if folder is None else {"start_from": {"name": folder.resolve().name, "digest": digest}}
+
+
 def _peft_config(config: TrainConfig) -> PeftConfig | None:
+    if config.start_from:
+        return None  # an adapter to start from brings its own
     found: PeftConfig | None = get_peft_config(config.model_arguments())
     if found is not None and found.target_modules == {"all-linear"}:
         found.target_modules = "all-linear"  # PEFT knows the word, but only outside of a list

@@ -1,0 +1,96 @@
+"""What a decode module's weights are before training: the base's, or those of a model that was fine-tuned from it.
+
+`start_from` turns a fine-tuned checkpoint or adapter that somebody has into a decode module: it has learned its task on
+its own KV, and goes on learning on the base's.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from safetensors import SafetensorError
+from transformers import AutoConfig, PreTrainedModel
+
+from prefillshare.errors import UserError
+from prefillshare.identity import compute_identity, digest_checkpoint
+from prefillshare.module import MANIFEST_NAME, load_module
+from prefillshare.training.config import TrainConfig
+
+_ADAPTER, _CHECKPOINT = "adapter_config.json", "config.json"
+# Fields of a model's config that may differ from the base's: who wrote it, and what generation goes by.
+_FREE = frozenset(
+    {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "architectures"}
+    | {"bos_token_id", "eos_token_id", "pad_token_id"}
+)
+
+
+def check_start(config: TrainConfig) -> str | None:
+    """A digest of what training starts from; None where it is the base.
+
+    Raises:
+        UserError: that is not a checkpoint, or with LoRA not an adapter, that a module of this base can start from.
+    """
+    start = config.start_from
+    if start is None:
+        return None
+    wanted, other = (_ADAPTER, _CHECKPOINT) if config.use_peft else (_CHECKPOINT, _ADAPTER)
+    if not (start / wanted).is_file():
+        if not (start / other).is_file():
+            raise UserError(f"start_from: {start} has no {wanted}; name the folder of a fine-tuned model of the base")
+        way = "leave use_peft out, or name an adapter" if config.use_peft else "set use_peft=true, or merge it first"
+        raise UserError(f"start_from: {start} is {'a checkpoint' if config.use_peft else 'an adapter'}; {way}")
+    weights = sorted(start.glob("adapter_model.safetensors" if config.use_peft else "*.safetensors"))
+    if not weights:
+        raise UserError(f"start_from: {start} has no *.safetensors weights; save it with save_pretrained()")
+    if (start / MANIFEST_NAME).is_file():
+        module = load_module(start)
+        if module.manifest.base.identity != compute_identity(config.model_name_or_path):
+            raise UserError(
+                f"start_from: {start} is a decode module of another base than {config.model_name_or_path}: "
+                f"{module.manifest.base.name}, {module.manifest.base.identity}"
+            )
+    if config.use_peft:
+        _check_adapter(config, start)
+    else:
+        _check_checkpoint(config.model_name_or_path, start)
+    return digest_checkpoint(weights, start / wanted)
+
+
+def adapted(model: PreTrainedModel, adapter: Path) -> PeftModel:
+    """The base with the adapter, which goes on being trained.
+
+    Raises:
+        UserError: the adapter does not fit the model.
+    """
+    try:
+        return PeftModel.from_pretrained(model, adapter, is_trainable=True)
+    except (RuntimeError, ValueError, SafetensorError) as error:
+        raise UserError(f"start_from: {adapter} does not fit the base: {error}") from None
+
+
+def _check_adapter(config: TrainConfig, start: Path) -> None:
+    try:
+        adapter: dict[str, Any] = json.loads((start / _ADAPTER).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"start_from: cannot read {start / _ADAPTER}: {error}") from None
+    if adapter.get("peft_type") != "LORA":
+        raise UserError(
+            f"start_from: {start} is of type {adapter.get('peft_type')!r}; only LoRA adapters can be served"
+        )
+    for field in ("use_dora", "modules_to_save"):
+        if adapter.get(field):
+            raise UserError(f"start_from: {start} has {field}, which vLLM does not serve; merge it into the checkpoint")
+    if told := sorted(key for key in config.trl if key.startswith("lora_")):
+        raise UserError(f"{told[0]}: the adapter that start_from names brings its own; leave {', '.join(told)} out")
+
+
+def _check_checkpoint(base: Path, start: Path) -> None:
+    try:
+        ours, theirs = (AutoConfig.from_pretrained(folder).to_dict() for folder in (base, start))
+    except (OSError, ValueError) as error:
+        raise UserError(f"start_from: cannot use {start}: {error}") from None
+    fields = sorted((ours.keys() | theirs.keys()) - _FREE)
+    if differing := [field for field in fields if ours.get(field) != theirs.get(field)]:
+        shown = ", ".join(f"{field} is {theirs.get(field)!r}, not {ours.get(field)!r}" for field in differing)
+        raise UserError(f"start_from: {start} was not fine-tuned from {base}: its {shown}")

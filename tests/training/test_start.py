@@ -1,0 +1,191 @@
+"""Decode modules that begin as a fine-tuned model of the base."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from prefillshare.errors import UserError
+from prefillshare.identity import compute_identity
+from prefillshare.module import MANIFEST_NAME, load_module, verify_module
+from prefillshare.training import run
+from prefillshare.training.config import TrainConfig, load_train_config
+from prefillshare.training.models import load_model
+from prefillshare.training.start import check_start
+from tests.training.tiny import byte_tokenizer, save_base, tiny_model
+
+UNMOVED = 1e-30  # a learning rate
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_base(tmp_path_factory.mktemp("start") / "base", tiny_model())
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stands for what full fine-tuning made of the base: the same shape, other weights."""
+    return save_base(tmp_path_factory.mktemp("start") / "tuned", tiny_model(seed=1))
+
+
+@pytest.fixture
+def config(base: Path, tmp_path: Path) -> TrainConfig:
+    data = tmp_path / "data.jsonl"
+    data.write_text(json.dumps({"prompt": "say one: ", "completion": "one"}) + "\n")
+    return TrainConfig(
+        model_name_or_path=base,
+        dataset_name=data,
+        output_dir=tmp_path / "module",
+        max_steps=1,
+        learning_rate=UNMOVED,
+        dtype="float32",
+        gradient_checkpointing=False,
+        save_strategy="no",
+    )
+
+
+@pytest.fixture
+def adapter(config: TrainConfig, tmp_path: Path) -> Path:
+    """As PEFT leaves it, without a manifest."""
+    folder = tmp_path / "adapter"
+    run.train(config.changed(output_dir=folder, use_peft=True, lora_r=4, learning_rate=0.1), show_progress=False)
+    (folder / MANIFEST_NAME).unlink()
+    return folder
+
+
+def test_a_checkpoint_becomes_a_decode_module_of_the_base(config: TrainConfig, base: Path, tuned: Path) -> None:
+    module = run.train(config.changed(start_from=tuned), show_progress=False)
+    before, after = (load_file(folder / "model.safetensors") for folder in (tuned, config.output_dir))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert module.manifest.base.identity == compute_identity(base)
+    verify_module(module, base)
+    record = module.manifest.training["start_from"]
+    assert record == {"name": "tuned", "digest": check_start(config.changed(start_from=tuned))}
+    assert module.manifest.training["final_loss"] > 0
+
+
+def test_the_kv_stays_the_bases(config: TrainConfig, base: Path, tuned: Path) -> None:
+    changed = config.changed(start_from=tuned)
+    tokenizer = byte_tokenizer()
+    trainer = run.make_trainer(changed, run.read(changed, tokenizer, "train", show_progress=False).examples, tokenizer)
+    ids = torch.tensor([tokenizer("say one: ")["input_ids"]])
+    with torch.no_grad(), trainer._base_role(trainer.model) as role:
+        assert torch.equal(role(ids).logits, load_model(base)(ids).logits)
+        assert torch.equal(trainer.model(ids).logits, load_model(tuned)(ids).logits)
+
+
+def test_an_adapter_goes_on_and_the_base_is_read_without_it(config: TrainConfig, base: Path, adapter: Path) -> None:
+    changed = config.changed(start_from=adapter, use_peft=True)
+    tokenizer = byte_tokenizer()
+    trainer = run.make_trainer(changed, run.read(changed, tokenizer, "train", show_progress=False).examples, tokenizer)
+    ids = torch.tensor([tokenizer("say one: ")["input_ids"]])
+    with torch.no_grad():
+        plain = load_model(base)(ids).logits
+        with trainer._base_role(trainer.model) as role:
+            assert torch.equal(role(ids).logits, plain)
+        assert not torch.allclose(trainer.model(ids).logits, plain)
+    module = run.train(changed, show_progress=False)
+    before, after = (load_file(folder / "adapter_model.safetensors") for folder in (adapter, config.output_dir))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert (module.kind, module.manifest.training["start_from"]["name"]) == ("lora", "adapter")
+    again = changed.changed(output_dir=config.output_dir.with_name("moved"), learning_rate=0.1)
+    run.train(again, show_progress=False)
+    moved = load_file(again.output_dir / "adapter_model.safetensors")
+    assert any(not torch.equal(before[name], moved[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    ("name", "use_peft", "message"),
+    [
+        ("nowhere", False, r"start_from: .*nowhere has no config.json; name the folder of a fine-tuned model"),
+        ("nowhere", True, r"start_from: .*nowhere has no adapter_config.json"),
+        ("adapter", False, r"start_from: .*adapter is an adapter; set use_peft=true, or merge it first"),
+        ("tuned", True, r"start_from: .* is a checkpoint; leave use_peft out, or name an adapter"),
+        ("smaller", False, r"start_from: .*smaller was not fine-tuned from .*: its num_hidden_layers is 2, not 3"),
+        ("empty", False, r"start_from: .*empty has no \*.safetensors weights"),
+    ],
+)
+def test_what_no_module_can_start_from_is_refused_before_the_model_is_loaded(
+    name: str,
+    use_peft: bool,
+    message: str,
+    config: TrainConfig,
+    tuned: Path,
+    adapter: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folders = {"tuned": tuned, "adapter": adapter}
+    for other in ("smaller", "empty"):
+        folder = folders[other] = save_base(tmp_path / other, tiny_model(seed=1))
+        if other == "empty":
+            (folder / "model.safetensors").unlink()
+            continue
+        settings = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(settings | {"num_hidden_layers": 2}))
+    monkeypatch.delattr(run, "make_trainer")
+    changed = config.changed(start_from=folders.get(name, tmp_path / name), use_peft=use_peft)
+    with pytest.raises(UserError, match=message):
+        run.train(changed, show_progress=False)
+
+
+@pytest.mark.parametrize(
+    ("written", "fields", "message"),
+    [
+        ({"peft_type": "IA3"}, {}, r"start_from: .* is of type 'IA3'; only LoRA adapters can be served"),
+        ({"use_dora": True}, {}, r"start_from: .* has use_dora, which vLLM does not serve"),
+        ({"modules_to_save": ["lm_head"]}, {}, r"start_from: .* has modules_to_save"),
+        ({}, {"lora_r": 8, "lora_alpha": 4}, r"lora_alpha: the adapter .* its own; leave lora_alpha, lora_r out"),
+        ({"r": 5}, {}, r"start_from: .*adapter does not fit the base"),
+    ],
+)
+def test_an_adapter_that_cannot_go_on_is_refused(
+    written: dict, fields: dict, message: str, config: TrainConfig, adapter: Path
+) -> None:
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | written))
+    with pytest.raises(UserError, match=message):
+        run.train(config.changed(start_from=adapter, use_peft=True, **fields), show_progress=False)
+
+
+def test_a_module_may_go_on_but_not_one_of_another_base(
+    config: TrainConfig, base: Path, tuned: Path, tmp_path: Path
+) -> None:
+    run.train(config, show_progress=False)
+    more = config.changed(start_from=config.output_dir, output_dir=tmp_path / "more")
+    run.train(more, show_progress=False)
+    assert load_module(more.output_dir).manifest.training["start_from"]["name"] == "module"
+    other = config.changed(model_name_or_path=tuned, start_from=config.output_dir, output_dir=tmp_path / "other")
+    with pytest.raises(
+        UserError, match=r"start_from: .*module is a decode module of another base than .*tuned: base, "
+    ):
+        run.train(other, show_progress=False)
+
+
+def test_a_run_goes_on_only_with_what_it_started_from(config: TrainConfig, tuned: Path) -> None:
+    first = config.changed(save_strategy="steps", save_steps=1, max_steps=2, start_from=tuned)
+    run.train(first, show_progress=False)
+    (config.output_dir / MANIFEST_NAME).unlink()
+    again = first.changed(resume_from_checkpoint=True, max_steps=3)
+    with pytest.raises(UserError, match=r"start_from: was \w+, is None"):
+        run.train(again.changed(start_from=None), show_progress=False)
+    run.train(again, show_progress=False)
+
+
+def test_the_folder_that_is_overwritten_must_not_hold_it(config: TrainConfig, adapter: Path) -> None:
+    inside = config.changed(
+        output_dir=adapter.parent, start_from=adapter, use_peft=True, overwrite_output_dir=True, dataset_name=adapter
+    )
+    with pytest.raises(UserError, match="overwrite_output_dir=true would remove"):
+        run.train(inside, show_progress=False)
+
+
+def test_its_path_starts_at_the_yaml(base: Path, tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(f"model_name_or_path: {base}\ndataset_name: d.jsonl\noutput_dir: out\nstart_from: ./tuned\n")
+    assert load_train_config(file).start_from == tmp_path / "tuned"
+    assert load_train_config(file, ["start_from=tuned"]).start_from == Path("tuned").absolute()
