@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -24,17 +24,34 @@ RESULTS = Path(__file__).parents[2] / "docs" / "results" / "accuracy"
 
 @dataclass(frozen=True)
 class Cell:
-    """One training, or for `base` none. `rate` is its learning rate, `passes` how often it goes through the rows."""
+    """One training, or for `base` none. `rate` is its learning rate, `passes` how often it goes through the rows.
+
+    `after`: the decode module starts from full fine-tuning at this rate, for so many passes.
+    """
 
     family: str
     seed: int
     system: System
     rate: float | None = None
     passes: int = 1
+    after: int = 0
+
+    @property
+    def in_sweep(self) -> bool:
+        """Whether it is one of the trainings that both systems have at every rate."""
+        return self.passes == 1 and not self.after
+
+    @property
+    def start(self) -> "Cell | None":
+        """The training whose checkpoint it starts from; None: from the base."""
+        return Cell(self.family, self.seed, "full", self.rate, self.after) if self.after else None
 
     def __str__(self) -> str:
         rate = "" if self.rate is None else f" {self.rate:g}"
-        return f"{self.family} seed {self.seed} {self.system}{rate}" + (f" x{self.passes}" if self.passes > 1 else "")
+        more = f" x{self.passes}" if self.passes > 1 else ""
+        return f"{self.family} seed {self.seed} {self.system}{rate}{more}" + (
+            f" after x{self.after}" * (self.after > 0)
+        )
 
     @property
     def name(self) -> str:
@@ -70,9 +87,9 @@ class Record:
 
 
 def grid(families: list[Family], seeds: list[int], rates: tuple[float, ...] | None) -> Iterator[list[list[Cell]]]:
-    """For each seed and family five groups of cells whose best is scored on the test items: the base, all rates of full
-    fine-tuning, all rates of the decode module, its longer training, and full fine-tuning's for as many passes (both
-    empty if their rate is left out).
+    """For each seed and family six groups of cells whose best is scored on the test items: the base, all rates of full
+    fine-tuning, all rates of the decode module, its longer training, full fine-tuning's for as many passes, and one
+    pass of the decode module that starts from that (all three empty if their rate is left out).
 
     Seed by seed, so that a run that stops early has every family.
     """
@@ -83,7 +100,8 @@ def grid(families: list[Family], seeds: list[int], rates: tuple[float, ...] | No
             [Cell(family.name, seed, system, rate, passes) for rate, passes in family.longer if rate in tried]
             for system in ("decode", "full")
         )
-        yield [[Cell(family.name, seed, "base")], full, decode, longer, as_long]
+        from_full = [replace(cell, system="decode", passes=1, after=cell.passes) for cell in as_long]
+        yield [[Cell(family.name, seed, "base")], full, decode, longer, as_long, from_full]
 
 
 def draw(family: Family, seed: int, items: int) -> Data:

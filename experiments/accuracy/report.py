@@ -61,7 +61,7 @@ def table(families: list[FamilyResult], records: list[Record]) -> str:
             cells = " | ".join(f"{100 * accuracy[key]:.1f}" for key in ("full", "naive", "decode"))
             chosen = " | ".join(str(result.rates[system].count(rate)) for system in ("full", "decode"))
             lines.append(f"| {result.family} | {rate:g} | {cells} | {chosen} |")
-    more = [*_same_time_table(families), *_more_passes_table(families)]
+    more = [*_same_time_table(families), *_more_passes_table(families), *_from_full_table(families)]
     return "\n".join([*lines, *more, "", _what_was_run(families, records)])
 
 
@@ -106,6 +106,23 @@ def _more_passes_table(families: list[FamilyResult]) -> list[str]:
     return lines
 
 
+def _from_full_table(families: list[FamilyResult]) -> list[str]:
+    known = [(result.family, result.from_full.bits) for result in families if result.from_full]
+    if not known:
+        return []
+    lines = ["", "The decode module for one pass from that longer full fine-tuning, `start_from` (test items):", ""]
+    head = "| family | items x seeds | full fine-tuning, longer | its weights on base KV | decode module from it"
+    lines += [f"{head} | decode - full | by seed: full, on base KV, decode |", "|---" * 7 + "|"]
+    for family, bits in known:
+        cells = [f"{len(bits['full'][0])} x {len(bits['full'])}"]
+        cells += [f"{100 * mean(bits[key]):.1f}" for key in bits]
+        cells += [str(paired_difference([(bits["decode"], bits["full"])]))]
+        seeds = zip(*bits.values(), strict=True)
+        cells += ["; ".join(", ".join(f"{100 * mean([bits]):.1f}" for bits in seed) for seed in seeds)]
+        lines.append(f"| {family} | {' | '.join(cells)} |")
+    return lines
+
+
 def _counted(families: list[FamilyResult]) -> list[FamilyResult]:
     return [result for result in families if result.family in COUNTED]
 
@@ -137,6 +154,8 @@ def as_json(families: list[FamilyResult]) -> dict[str, Any]:
                 "training_seconds": result.training_s,
                 "same_time": result.same_time and _same_time_json(result, result.same_time),
                 "more_passes": result.more_passes and _more_passes_json(result.more_passes),
+                "from_full": result.from_full
+                and {key: [mean([seed]) for seed in bits] for key, bits in result.from_full.bits.items()},
             }
             for result in families
         },

@@ -35,6 +35,14 @@ class MorePasses:
 
 
 @dataclass(frozen=True)
+class FromFull:
+    """One pass of the decode module from the checkpoint of full fine-tuning's longer training, beside that checkpoint
+    on its own KV and on the base's; over the seeds that have it."""
+
+    bits: dict[Answerer, list[list[int]]]
+
+
+@dataclass(frozen=True)
 class FamilyResult:
     """One family over the seeds for which every system has been scored on the test items.
 
@@ -49,6 +57,7 @@ class FamilyResult:
     training_s: dict[str, float]  # mean seconds of a training, by system
     same_time: SameTime | None  # None: not every seed has the longer training
     more_passes: MorePasses | None  # None: no seed has those of both systems
+    from_full: FromFull | None
 
     def pair(self, one: Answerer, other: Answerer) -> tuple[Bits, Bits]:
         return self.bits[one], self.bits[other]
@@ -80,6 +89,7 @@ def family_result(name: str, records: list[Record]) -> FamilyResult | None:
         {system: _mean_seconds([record for record in tuned if record.cell.system == system]) for system in systems},
         _same_time(tuned, longer, seeds),
         _more_passes(tuned, longer, seeds),
+        _from_full(records, seeds),
     )
 
 
@@ -117,6 +127,22 @@ def _more_passes(tuned: list[Record], longer: list[Record], seeds: list[int]) ->
     return MorePasses(bits, {system: [record.cell.passes for record in tops] for system, tops in chosen.items()})
 
 
+def _from_full(records: list[Record], seeds: list[int]) -> FromFull | None:
+    by_cell = {record.cell: record for record in records if "test" in record.scores}
+    pairs = [
+        (by_cell[cell.start], record)
+        for cell, record in sorted(by_cell.items(), key=lambda each: each[0].seed)
+        if cell.start in by_cell and cell.seed in seeds
+    ]
+    if not pairs:
+        return None
+    _check_comparable(pairs[0][0].cell.family, [record for pair in pairs for record in pair])
+    bits: dict[Answerer, list[list[int]]] = {
+        key: [full.right("test", key) for full, _ in pairs] for key in ("full", "naive")
+    }
+    return FromFull(bits | {"decode": [decode.right("test", "decode") for _, decode in pairs]})
+
+
 def _of(records: list[Record], seed: int, system: System) -> list[Record]:
     return [record for record in records if record.cell.seed == seed and record.cell.system == system]
 
@@ -137,7 +163,7 @@ def _seconds(record: Record) -> float:
 def at_common_rates(records: list[Record]) -> dict[tuple[int, System], list[Record]]:
     """By seed and system: base, and both systems at the rates at which they can be compared."""
     groups: dict[tuple[int, System], list[Record]] = defaultdict(list)
-    records = [record for record in records if record.cell.passes == 1]
+    records = [record for record in records if record.cell.in_sweep]
     decode = {(record.cell.seed, record.cell.rate): record for record in records if record.cell.system == "decode"}
     for record in records:
         seed, rate = record.cell.seed, record.cell.rate

@@ -32,6 +32,7 @@ from experiments.accuracy.families import FAMILIES
 from experiments.accuracy.items import Data
 from experiments.accuracy.training import is_trained, train_cell
 from experiments.environment import environment
+from prefillshare.errors import UserError
 from prefillshare.hardware import preferred_dtype
 from prefillshare.identity import compute_identity
 
@@ -163,8 +164,28 @@ class Group:
 
     def _train(self, record: Record) -> None:
         folder = self._checkpoint(record.cell)
-        record.training = train_cell(record.cell, self.data.train, self.grid.base, folder)
+        start_from = self._start(record) if record.cell.start else None
+        record.training = train_cell(record.cell, self.data.train, self.grid.base, folder, start_from)
         record.environment = environment()
+
+    def _start(self, record: Record) -> Path:
+        """The checkpoint that the cell starts from, trained again if it is gone.
+
+        Raises:
+            UserError: it was made in a dtype that is not this machine's, so that another one would come of it.
+        """
+        start = record.cell.start
+        assert start is not None
+        folder = self._checkpoint(start)
+        if not is_trained(folder):
+            dtype = load(start, record.recipe, self.grid.results).dtype
+            if dtype not in (None, preferred_dtype()):
+                raise UserError(
+                    f"{record.cell} starts from {start}, whose checkpoint {folder} is gone and was trained in {dtype}; "
+                    "run it on a machine that computes in it, or remove that record"
+                )
+            train_cell(start, self.data.train, self.grid.base, folder)
+        return folder
 
     def _score(self, record: Record, part: str) -> None:
         family, base = FAMILIES[record.cell.family], self.grid.base

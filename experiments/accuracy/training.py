@@ -28,8 +28,13 @@ from prefillshare.training.trainer import IGNORED
 Row = dict[str, str]
 
 
-def train_cell(cell: Cell, items: list[Item], base: Path, folder: Path) -> dict[str, Any]:
-    """Writes the checkpoint to `folder`, in the dtype of the base's, and returns what to record of the training."""
+def train_cell(
+    cell: Cell, items: list[Item], base: Path, folder: Path, start_from: Path | None = None
+) -> dict[str, Any]:
+    """Writes the checkpoint to `folder`, in the dtype of the base's, and returns what to record of the training.
+
+    `start_from` is the checkpoint that a decode module starts from, in the place of the base.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     tokenizer = AutoTokenizer.from_pretrained(base)
@@ -38,7 +43,7 @@ def train_cell(cell: Cell, items: list[Item], base: Path, folder: Path) -> dict[
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     started = time.monotonic()
     if cell.system == "decode":
-        loss = _train_decode(cell, data, base, folder)
+        loss = _train_decode(cell, data, base, folder, start_from)
     else:
         loss = _train_full(cell, data, rows, tokenizer, base, folder)
     return {"seconds": round(time.monotonic() - started, 1), "final_loss": loss}
@@ -75,11 +80,12 @@ def _common(cell: Cell) -> dict[str, Any]:
     }
 
 
-def _train_decode(cell: Cell, data: Path, base: Path, folder: Path) -> float:
+def _train_decode(cell: Cell, data: Path, base: Path, folder: Path, start_from: Path | None) -> float:
     own = {
         "model_name_or_path": base,
         "dataset_name": data,
         "output_dir": folder,
+        "start_from": start_from,
         "name": cell.folder,
     }
     config = TrainConfig.model_validate({**own, **_common(cell)})

@@ -174,6 +174,24 @@ def test_the_longer_trainings_of_both_are_compared_for_the_seeds_that_have_them(
     assert summary["accuracy_by_seed"]["full"] == [0.75, 1.0]
 
 
+def test_decode_modules_that_started_from_full_fine_tuning_are_shown_beside_it(docs: Path) -> None:
+    results = docs / "results" / "accuracy"
+    fill(results, 0)
+    before = write_report(results, docs)
+    cell = Cell("sql", 0, "decode", 1e-3, after=2)
+    record = Record(cell, RECIPE, {"dtype": "float32"}, {"seconds": 9.0})
+    record.scores["test"] = {"decode": {"right": "1101", "seconds": 1.0}}
+    save(record, results)
+    assert "start_from" not in write_report(results, docs)  # what it started from has no scores yet
+    longer(results, 0, validation="11", test="1111", system="full")
+    after = write_report(results, docs)
+    assert after.splitlines()[:8] == before.splitlines()[:8]
+    assert "| sql | 4 x 1 | 100.0 | 100.0 | 75.0 | -25.0 (" in after
+    assert after.count("| 100.0, 100.0, 75.0 |") == 1
+    summary = json.loads((docs / "results" / "accuracy.json").read_text())["families"]["sql"]["from_full"]
+    assert summary == {"full": [1.0], "naive": [1.0], "decode": [0.75]}
+
+
 def test_no_complete_seed_is_said(docs: Path) -> None:
     with pytest.raises(UserError, match="no family"):
         write_report(docs / "results" / "accuracy", docs)

@@ -24,7 +24,12 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Trainings and scorings are pretended; this is what was done. The higher rate is the better one."""
     done: list[str] = []
 
-    def train(cell: Cell, items: list[Item], base: Path, folder: Path) -> dict[str, Any]:
+    def train(
+        cell: Cell, items: list[Item], base: Path, folder: Path, start_from: Path | None = None
+    ) -> dict[str, Any]:
+        if start_from:
+            done.append(f"start from {start_from.name}")
+            assert (start_from / "config.json").is_file()
         folder.mkdir(parents=True)
         (folder / "config.json").write_text("{}")
         done.append(f"train {cell}")
@@ -146,7 +151,7 @@ def test_the_longer_trainings_have_tests_of_their_own(
 ) -> None:
     monkeypatch.setitem(FAMILIES, "toy", replace(family, longer=((1e-3, 3),)))
     go(grid)
-    assert trained[-8:] == [
+    assert trained[-12:] == [
         "train toy seed 0 decode 0.001 x3",
         "toy seed 0 decode 0.001 x3: decode, validation items",
         "toy seed 0 decode 0.001 x3: decode, test items",
@@ -155,11 +160,41 @@ def test_the_longer_trainings_have_tests_of_their_own(
         "toy seed 0 full 0.001 x3: naive, validation items",
         "toy seed 0 full 0.001 x3: full, test items",
         "toy seed 0 full 0.001 x3: naive, test items",
+        "start from toy-s0-full-0_001-x3",
+        "train toy seed 0 decode 0.001 after x3",
+        "toy seed 0 decode 0.001 after x3: decode, validation items",
+        "toy seed 0 decode 0.001 after x3: decode, test items",
     ]
     assert read(grid.results / "toy-s0-decode-0.001-x3.json").cell == Cell("toy", 0, "decode", 1e-3, passes=3)
     trained.clear()
     go(replace(grid, rates=(1e-2,)))
     assert not trained  # its rate is not asked for
+
+
+def test_the_checkpoint_that_a_training_starts_from_is_trained_again_in_its_dtype(
+    grid: Grid, trained: list[str], family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FAMILIES, "toy", replace(family, longer=((1e-3, 3),)))
+    go(grid)
+    (grid.results / "toy-s0-decode-0.001-after-x3.json").unlink()
+    shutil.rmtree(grid.checkpoints)
+    trained.clear()
+    go(grid)
+    assert [line for line in trained if "items" not in line] == [
+        "train toy seed 0 full 0.001 x3",
+        "start from toy-s0-full-0_001-x3",
+        "train toy seed 0 decode 0.001 after x3",
+    ]
+    (grid.results / "toy-s0-decode-0.001-after-x3.json").unlink()
+    shutil.rmtree(grid.checkpoints)
+    file = grid.results / "toy-s0-full-0.001-x3.json"
+    record = json.loads(file.read_text())
+    record["environment"]["dtype"] = "another"
+    file.write_text(json.dumps(record))
+    with pytest.raises(
+        UserError, match=r"starts from toy seed 0 full 0.001 x3, whose checkpoint .* trained in another"
+    ):
+        go(grid)
 
 
 def test_time_is_up_before_a_step_that_would_end_too_late(grid: Grid, trained: list[str]) -> None:

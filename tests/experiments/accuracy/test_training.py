@@ -14,6 +14,8 @@ from experiments.accuracy.run import Grid
 from experiments.accuracy.training import train_cell
 from prefillshare import hardware
 from prefillshare.errors import UserError
+from prefillshare.identity import compute_identity
+from prefillshare.module import load_module
 from tests.experiments.accuracy.conftest import toy
 from tests.experiments.accuracy.test_run import go
 
@@ -44,6 +46,16 @@ def test_full_fine_tuning_changes_the_weights_and_keeps_the_dtype(base: Path, tm
     before, after = (AutoModelForCausalLM.from_pretrained(folder) for folder in (base, tmp_path / "full"))
     assert after.dtype == before.dtype
     assert not torch.equal(before.lm_head.weight, after.lm_head.weight)
+
+
+def test_a_decode_module_may_start_from_full_fine_tuning(base: Path, tmp_path: Path) -> None:
+    items = toy(0, Size(2 * BATCH_SIZE, 0, 0)).train
+    full, decode = tmp_path / "full", tmp_path / "decode"
+    train_cell(Cell("toy", 0, "full", 1e-2), items, base, full)
+    train_cell(Cell("toy", 0, "decode", 1e-9, after=1), items, base, decode, full)
+    before, after = (AutoModelForCausalLM.from_pretrained(folder) for folder in (full, decode))
+    assert torch.allclose(before.lm_head.weight, after.lm_head.weight, atol=1e-6)
+    assert load_module(decode).manifest.base.identity == compute_identity(base)
 
 
 def test_other_tokens_in_trl_void_the_comparison(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
