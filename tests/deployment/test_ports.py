@@ -63,8 +63,10 @@ def test_a_side_channel_in_use_is_found(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     wanted = deployment(tmp_path, workers={"first_port": 28100, "first_side_channel_port": port})
     with socket.create_server(("127.0.0.1", port)):
-        found = dict(problems(wanted))
-    assert f"port {port}" in found["workers.first_side_channel_port"]
+        found = problems(wanted)
+        # Others of its ports may be in use by what else runs here.
+        named = [text for field, text in found if field == "workers.first_side_channel_port"]
+        assert any(f"port {port} " in text for text in named)
 
 
 @pytest.mark.parametrize(
