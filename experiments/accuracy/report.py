@@ -147,21 +147,24 @@ def as_json(families: list[FamilyResult]) -> dict[str, Any]:
             result.family: {
                 "seeds": result.seeds,
                 "accuracy": {key: mean(bits) for key, bits in result.bits.items()},
-                "accuracy_by_seed": {key: [mean([seed]) for seed in bits] for key, bits in result.bits.items()},
+                "accuracy_by_seed": _by_seed(result.bits),
                 "best_rates": result.rates,
                 "points": {key: asdict(paired_difference([result.pair(key, "full")])) for key in _COMPARED},
                 "validation": {f"{rate:g}": accuracy for rate, accuracy in sorted(result.sweep.items())},
                 "training_seconds": result.training_s,
                 "same_time": result.same_time and _same_time_json(result, result.same_time),
                 "more_passes": result.more_passes and _more_passes_json(result.more_passes),
-                "from_full": result.from_full
-                and {key: [mean([seed]) for seed in bits] for key, bits in result.from_full.bits.items()},
+                "from_full": result.from_full and _by_seed(result.from_full.bits),
             }
             for result in families
         },
         "mean_of": [result.family for result in _counted(families)],
         "points": {key: asdict(_overall(_counted(families), key)) for key in _COMPARED},
     }
+
+
+def _by_seed(bits: dict[Answerer, list[list[int]]]) -> dict[Answerer, list[float]]:
+    return {key: [mean([seed]) for seed in seeds] for key, seeds in bits.items()}
 
 
 def _same_time_json(result: FamilyResult, longer: SameTime) -> dict[str, Any]:
@@ -176,7 +179,7 @@ def _same_time_json(result: FamilyResult, longer: SameTime) -> dict[str, Any]:
 
 def _more_passes_json(longer: MorePasses) -> dict[str, Any]:
     return {
-        "accuracy_by_seed": {key: [mean([seed]) for seed in bits] for key, bits in longer.bits.items()},
+        "accuracy_by_seed": _by_seed(longer.bits),
         "passes": longer.passes,
         "points": {key: asdict(paired_difference([(longer.bits[key], longer.bits["full"])])) for key in _COMPARED},
     }
