@@ -27,3 +27,8 @@ def test_a_total_that_is_new_has_grown_from_nothing() -> None:
 
 def test_gauges_are_asked_for_by_name() -> None:
     assert gauges(TEXT, "vllm:num_requests_running", "vllm:nothing") == {"vllm:num_requests_running": 1.0}
+
+
+def test_lines_that_were_not_asked_for_are_not_parsed() -> None:
+    others = 'vllm:num_requests_running_by_reason{reason="a"} 5.0\nvllm:broken{ nothing that can be parsed\n'
+    assert gauges(others + TEXT, "vllm:num_requests_running") == {"vllm:num_requests_running": 1.0}

@@ -15,8 +15,13 @@ def totals(text: str) -> dict[str, float]:
 
 
 def gauges(text: str, *names: str) -> dict[str, float]:
-    """The gauges of these names, each summed over its labels."""
-    return _summed(text, lambda name: name in names)
+    """The gauges of these names, each summed over its labels.
+
+    Only their lines are parsed. A worker has six hundred, mostly of histograms: parsing all, once a second, took the
+    driver a fiftieth of a core for each worker, from systems that share two.
+    """
+    lines = "".join(line for line in text.splitlines(keepends=True) if line.startswith(names))
+    return _summed(lines, lambda name: name in names)
 
 
 def growth(before: Totals, after: Totals) -> dict[str, float]:
