@@ -20,7 +20,7 @@ from prefillshare.router.flow.control import FlowControl
 from prefillshare.router.flow.metrics import FlowMetrics
 from prefillshare.router.flow.ticket import Ticket
 from prefillshare.router.placement.chunks import chain_of_request
-from prefillshare.router.placement.placement import Placement
+from prefillshare.router.placement.placement import Placed, Placement
 from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.route import ModelRoute
 from prefillshare.router_config import FlowConfig
@@ -973,3 +973,71 @@ async def test_cached_prompts_do_not_take_the_turn_of_another_key() -> None:
     await settle()
     await bench.end("b1")
     assert bench.log == ["a1", "b1", "c1"]
+
+
+class Texts(Bench):
+    """Whose prompts are texts of 2,900 bytes, each its own, that the worker makes into `tokens`."""
+
+    tokens = 480
+
+    async def legs(self, call: Call, ticket: Ticket, end: asyncio.Event) -> None:
+        ticket.prefill(lambda has_room: Placed(self.prefill.workers[0], "load", self.tokens))
+        ticket.prefilled()
+        ticket.decode(lambda has_room: Placed(self.routes[call.model].decode.workers[0], "load", self.tokens))
+        await end.wait()
+
+    async def run(self, name: str, model: str, tenant: str, tokens: int, **fields: Any) -> None:
+        text = f"{name} ".ljust(2900 - len('""'), "x")
+        await self.serve(Call(name, "completions", model, body_of(text), False, None, **fields), tenant)
+
+    async def learn(self, times: int, tenant: str = "") -> None:
+        for number in range(times):
+            task = self.call(f"{tenant}-{number}", tenant=tenant)
+            await settle()
+            await self.end(f"{tenant}-{number}")
+            await task
+
+
+async def test_how_long_prompts_are_is_learned_from_those_before() -> None:
+    bench = Texts(decode=1000)  # two of 480 tokens and 10 of an answer, but one of 2,900 / 4
+    await bench.learn(7)
+    first, second = bench.call("first"), bench.call("second")
+    await settle()
+    assert bench.log[7:] == ["first"]
+    await bench.end("first")
+    await bench.end("second")
+    await asyncio.gather(first, second)
+    bench.call("third", tenant="acme")
+    fourth = bench.call("fourth", tenant="acme")
+    await settle()
+    assert bench.log[9:] == ["third"]  # what others sent says nothing of this tenant's texts
+    fourth.cancel()
+    await bench.end("third")
+    bench.call("fifth")
+    bench.call("sixth")
+    await settle()
+    assert bench.log[10:] == ["fifth", "sixth"]
+    await bench.end("fifth")
+    await bench.end("sixth")
+    assert bench.held() == 0
+
+
+async def test_dense_prompts_are_known_for_what_they_are_after_the_first() -> None:
+    bench = Texts(decode=1600)
+    bench.tokens = 1400  # not 725
+    await bench.learn(1)
+    bench.call("first")
+    bench.call("second")
+    await settle()
+    assert bench.log[1:] == ["first"]
+
+
+async def test_token_ids_teach_nothing() -> None:
+    bench = Bench(decode=10**6)
+    bench.legs = Texts.legs.__get__(bench)  # type: ignore[method-assign]
+    bench.tokens = 1  # type: ignore[attr-defined]
+    for number in range(8):
+        bench.call(f"ids-{number}", tokens=2000)
+    await settle()
+    assert len(bench.log) == 8
+    assert bench.flow._density.of(bench.prefill, "") == 4

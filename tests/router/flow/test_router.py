@@ -125,8 +125,8 @@ def test_a_prompt_is_made_a_chain_once_however_often_it_is_tried(
 ) -> None:
     chains: list[Chain] = []
 
-    def noted(body: Mapping[str, Any]) -> Chain:
-        chains.append(chain_of_request(body))
+    def noted(body: Mapping[str, Any], *density: float) -> Chain:
+        chains.append(chain_of_request(body, *density))
         return chains[-1]
 
     for module in (control, tickets):

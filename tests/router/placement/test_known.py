@@ -27,13 +27,13 @@ def test_prompts_are_forgotten_from_their_ends_and_the_unused_longest_first() ->
     known.add(chain("abc"))
     known.add(chain("12"))
     assert [known.longest(chain(text)).chunks for text in ("abc", "xyz", "12")] == [3, 1, 2]
-    assert len(known) == 6
+    assert known.tokens == 6
 
 
 def test_a_prompt_longer_than_the_memory_is_known_by_its_beginning() -> None:
     known = KnownPrefixes(3)
     known.add(chain("abcdef"))
-    assert (known.longest(chain("abcdef")).chunks, len(known)) == (3, 3)
+    assert (known.longest(chain("abcdef")).chunks, known.tokens) == (3, 3)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -82,4 +82,15 @@ def test_a_lower_limit_takes_effect_at_once() -> None:
     known.limit(4)
     assert (known.longest(chain("abcdef")).chunks, known.longest(chain("xy")).chunks) == (2, 2)
     known.add(chain("123"))
-    assert len(known) == 4
+    assert known.tokens == 4
+
+
+def test_chunks_count_for_as_long_as_they_were_when_they_came() -> None:
+    known = KnownPrefixes(100)
+    known.add(chain("abcd"), 25)
+    assert (known.longest(chain("abcd")).chunks, known.tokens) == (4, 100)
+    known.add(chain("ab12"), 20)  # the beginning is known as it was
+    assert [known.longest(chain(text)).chunks for text in ("abcd", "ab12")] == [2, 4]
+    assert known.tokens == 90
+    known.limit(70)
+    assert (known.longest(chain("ab12")).chunks, known.tokens) == (3, 70)

@@ -210,10 +210,10 @@ def test_memory_is_bounded() -> None:
         decode(placement, session=("user", str(number)), ids=list(range(number * 1000, number * 1000 + 999)))
     assert {len(affinity) for affinity in placement._homes.values()} == {2}
     known = [
-        len(memory) for role in (placement._prefill_memory, placement._decode_memory) for _, memory in
+        memory.tokens for role in (placement._prefill_memory, placement._decode_memory) for _, memory in
         role._known.values()
     ]  # fmt: skip
-    assert sorted(known) == [3, 3, 50, 50]
+    assert sorted(known) == [192, 192, 200, 200]
 
 
 def test_an_unknown_rule_is_refused() -> None:
@@ -314,8 +314,21 @@ def test_the_room_of_a_worker_that_has_left_is_not_that_of_its_successor(placeme
     assert placement.knows_most(base_of(placement), SESSION, chain_of_request(body))
 
 
-def test_a_decode_workers_room_is_counted_in_its_blocks(placement: Placement) -> None:
+def test_a_decode_worker_has_no_more_blocks_than_it_has_room_for(placement: Placement) -> None:
     worker, _ = decode(placement, ids=list(range(999)))
     placement.holds(worker, 8)
     ((_, known),) = [each for name, each in placement._decode_memory._known.items() if name == worker.name]
-    assert len(known) == 2
+    assert known.tokens == 8
+
+
+@pytest.mark.parametrize(("bytes_per_token", "known"), [(4, "part"), (8, "all")])
+def test_how_much_a_worker_has_cached_goes_by_the_length_of_texts_in_tokens(
+    placement: Placement, bytes_per_token: float, known: str
+) -> None:
+    chain = chain_of_request(conversation("one", turns=8), bytes_per_token)
+    for worker in (A, B):
+        placement.holds(worker, len(chain.hashes) * 256 // 8)
+    placed = placement.prefill("sql", SESSION, chain)
+    assert placed is not None
+    missing = placement.to_compute(base_of(placement), chain)[placed.worker]
+    assert missing <= 64 if known == "all" else missing >= chain.tokens // 2

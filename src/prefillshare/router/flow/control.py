@@ -4,16 +4,18 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 
 from prefillshare.router.admission import Call
 from prefillshare.router.errors import RouterError, model_removed, unavailable
 from prefillshare.router.flow.bounds import excess_of
 from prefillshare.router.flow.capacity import Capacities
+from prefillshare.router.flow.density import Density
 from prefillshare.router.flow.errors import Reason, overloaded, too_long
 from prefillshare.router.flow.fair import Entry
 from prefillshare.router.flow.held import HeldKV
 from prefillshare.router.flow.metrics import FlowMetrics
-from prefillshare.router.flow.need import Need, need_of
+from prefillshare.router.flow.need import Need, is_token_ids, need_of
 from prefillshare.router.flow.queues import Queues, Waiting
 from prefillshare.router.flow.service import ServiceTimes
 from prefillshare.router.flow.ticket import ReservedTicket
@@ -49,6 +51,7 @@ class FlowControl:
         self._queues = Queues(settings.weights)
         self._held = HeldKV(capacities.kv_limit)
         self._service = ServiceTimes()
+        self._density = Density()
 
     @asynccontextmanager
     async def ticket(self, call: Call, tenant: str) -> AsyncIterator[ReservedTicket]:
@@ -60,10 +63,14 @@ class FlowControl:
                 is removed meanwhile.
         """
         route = self._routes[call.model]
-        need = self._bounded(need_of(call.endpoint, call.body, self._settings.output_tokens), route, tenant)
+        density = self._density.of(route.prefill, tenant)
+        need = need_of(call.endpoint, call.body, self._settings.output_tokens, density)
+        need = self._bounded(need, route, tenant)
         # Here, where an error is this call's alone, and once: whatever counts or places the call goes by this chain.
-        prompt = chain_of_request(prefill_body(call, route.base, route.instructions))
-        waiting = Waiting(call, tenant, route, need, prompt, self._clock(), asyncio.get_running_loop().create_future())
+        prompt = chain_of_request(prefill_body(call, route.base, route.instructions), density)
+        size = None if is_token_ids(call.body) else prompt.tokens * density
+        future: asyncio.Future[ReservedTicket] = asyncio.get_running_loop().create_future()
+        waiting = Waiting(call, tenant, route, need, prompt, size, self._clock(), future)
         ticket = await self._wait(waiting)
         self._metrics.let_in(route.decode, ticket.waited_s)
         started = self._clock()
@@ -207,10 +214,15 @@ class FlowControl:
         if self._queues.of(decode).first() is not entry:
             self._metrics.overtook(decode)
         self._queues.serve(entry)
+        measured = partial(self._measured, waiting)
         waiting.ticket.set_result(
-            ReservedTicket(self, waiting.route, need, waiting.prompt, reserved, waited_s, self._kv_lease_s)
+            ReservedTicket(self, waiting.route, need, waiting.prompt, reserved, waited_s, self._kv_lease_s, measured)
         )
         return None
+
+    def _measured(self, waiting: Waiting, tokens: int) -> None:
+        if waiting.size is not None:
+            self._density.saw(waiting.route.prefill, waiting.tenant, waiting.size, tokens)
 
     def _decoders(self, waiting: Waiting) -> Iterator[Worker]:
         """The decode workers with room."""

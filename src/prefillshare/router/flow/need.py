@@ -31,18 +31,25 @@ class Need:
         return self.prompt + self.output
 
 
-def need_of(endpoint: "Endpoint", body: Mapping[str, Any], guess: int) -> Need:
-    """`guess` is taken for an answer whose length the client does not bound."""
+def need_of(
+    endpoint: "Endpoint", body: Mapping[str, Any], guess: int, bytes_per_token: float = BYTES_PER_TOKEN
+) -> Need:
+    """`guess` is taken for an answer whose length the client does not bound, `bytes_per_token` for text."""
     if endpoint == "completions":  # where vLLM reads no `max_completion_tokens`
         wanted = body.get("max_tokens")
         output = COMPLETION_TOKENS if wanted is None else _count(wanted) or guess
     else:
         output = _count(body.get("max_completion_tokens")) or _count(body.get("max_tokens")) or guess
-    prompt = body.get("prompt")
-    if isinstance(prompt, list) and not any(isinstance(part, str | list) for part in prompt):
-        return Need(len(prompt), len(prompt), output)
+    if is_token_ids(body):
+        return Need(len(body["prompt"]), len(body["prompt"]), output)
     size = sum(_characters(body[field]) for field in _RENDERED if field in body)
-    return Need(max(1, size // BYTES_PER_TOKEN), size // MAX_CHARACTERS_PER_TOKEN, output)
+    return Need(max(1, int(size / bytes_per_token)), size // MAX_CHARACTERS_PER_TOKEN, output)
+
+
+def is_token_ids(body: Mapping[str, Any]) -> bool:
+    """Whether the prompt came as such: it has as many tokens as there are."""
+    prompt = body.get("prompt")
+    return isinstance(prompt, list) and not any(isinstance(part, str | list) for part in prompt)
 
 
 def _count(value: object) -> int | None:

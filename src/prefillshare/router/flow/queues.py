@@ -23,6 +23,7 @@ class Waiting:
     route: ModelRoute
     need: Need
     prompt: Chain
+    size: float | None  # bytes of the text that the prompt is made of; None for token ids
     since: float  # on the clock of `FlowControl`
     ticket: asyncio.Future[ReservedTicket]
 

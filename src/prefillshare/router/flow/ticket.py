@@ -84,6 +84,7 @@ class ReservedTicket(Ticket):
         reserved: dict[str, Callable[[], None]],
         waited_s: float,
         kv_lease_s: float,
+        measured: Callable[[int], None] = lambda tokens: None,
     ) -> None:
         """
         Args:
@@ -92,6 +93,7 @@ class ReservedTicket(Ticket):
                 leaves it ("parked") and where leg 2 needs it ("kv").
             kv_lease_s: for so long after leg 1, a prefill worker keeps KV that nobody pulls, whatever becomes of the
                 call.
+            measured: told how many tokens the prompt has in truth.
         """
         self.waited_s = waited_s
         self._rooms = rooms
@@ -100,6 +102,7 @@ class ReservedTicket(Ticket):
         self._prompt = prompt
         self._reserved = reserved
         self._kv_lease_s = kv_lease_s
+        self._measured = measured
         self._lease_end: float | None = None  # that of the last leg 1, by the event loop's clock
         self._timer: asyncio.TimerHandle | None = None
 
@@ -130,6 +133,7 @@ class ReservedTicket(Ticket):
         if placed is None:
             return None
         self._reserved["kv"] = self._rooms.hold(placed.worker, prompt, more(placed.tokens))
+        self._measured(placed.tokens)
         self._stop_timer()
         self._timer = asyncio.get_running_loop().call_later(PULLED_S, self.pulled)
         return placed._replace(tokens=placed.tokens + output)

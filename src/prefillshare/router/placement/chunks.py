@@ -8,6 +8,7 @@ or take a chunk. Leg 1 returns the token ids, and the decode leg's chain is over
 import json
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
+from math import ceil
 from typing import Any, NamedTuple
 
 from prefillshare.router.accounting import block_hashes
@@ -32,8 +33,10 @@ class Chain(NamedTuple):
         return min(chunks * self.chunk_tokens, self.tokens)
 
 
-def chain_of_request(body: Mapping[str, Any]) -> Chain:
+def chain_of_request(body: Mapping[str, Any], bytes_per_token: float = BYTES_PER_TOKEN) -> Chain:
     """For a prefill body: the instructions of the role are where the prompt has them, so roles share what they can.
+
+    `bytes_per_token` is for text; token ids are as many as they are.
 
     Chains under one `cache_salt` have nothing in common with those under another, as in the workers' caches.
     """
@@ -47,7 +50,7 @@ def chain_of_request(body: Mapping[str, Any]) -> Chain:
     if isinstance(prompt, list) and "messages" not in body and len(prompt) > 1:  # token ids
         per_chunk = max(1, len(prompt) * CHUNK_BYTES // len(text))
         return Chain(hashes, len(prompt), per_chunk)
-    return Chain(hashes, -(-len(text) // BYTES_PER_TOKEN), CHUNK_TOKENS)
+    return Chain(hashes, ceil(len(text) / bytes_per_token), max(1, round(CHUNK_BYTES / bytes_per_token)))
 
 
 def before_messages(body: Mapping[str, Any]) -> dict[str, Any]:

@@ -60,8 +60,8 @@ class Placement:
         self._prefill, self._decode = policies(settings)
         self._max_sessions = settings.sessions
         self._homes: WeakKeyDictionary[Pool, Affinity] = WeakKeyDictionary()  # a pool that goes takes its homes along
-        self._prefill_memory = _Memory(settings.known_tokens // CHUNK_TOKENS)
-        self._decode_memory = _Memory(settings.known_tokens // block_size)
+        self._prefill_memory = _Memory(settings.known_tokens)
+        self._decode_memory = _Memory(settings.known_tokens)
 
     def prefill(
         self,
@@ -93,10 +93,8 @@ class Placement:
 
     def holds(self, worker: Worker, kv_tokens: int) -> None:
         """The worker's cache has room for so many tokens: what was not used for longer than these is not there."""
-        if worker.role == "prefill":
-            self._prefill_memory.limit(worker, kv_tokens // CHUNK_TOKENS)
-        else:
-            self._decode_memory.limit(worker, kv_tokens // self._block_size)
+        memory = self._prefill_memory if worker.role == "prefill" else self._decode_memory
+        memory.limit(worker, kv_tokens)
 
     def decode(
         self,
@@ -176,7 +174,7 @@ class Placement:
                     home=worker.name == home,
                     known=length,
                     own=match.own,
-                    held=len(known) * chain.chunk_tokens,
+                    held=known.tokens,
                     load=pool.load(worker),
                     added=added(length),
                 )
@@ -200,7 +198,7 @@ class Placement:
         if chosen is None:
             return None
         worker = chosen.candidate.worker
-        memory.of(pool, worker).add(chain.hashes)
+        memory.of(pool, worker).add(chain.hashes, chain.chunk_tokens)
         if session:
             self._homes_in(pool).set(session, worker.name)
         return Placed(worker, chosen.rule, chosen.candidate.added)
@@ -214,21 +212,21 @@ def _missing(chain: Chain, known: int) -> int:
 class _Memory:
     """What each worker of a role knows. Names of workers are distinct over all pools."""
 
-    def __init__(self, max_chunks: int) -> None:
-        self._max_chunks = max(1, max_chunks)
-        self._limits: dict[str, int] = {}  # of workers that have room for fewer, in chunks
+    def __init__(self, max_tokens: int) -> None:
+        self._max_tokens = max_tokens
+        self._limits: dict[str, int] = {}  # of workers that have room for fewer, in tokens
         self._known: dict[str, tuple[int, KnownPrefixes]] = {}  # with the losses of the worker when it began
 
     def of(self, pool: Pool, worker: Worker) -> KnownPrefixes:
         losses = pool.losses(worker)
         kept = self._known.get(worker.name)
         if kept is None or kept[0] != losses:
-            most = self._limits.get(worker.name, self._max_chunks)
+            most = self._limits.get(worker.name, self._max_tokens)
             kept = self._known[worker.name] = (losses, KnownPrefixes(most))
         return kept[1]
 
-    def limit(self, worker: Worker, chunks: int) -> None:
-        most = self._limits[worker.name] = max(1, min(chunks, self._max_chunks))
+    def limit(self, worker: Worker, tokens: int) -> None:
+        most = self._limits[worker.name] = min(tokens, self._max_tokens)
         if kept := self._known.get(worker.name):
             kept[1].limit(most)
 
