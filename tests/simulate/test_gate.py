@@ -4,8 +4,8 @@ import pytest
 
 from prefillshare.router_config import FlowConfig
 from prefillshare.simulate.calls import Call, Prompts, Run, Shape
-from prefillshare.simulate.gate import Gate
-from prefillshare.simulate.layout import Layout
+from prefillshare.simulate.gate import Gate, Room
+from prefillshare.simulate.layout import Layout, Role
 from prefillshare.simulate.records import Records, summarise
 from prefillshare.simulate.simulation import Simulation
 from prefillshare.workloads.arrivals import Closed
@@ -59,6 +59,45 @@ def test_who_has_waited_long_goes_first_though_others_are_cached() -> None:
 def test_a_worker_with_nothing_to_do_takes_any_call(tokens: int) -> None:
     simulation = Simulation(LAYOUT, PROFILE, [], Closed(1), Records())
     begun: list[float] = []
-    gate = Gate(simulation.deployment.placement, Prompts(0), FlowConfig(prefill_tokens=tokens))
-    gate.call(1.0, Run(0, session(), 1.0), lambda now, run: begun.append(now))
+    gate = make_gate(simulation, FlowConfig(prefill_tokens=tokens))
+    gate.call(1.0, Run(0, session(), 1.0), lambda now, run, room: begun.append(now))
     assert begun == [1.0]
+
+
+def make_gate(simulation: Simulation, flow: FlowConfig, decode: int = 64_000, calls: int = 16) -> Gate:
+    kv_tokens: dict[Role, int] = {"prefill": 64_000, "decode": decode}
+    return Gate(simulation.deployment.placement, Prompts(0), flow, kv_tokens=kv_tokens, max_num_seqs=calls)
+
+
+@pytest.mark.parametrize(("decode", "calls"), [(1100, 16), (64_000, 2)])
+def test_calls_wait_for_room_on_their_decode_worker_and_stop_no_other_model(decode: int, calls: int) -> None:
+    """Of calls of 400 + 8 tokens, two fit into 0.9 of 1,100."""
+    simulation = Simulation(LAYOUT, PROFILE, [], Closed(1), Records())
+    gate = make_gate(simulation, FlowConfig(prefill_tokens=10_000), decode, calls)
+    rooms: dict[int, Room] = {}
+    turned = session()[1:] + session()[:1]  # which begins with the other model, and 800 tokens
+    for number, shape in enumerate((session(), session(), session(), turned)):
+        gate.call(0.0, Run(number, shape, 0.0), lambda now, run, room: rooms.setdefault(run.number, room))
+    assert list(rooms) == [0, 1, 3]
+    route = simulation.deployment.routes[MODELS[0]]
+    prefiller, decoder = route.prefill.workers[0], route.decode.workers[0]
+    rooms[0].prefill(prefiller)
+    rooms[0].choose_decode()
+    with route.decode.lease(decoder, 408):
+        rooms[0].decode(decoder)
+        rooms[0].pulled(1.0)
+        assert 2 not in rooms
+    rooms[0].decoded(2.0)
+    assert 2 in rooms
+
+
+def test_all_that_calls_took_is_given_back() -> None:
+    profile = replace(PROFILE, kv_tokens=16_000, decode_kv_tokens=8_000)
+    flow = FlowConfig(prefill_tokens=2000, cached_first_s=1e9)
+    simulation = Simulation(LAYOUT, profile, [session() for _ in range(20)], Closed(8), Records(), flow=flow)
+    simulation.run()
+    deployment = simulation.deployment
+    pools = {pool for route in deployment.routes.values() for pool in (route.prefill, route.decode)}
+    gate = deployment._gate
+    assert gate
+    assert [(pool.load(worker), gate.held.tokens(worker)) for pool in pools for worker in pool.workers] == [(0, 0)] * 3

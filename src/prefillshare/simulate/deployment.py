@@ -12,7 +12,7 @@ from prefillshare.simulate.cache import PrefixCache
 from prefillshare.simulate.calls import Prompts, Run, Shape
 from prefillshare.simulate.clock import Clock, Device
 from prefillshare.simulate.cost import WorkerProfile
-from prefillshare.simulate.gate import Gate
+from prefillshare.simulate.gate import Gate, Room
 from prefillshare.simulate.layout import Layout, Role
 from prefillshare.simulate.legs import Answered, ColocatedLeg, DecodeLeg, PrefillLeg
 from prefillshare.simulate.worker import Worker
@@ -41,7 +41,7 @@ class Deployment:
             device = self.devices.setdefault(place, Device(clock))
             self.workers[worker.name] = self._worker(worker.name, worker.role, device)
             self.placement.holds(worker, self._kv_blocks(worker.role) * profile.block_size)
-        self._gate = Gate(self.placement, prompts, flow) if flow and not self._colocated else None
+        self._gate = self._make_gate(flow) if flow and not self._colocated else None
         self._link_free = dict.fromkeys(self.workers, 0.0)  # from when on each worker's link is
 
     def check(self, shape: Shape) -> None:
@@ -63,30 +63,46 @@ class Deployment:
     def call(self, now: float, run: Run, answered: Answered) -> None:
         """The session's present call, from its arrival until it is `answered`."""
         if self._gate is None:
-            self._begin(now, run, now, answered)
+            self._begin(now, run, None, arrived_s=now, answered=answered)
         else:
             self._gate.call(now, run, partial(self._begin, arrived_s=now, answered=answered))
 
-    def _begin(self, now: float, run: Run, arrived_s: float, answered: Answered) -> None:
+    def _make_gate(self, flow: FlowConfig) -> Gate:
+        roles: tuple[Role, ...] = ("prefill", "decode")
+        kv_tokens = {role: self._kv_blocks(role) * self.profile.block_size for role in roles}
+        return Gate(self.placement, self.prompts, flow, kv_tokens=kv_tokens, max_num_seqs=self.profile.max_num_seqs)
+
+    def _begin(self, now: float, run: Run, room: Room | None, *, arrived_s: float, answered: Answered) -> None:
         model = run.call.model
         pool = self.routes[model].prefill
-        has_room = pool.has_room if self._gate else None
+        chain = self.prompts.chain(run, CHUNK_TOKENS)
         placed = self.placement.prefill(
-            model, self.prompts.key(run), self.prompts.chain(run, CHUNK_TOKENS), has_room=has_room
+            model, self.prompts.key(run), chain, has_room=room.fits_prefill if room else None
         )
         lease, worker = self._lease(pool, placed)
-        leg = (ColocatedLeg if self._colocated else PrefillLeg)(self, arrived_s, run, worker, lease, answered)
+        leg: ColocatedLeg | PrefillLeg
+        if self._colocated:
+            leg = ColocatedLeg(self, arrived_s, run, worker, lease, answered)
+        else:
+            leg = PrefillLeg(self, arrived_s, run, worker, lease, answered, room)
+        if room and placed:
+            room.prefill(placed.worker)
         self.clock.at(now + self.profile.leg_s, leg.submit)
 
     def decode(self, now: float, prefilled: PrefillLeg) -> None:
         """What follows leg 1."""
-        run = prefilled.run
-        if self._gate:
-            self._gate.freed(now, self.routes[run.call.model].prefill)
+        run, room = prefilled.run, prefilled.room
         model = run.call.model
         chain = self.prompts.chain(run, self.profile.block_size)
-        placed = self.placement.decode_chain(model, self.prompts.key(run), chain)
+        if room:
+            room.prefilled(now)
+            room.choose_decode()
+        placed = self.placement.decode_chain(
+            model, self.prompts.key(run), chain, has_room=room.fits_decode if room else None
+        )
         lease, worker = self._lease(self.routes[model].decode, placed)
+        if room and placed:
+            room.decode(placed.worker)
         leg = DecodeLeg(prefilled, now, worker, lease)
         self.clock.at(now + self.profile.leg_s, leg.submit)
 

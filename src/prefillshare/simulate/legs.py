@@ -12,6 +12,7 @@ from prefillshare.simulate.worker import Job, Worker
 
 if TYPE_CHECKING:
     from prefillshare.simulate.deployment import Deployment
+    from prefillshare.simulate.gate import Room
 
 Answered = Callable[[float, Run, CallRecord], None]
 
@@ -79,7 +80,7 @@ class _Leg(Job):
 class PrefillLeg(_Leg):
     """Leg 1: the prompt's KV, and one token that nobody reads. The blocks are held until they have been pulled."""
 
-    __slots__ = ()
+    __slots__ = ("room",)
 
     def __init__(
         self,
@@ -89,8 +90,11 @@ class PrefillLeg(_Leg):
         worker: Worker,
         lease: AbstractContextManager[None],
         answered: Answered,
+        room: Room | None = None,
     ) -> None:
+        """`room` is what the call holds, where calls wait for it."""
         super().__init__(deployment, now, run, worker, lease, answered, output=0)
+        self.room = room
 
     def finished(self, now: float) -> None:
         self.end(now)
@@ -117,10 +121,14 @@ class DecodeLeg(_Leg):
     def _pulled(self, now: float, _: object) -> None:
         self.prefilled.worker.release(now, self.prefilled)
         self.worker.arrived(now, self)
+        if room := self.prefilled.room:
+            room.pulled(now)
 
     def finished(self, now: float) -> None:
         self.end(now)
         self.worker.release(now, self)
+        if room := self.prefilled.room:
+            room.decoded(now)
         self.answered(now, self.run, self.record(self.prefilled))
 
 
