@@ -1,14 +1,15 @@
-"""The benchmark's published figures: `python -m experiments.bench short | full | float32 | short-contexts | repeats |
-publish`.
+"""The benchmark's published figures: `python -m experiments.bench short | full | tool-heavy | float32 |
+short-contexts | repeats | publish`.
 
     short           one load, two systems, in about 15 minutes on two cores
     full            every family, load and system, three times: hours; goes on where it was stopped
+    tool-heavy      whole tool-heavy sessions on every system, three times, also of an open loop: hours
     float32         whole tool-heavy sessions in float32, for cores without bfloat16 units: two hours
     short-contexts  ReAct and Reflexion in float32: 75 minutes
     repeats         ReAct in float32, three times with other sessions, also on one ordinary vLLM with all adapters: an
                     hour
     publish         writes the tables and the plot of README.md and docs/bench.md from the records in
-                    docs/results/bench, or from those of a folder, which are copied there. Runs in float32 have folders
+                    docs/results/bench, or from those of a folder, which are copied there. All but `full` have folders
                     and tables of their own
 
 All but the last make the base when it is missing, measure what work costs here, run, and leave a report in
@@ -33,14 +34,15 @@ from prefillshare.bench.matrix import FULL, SHORT, Matrix, WorkloadConfig
 from prefillshare.bench.plots import draw
 from prefillshare.bench.report import against, arrived, cell, highest_kept_up, kept_up_table, ratio, write_report
 from prefillshare.bench.run import run
-from prefillshare.bench.systems import Machine, SystemName
+from prefillshare.bench.systems import SYSTEMS, Machine, SystemName
 from prefillshare.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "docs" / "results" / "bench"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "bench.md")
 START = "<!-- table: python -m experiments.bench publish -->"
-FLOAT32_START = "<!-- table: python -m experiments.bench publish docs/results/{folder} -->"
+OF_FULL = "full"
+OWN_START = "<!-- table: python -m experiments.bench publish docs/results/{folder} -->"
 PLOT = "overview.png"
 
 FLOAT32 = Matrix(
@@ -65,6 +67,19 @@ SHORT_CONTEXTS = Matrix(
     rounds=2,
     limit_s=1800.0,
     machine=Machine(dtype="float32"),
+)
+
+# What sharing is for: contexts that grow to the model's limit, mostly prompt. Every session is played to its end, also
+# those of the open loop.
+TOOL_HEAVY = Matrix(
+    workloads=(WorkloadConfig(source="tool_heavy", sessions=4),),
+    systems=SYSTEMS,
+    loads=("closed:4", "closed:8", "poisson:0.07"),
+    repeats=3,
+    rounds=2,
+    minutes=3.0,
+    limit_s=3600.0,
+    machine=Machine(dtype="bfloat16"),
 )
 
 # How far ratios spread, and what sharing alone is worth where both form one batch of all models' calls.
@@ -122,15 +137,16 @@ def publish(results: Path) -> None:
     runs = read_runs(results, Slo())  # says what is missing before anything is removed
     readme, page = PAGES
     is_float32 = {each.facts["environment"]["dtype"] for each in runs} == {"float32"}
-    folder = PUBLISHED.with_name(f"bench-{results.name.removeprefix('bench-')}") if is_float32 else PUBLISHED
-    start = FLOAT32_START.format(folder=folder.name) if is_float32 else START
+    is_full = results.name in (OF_FULL, PUBLISHED.name) and not is_float32
+    folder = PUBLISHED if is_full else PUBLISHED.with_name(f"bench-{results.name.removeprefix('bench-')}")
+    start = START if is_full else OWN_START.format(folder=folder.name)
     texts = {page: tables(runs)}
-    if not is_float32 or start in readme.read_text():  # not all of those in float32 stand there
+    if is_full or start in readme.read_text():  # not all of the others stand there
         texts[readme] = summary(runs)
     for each in texts:
         around_section(each, start)  # or it has no place for them
     _copy(results, folder)
-    if not is_float32:
+    if is_full:
         plot(runs, folder / PLOT)
     for each, text in texts.items():
         write_section(each, start, text)
@@ -247,8 +263,9 @@ def main() -> int:
     what = parser.add_subparsers(dest="what", required=True)
     matrices = {
         "short": (SHORT, SHORT_PROMPT),
-        "full": (FULL, None),
+        OF_FULL: (FULL, None),
         "float32": (FLOAT32, None),
+        "tool-heavy": (TOOL_HEAVY, None),
         "short-contexts": (SHORT_CONTEXTS, None),
         "repeats": (REPEATS, LONGEST_OF_REACT),
     }

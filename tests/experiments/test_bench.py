@@ -15,7 +15,7 @@ REAL = {"START": bench.START, "PAGES": bench.PAGES}  # before `pages` puts other
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
     """Two loads, two repeats; `per-model` is three times as slow, and at the higher load it is cut off."""
-    folder = tmp_path / "results"
+    folder = tmp_path / bench.OF_FULL
     folder.mkdir()
     (folder / "costs.json").write_text('{"cost": {"step_s": 0.1, "token_s": 0.2}, "leg_s": 0, "link_bytes_per_s": 1}')
     (folder / "matrix.json").write_text("{}")
@@ -78,12 +78,21 @@ def test_the_vllm_with_adapters_is_compared_with_ours_that_has_them(results: Pat
     assert "| 12 | shared | colocated-lora | " in pages[1].read_text()
 
 
-@pytest.mark.parametrize("name", ["bench", "bench-float32", "bench-short-contexts", "bench-repeats"])
+PUBLISHED = {
+    "tool-heavy": bench.TOOL_HEAVY,
+    "learned-lengths": bench.TOOL_HEAVY,
+    "float32": bench.FLOAT32,
+    "short-contexts": bench.SHORT_CONTEXTS,
+    "repeats": bench.REPEATS,
+}
+
+
+@pytest.mark.parametrize("name", ["bench", *(f"bench-{name}" for name in PUBLISHED)])
 def test_what_is_published_is_what_its_records_give(name: str) -> None:
     """Also when there are systems that it does not have."""
     folder = bench.ROOT / "docs" / "results" / name
     load_matrix(folder / "matrix.json")
-    start = REAL["START"] if name == "bench" else bench.FLOAT32_START.format(folder=name)
+    start = REAL["START"] if name == "bench" else bench.OWN_START.format(folder=name)
     runs = read_runs(folder, Slo())
     for page, text in zip(REAL["PAGES"], (bench.summary(runs), bench.tables(runs)), strict=True):
         if start in page.read_text():
@@ -91,8 +100,7 @@ def test_what_is_published_is_what_its_records_give(name: str) -> None:
 
 
 def test_matrices_of_published_folders_are_still_those() -> None:
-    published = {"float32": bench.FLOAT32, "short-contexts": bench.SHORT_CONTEXTS, "repeats": bench.REPEATS}
-    for name, matrix in published.items():
+    for name, matrix in PUBLISHED.items():
         assert load_matrix(bench.ROOT / "docs" / "results" / f"bench-{name}" / "matrix.json") == matrix
 
 
@@ -135,7 +143,7 @@ def test_runs_in_float32_have_a_table_of_their_own(results: Path, pages: tuple[P
     for file in (results / "runs").glob("*.json"):
         file.write_text(file.read_text().replace('"bfloat16"', '"float32"'))
     for page, text in zip(pages, (readme, table), strict=True):
-        page.write_text(f"{text}\n{bench.FLOAT32_START.format(folder=folder)}\n{END}\n")
+        page.write_text(f"{text}\n{bench.OWN_START.format(folder=folder)}\n{END}\n")
     bench.publish(results)
     for page, text in zip(pages, (readme, table), strict=True):
         assert page.read_text().startswith(text)
@@ -144,6 +152,20 @@ def test_runs_in_float32_have_a_table_of_their_own(results: Path, pages: tuple[P
     others = bench.PUBLISHED.with_name(folder)
     assert (others / "costs.json").exists()
     assert len(list((others / "runs").iterdir())) == len(list((results / "runs").iterdir()))
+
+
+def test_runs_of_another_matrix_have_a_table_of_their_own(results: Path, pages: tuple[Path, Path]) -> None:
+    other = results.rename(results.with_name("others"))
+    with pytest.raises(UserError, match="are missing"):
+        bench.publish(other)
+    pages[1].write_text(pages[1].read_text() + f"{bench.OWN_START.format(folder='bench-others')}\n{END}\n")
+    readme, table = (page.read_text() for page in pages)
+    bench.publish(other)
+    assert pages[0].read_text() == readme
+    assert pages[1].read_text().startswith(table.split(bench.OWN_START.format(folder="bench-others"))[0])
+    assert "| 12 | shared | per-model | " in pages[1].read_text()
+    assert not bench.PUBLISHED.exists()
+    bench.publish(bench.PUBLISHED.with_name("bench-others"))  # from what is there
 
 
 def test_runs_in_float32_without_a_place_for_their_table_are_not_copied(results: Path) -> None:
