@@ -45,7 +45,7 @@ class Simulation:
         Args:
             sessions: in the order in which they begin; may be an iterator, and is then read as they do.
             preamble_tokens: that the prompts of all sessions begin with.
-            flow: how calls wait for prefill workers; without it they begin at once, and wait inside these.
+            flow: how calls wait for room on workers; without it they begin at once, and wait inside these.
             busy_within: simulated seconds between which devices are watched; without it from the first event to the
                 last, which of an open loop takes in the time that it fills and the time that it empties.
         """

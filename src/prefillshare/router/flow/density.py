@@ -15,7 +15,9 @@ _RECENT = 64  # prompts that are remembered
 _PASSED_OVER = 1 / 16  # of these, the densest
 _ENOUGH = 8  # below that, more bytes a token than what is taken for English are not believed
 _LEAST_BYTES = 1024  # of shorter prompts the chat template is too large a part
-_MOST = 16.0  # no ordinary text has more (`need.MAX_CHARACTERS_PER_TOKEN`), and a worker may lie
+# Hardly any text has more. Whoever sends much that a template leaves out must not have prompts let in for next to
+# nothing afterwards.
+_MOST = 8.0
 
 
 class Density:
