@@ -40,7 +40,7 @@ class Deployment:
         for worker, place in layout.device_of_workers(self.routes).items():
             device = self.devices.setdefault(place, Device(clock))
             self.workers[worker.name] = self._worker(worker.name, worker.role, device)
-            self.placement.holds(worker, self._kv_blocks(worker.role) * profile.block_size)
+            self.placement.holds(worker, self._kv_tokens(worker.role))
         self._gate = self._make_gate(flow) if flow and not self._colocated else None
         self._link_free = dict.fromkeys(self.workers, 0.0)  # from when on each worker's link is
 
@@ -69,7 +69,7 @@ class Deployment:
 
     def _make_gate(self, flow: FlowConfig) -> Gate:
         roles: tuple[Role, ...] = ("prefill", "decode")
-        kv_tokens = {role: self._kv_blocks(role) * self.profile.block_size for role in roles}
+        kv_tokens = {role: self._kv_tokens(role) for role in roles}
         return Gate(self.placement, self.prompts, flow, kv_tokens=kv_tokens, max_num_seqs=self.profile.max_num_seqs)
 
     def _begin(self, now: float, run: Run, room: Room | None, *, arrived_s: float, answered: Answered) -> None:
@@ -133,6 +133,10 @@ class Deployment:
         return Worker(
             name, device, cost, cache, profile.block_size, profile.max_num_seqs, profile.max_num_batched_tokens
         )
+
+    def _kv_tokens(self, role: Role) -> int:
+        """In whole blocks."""
+        return self._kv_blocks(role) * self.profile.block_size
 
     def _kv_blocks(self, role: Role) -> int:
         tokens = self.profile.kv_tokens if role == "prefill" else self.profile.decode_kv_tokens

@@ -22,45 +22,44 @@ from prefillshare.simulate.layout import Role
 class Room:
     """What a call in flight takes of workers, from before leg 1 on: `ReservedTicket`, in simulated time."""
 
-    __slots__ = ("_chain", "_gate", "_parts", "_run")
+    __slots__ = ("_chain", "_decode", "_gate", "_output", "_parts", "_prefill")
 
     def __init__(self, gate: "Gate", run: Run, chain: Chain, decoder: Worker) -> None:
         """Reserves room on `decoder`."""
-        self._gate, self._run, self._chain = gate, run, chain
-        need = run.call.prompt + run.call.output
+        self._gate, self._chain, self._output = gate, chain, run.call.output
+        self._prefill, self._decode = gate.prefill_pool(run), gate.decode_pool(run)
         self._parts: dict[str, Callable[[], None]] = {
-            "decode": gate.decode_pool(run).reserve(decoder, need),
-            "kv": gate.held.hold(decoder, chain, run.call.output),
+            "decode": self._decode.reserve(decoder, run.call.prompt + self._output)
         }
+        self.decode(decoder)
 
     def fits_prefill(self, worker: Worker, tokens: int) -> bool:
-        return self._gate.has_room(self._gate.prefill_pool(self._run), worker, tokens, self._chain)
+        return self._gate.has_room(self._prefill, worker, tokens, self._chain)
 
     def prefill(self, worker: Worker) -> None:
         """Leg 1 goes there, and the prompt's KV stays there until it has been pulled."""
         self._parts["parked"] = self._gate.held.hold(worker, self._chain)
 
     def prefilled(self, now: float) -> None:
-        self._gate.freed(now, self._gate.prefill_pool(self._run))
+        self._gate.freed(now, self._prefill)
 
     def fits_decode(self, worker: Worker, tokens: int) -> bool:
-        pool, output = self._gate.decode_pool(self._run), self._run.call.output
-        return self._gate.has_room(pool, worker, tokens, self._chain, output)
+        return self._gate.has_room(self._decode, worker, tokens, self._chain, self._output)
 
     def choose_decode(self) -> None:
         """Placement may choose another worker than the one that room was reserved on."""
         self._release("decode", "kv")
 
     def decode(self, worker: Worker) -> None:
-        self._parts["kv"] = self._gate.held.hold(worker, self._chain, self._run.call.output)
+        self._parts["kv"] = self._gate.held.hold(worker, self._chain, self._output)
 
     def pulled(self, now: float) -> None:
         self._release("parked")
-        self._gate.freed(now, self._gate.prefill_pool(self._run))
+        self._gate.freed(now, self._prefill)
 
     def decoded(self, now: float) -> None:
         self._release("kv")
-        self._gate.freed(now, self._gate.prefill_pool(self._run))
+        self._gate.freed(now, self._prefill)
 
     def _release(self, *parts: str) -> None:
         for part in parts:
