@@ -92,7 +92,7 @@ class Assembly:
                 self._flow_metrics,
                 kv_lease_s=self._kv_lease_s,
             )
-            self._flow_metrics.watch(flow.waiting, flow.kv)
+            self._flow_metrics.watch(flow.waiting, flow.kv, flow.bytes_per_token)
             self.board.waiting = flow.waiting
             await capacities.ask()
             asking = asyncio.create_task(keep_asking(capacities, flow.freed))

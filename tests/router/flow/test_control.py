@@ -76,7 +76,7 @@ class Bench:
             kv_lease_s=kv_lease_s,
             clock=lambda: self.now,
         )
-        metrics.watch(self.flow.waiting, self.flow.kv)
+        metrics.watch(self.flow.waiting, self.flow.kv, self.flow.bytes_per_token)
         self.log: list[str] = []
 
     def call(
@@ -1030,6 +1030,8 @@ async def test_dense_prompts_are_known_for_what_they_are_after_the_first() -> No
     bench.call("second")
     await settle()
     assert bench.log[1:] == ["first"]
+    taken = bench.registry.get_sample_value("prefillshare_prompt_bytes_per_token", {"pool": "prefill", "tenant": ""})
+    assert taken == pytest.approx(2900 / 1400, rel=0.05)
 
 
 async def test_token_ids_teach_nothing() -> None:

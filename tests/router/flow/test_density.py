@@ -43,6 +43,12 @@ def test_tenants_and_bases_have_their_own() -> None:
     assert [density.of(BASE, "acme"), density.of(BASE, "other"), density.of(OTHER, "acme")] == [2, 4, 4]
 
 
+def test_what_is_known_is_of_those_who_were_seen() -> None:
+    density = density_of(*[2.0] * 8, tenant="acme")
+    density.saw(BASE, "other", 10, 10)  # too short to count
+    assert (density.known(BASE), density.known(OTHER)) == ({"acme": 2}, {})
+
+
 @pytest.mark.parametrize(("told", "taken"), [(0.01, 1), (1000.0, 8)])
 def test_what_no_text_can_be_is_not_believed(told: float, taken: float) -> None:
     assert density_of(*[told] * 8).of(BASE, "") == taken

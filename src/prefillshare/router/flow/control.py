@@ -89,6 +89,10 @@ class FlowControl:
         """Tokens of KV that calls in flight need on the worker, what they share once, and how many it may be."""
         return self._held.tokens(worker), self._capacities.kv_limit(worker)
 
+    def bytes_per_token(self, pool: Pool) -> dict[str, float]:
+        """By tenant, what a token of text is taken for on a prefill pool, as far as that is learned from prompts."""
+        return self._density.known(pool)
+
     def freed(self) -> None:
         """Lets in whoever has room now. To be called when that may have changed."""
         blocked: set[Pool] = set()

@@ -37,6 +37,10 @@ class Density:
         known = recent[int(len(recent) * _PASSED_OVER)] if recent else BYTES_PER_TOKEN
         return known if len(recent) >= _ENOUGH else min(known, BYTES_PER_TOKEN)
 
+    def known(self, pool: Pool) -> dict[str, float]:
+        """By tenant, what is taken for those of whom a prompt has been seen."""
+        return {tenant: self.of(pool, tenant) for tenant in self._recent.get(pool, {})}
+
     def saw(self, pool: Pool, tenant: str, size: float, tokens: int) -> None:
         """A prompt of `size` bytes was made into so many tokens."""
         if size >= _LEAST_BYTES and tokens > 0:

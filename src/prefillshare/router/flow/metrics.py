@@ -1,6 +1,6 @@
 """Prometheus metrics of the queue and the limits. Pools come and go, so gauges are read when they are asked for."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -13,6 +13,7 @@ from prefillshare.router.pool import Pool, Worker
 _BUCKETS_S = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 Waiting = Callable[[Pool], tuple[int, int]]  # calls and tokens in the queue of a decode pool
+Densities = Callable[[Pool], Mapping[str, float]]  # by tenant, bytes a token on a prefill pool
 KV = Callable[[Worker], tuple[int, int | None]]  # tokens held on a worker, and how many may be, where that is known
 
 
@@ -43,8 +44,8 @@ class FlowMetrics:
         self._registry = registry
         self._pools = pools
 
-    def watch(self, waiting: Waiting, kv: KV) -> None:
-        self._registry.register(_Gauges(self._pools, waiting, kv))
+    def watch(self, waiting: Waiting, kv: KV, densities: Densities) -> None:
+        self._registry.register(_Gauges(self._pools, waiting, kv, densities))
 
     def let_in(self, pool: Pool, seconds: float) -> None:
         self._waits.labels(pool.name).observe(seconds)
@@ -57,10 +58,11 @@ class FlowMetrics:
 
 
 class _Gauges(Collector):
-    def __init__(self, pools: Iterable[Pool], waiting: Waiting, kv: KV) -> None:
+    def __init__(self, pools: Iterable[Pool], waiting: Waiting, kv: KV, densities: Densities) -> None:
         self._pools = pools
         self._waiting = waiting
         self._kv = kv
+        self._densities = densities
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         calls, tokens = (
@@ -81,7 +83,14 @@ class _Gauges(Collector):
         most_held = worker(
             "prefillshare_worker_kv_limit_tokens", "How many may be; absent where the worker does not tell its size."
         )
+        density = GaugeMetricFamily(
+            "prefillshare_prompt_bytes_per_token",
+            "Bytes of text that are taken for a token where room is reserved, learned from the tenant's prompts.",
+            labels=["pool", "tenant"],
+        )
         for pool in self._pools:
+            for tenant, bytes_per_token in self._densities(pool).items():
+                density.add_metric([pool.name, tenant], bytes_per_token)
             if any(worker.role == "decode" for worker in pool.workers):
                 for gauge, value in zip((calls, tokens), self._waiting(pool), strict=True):
                     gauge.add_metric([pool.name], value)
@@ -94,4 +103,4 @@ class _Gauges(Collector):
                 held.add_metric(labels, kv)
                 if kv_limit is not None:
                     most_held.add_metric(labels, kv_limit)
-        yield from (calls, tokens, load, limit, held, most_held)
+        yield from (calls, tokens, load, limit, held, most_held, density)
