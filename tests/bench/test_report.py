@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from prefillshare.bench.cells import size_of
+from prefillshare.bench.cells import by_models, size_of
 from prefillshare.bench.figures import Figures, Slo, read_runs
 from prefillshare.bench.plots import draw
 from prefillshare.bench.report import highest_kept_up, write_report
@@ -191,6 +191,28 @@ def test_plots_are_written_for_every_workload(written: Path) -> None:
     assert plot.name == "reflexion-m4-closed.png"
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert f"![{plot.name}]({plot.name})" in (written / "report.md").read_text()
+
+
+def test_a_load_of_several_numbers_of_models_is_also_drawn_against_these(tmp_path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    for models in (1, 2, 4):
+        write_run(tmp_path, [CALL, SESSION], models=models)
+        write_run(tmp_path, [CALL, SESSION], models=models, system="per-model", seconds=60.0 * models)
+    write_run(tmp_path, [CALL, SESSION], load="closed:9")  # of four models alone
+    assert [file.name for file in write_report(tmp_path, Slo())[2:]] == [
+        "reflexion-m1-closed.png",
+        "reflexion-m2-closed.png",
+        "reflexion-m4-closed.png",
+        "reflexion-closed-4-models.png",
+    ]
+    axes = Figure().subplots()
+    of_one_load = [run for run in read_runs(tmp_path, Slo()) if run.load == "closed:4"]
+    draw(axes, of_one_load, "sessions a minute", by_models)
+    lines = [line for line in axes.get_lines() if line.get_marker() == "o"]
+    assert [list(line.get_xdata()) for line in lines] == [[1, 2, 4], [1, 2, 4]]
+    assert list(lines[1].get_ydata()) == pytest.approx([1.0, 0.5, 0.25])
+    assert list(axes.get_xticks()) == [1, 2, 4]
 
 
 def test_recorded_arrivals_stand_beside_drawn_ones(opened: Path) -> None:

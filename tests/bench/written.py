@@ -92,6 +92,6 @@ def write_run(folder: Path, rows: list[dict[str, Any]], **fields: Any) -> None:
     }
     runs = folder / "runs"
     runs.mkdir(exist_ok=True)
-    name = f"{facts['system']}-{facts['load'].replace(':', '')}-r{facts['repeat']}"
+    name = f"{facts['system']}-m{facts['models']}-{facts['load'].replace(':', '')}-r{facts['repeat']}"
     (runs / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (runs / f"{name}.json").write_text(json.dumps(facts))

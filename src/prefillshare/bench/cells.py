@@ -43,6 +43,17 @@ def by_load(runs: Sequence[Figures]) -> dict[str, list[Figures]]:
     return _grouped(sorted(runs, key=lambda run: size_of(run.load)), lambda run: run.load)
 
 
+def by_models(runs: Sequence[Figures]) -> dict[int, list[Figures]]:
+    """From the fewest models to the most; of one workload and load."""
+    return _grouped(sorted(runs, key=lambda run: run.models), lambda run: run.models)
+
+
+def of_several_models(runs: Sequence[Figures]) -> dict[tuple[str, str], list[Figures]]:
+    """By workload and load, those that were run with several numbers of models."""
+    groups = _grouped(runs, lambda run: (run.workload, run.load))
+    return {cell: within for cell, within in groups.items() if len(by_models(within)) > 1}
+
+
 def by_system(runs: Sequence[Figures]) -> dict[SystemName, list[Figures]]:
     """The systems that were run, in the order in which they are always shown."""
     found = {system: [run for run in runs if run.system == system] for system in SYSTEMS}

@@ -9,7 +9,7 @@ from pathlib import Path
 from prefillshare.bench.cells import ARRIVING, LABELS, by_load, by_panel, by_system, in_figures
 from prefillshare.bench.figures import Figures, Slo, read_runs
 from prefillshare.bench.open_loop import KEEPS_UP
-from prefillshare.bench.plots import plot_loads
+from prefillshare.bench.plots import plots
 from prefillshare.bench.systems import SYSTEMS, Machine, SystemName, calls_at_a_time
 
 # What a table shows, with its decimals.
@@ -64,17 +64,17 @@ def write_report(output: Path, slo: Slo) -> list[Path]:
         UserError: no run has ended there, or matplotlib is missing.
     """
     runs = read_runs(output, slo)
-    plots = plot_loads(runs, output)
+    pictures = plots(runs, output)
     markdown = output / "report.md"
-    markdown.write_text(report(runs, slo, [plot.name for plot in plots]))
+    markdown.write_text(report(runs, slo, [picture.name for picture in pictures]))
     page = output / "report.html"
     page.write_text(_page(markdown.read_text()))
-    return [markdown, page, *plots]
+    return [markdown, page, *pictures]
 
 
-def report(runs: Sequence[Figures], slo: Slo, plots: Sequence[str]) -> str:
+def report(runs: Sequence[Figures], slo: Slo, pictures: Sequence[str]) -> str:
     parts = ["# Benchmark", _about(runs, slo)]
-    parts += [f"![{name}]({name})" for name in plots]
+    parts += [f"![{name}]({name})" for name in pictures]
     if kept := kept_up_table(runs):
         parts += ["## Highest load kept up with", kept]
     for panel, shown in by_panel(runs).items():
