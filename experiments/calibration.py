@@ -151,9 +151,9 @@ def _template_tokens(calls: Sequence[Mapping[str, Any]], workload: Workload, nam
 
 def _layout(run: Run, machine: Machine) -> Layout:
     names = model_names(run.models)
-    prefill, decode = len(machine.prefill_cores), len(machine.decode_cores)
+    prefill, decode = machine.prefill_cores, machine.decode_cores
     if run.system == "colocated":
-        return Layout("colocated", names, decode_devices=prefill + decode)
+        return Layout("colocated", names, decode_devices=(*prefill, *decode))
     return Layout(
         "per-model" if run.system == "per-model" else "shared",
         names,

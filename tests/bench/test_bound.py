@@ -54,6 +54,16 @@ def test_a_closed_loop_takes_as_long_as_its_sessions_in_turn() -> None:
     assert opened.turns_s == 0
 
 
+def test_cores_of_both_kinds_of_workers_bound_their_work_together() -> None:
+    apart = bound(FACTS, CALLS, {}, PROFILE)
+    machine = FACTS["machine"] | {"prefill_cores": [0, 1], "decode_cores": [1, 0]}
+    mixed = bound(FACTS | {"machine": machine}, CALLS, {}, PROFILE)
+    assert apart
+    assert mixed
+    half = (apart.prefill_s + apart.decode_s) / 2
+    assert (mixed.prefill_s, mixed.decode_s) == (pytest.approx(half), pytest.approx(half))
+
+
 def test_more_cores_bound_less_and_ordinary_vllms_have_all_for_both() -> None:
     one = bound(FACTS, CALLS, {}, PROFILE)
     two = bound(FACTS | {"machine": FACTS["machine"] | {"prefill_cores": [0, 2]}}, CALLS, {}, PROFILE)

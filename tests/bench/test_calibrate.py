@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from prefillshare.bench import calibrate as command
+from prefillshare.bench import contention
 from prefillshare.bench.costs import FILE
 from prefillshare.bench.host import Hosted, HostRequest
 from prefillshare.bench.hosting import HostFailed
@@ -40,23 +41,26 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 
     monkeypatch.setattr(command, "hosted", hosted)
     monkeypatch.setattr(command, "load_tokenise", lambda base: words)
+    for name, value in {"_ROUNDS": 1, "_UNDER_WAY_S": 0.01}.items():
+        monkeypatch.setattr(contention, name, value)
     return found
 
 
 def test_costs_are_written_with_what_they_were_measured_with(started: list[tuple[str, int]], tmp_path: Path) -> None:
     assert calibrate(tmp_path) == 0
-    assert started == [("shared", 1), ("shared-lora", 1)]
+    assert started == [("shared", 1), ("shared-lora", 4), ("per-model", 2)]
     written = json.loads((tmp_path / FILE).read_text())
     assert written["cost"]["step_s"] >= 0
     assert written["environment"]["dtype"] == "float32"
     assert len(written["measured"]["alone"]) == 4 * 8
     assert len(written["measured"]["adapter_steps"]) == len(written["measured"]["steps"]) == 3
     assert written["adapter_decode_cost"]["step_s"] >= 0
+    assert written["slowdown"]["prefill_beside_decode"] == 1
 
 
 def test_adapters_are_measured_only_if_they_are_wanted(started: list[tuple[str, int]], tmp_path: Path) -> None:
     assert calibrate(tmp_path, adapters=False) == 0
-    assert started == [("shared", 1)]
+    assert started == [("shared", 1), ("per-model", 2)]
     written = json.loads((tmp_path / FILE).read_text())
     assert written["measured"]["adapter_steps"] == []
     assert written["adapter_decode_cost"] is None

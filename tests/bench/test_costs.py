@@ -12,7 +12,7 @@ from prefillshare.bench.costs import FILE, Measured, Measurement, fit, read, wri
 from prefillshare.bench.systems import Machine
 from prefillshare.errors import UserError
 from prefillshare.simulate.calibrate import StepTime
-from prefillshare.simulate.cost import Cost
+from prefillshare.simulate.cost import Cost, Slowdown
 from prefillshare.simulate.records import CallRecord
 from tests.bench.fake_server import FakeServer, hosted_by
 from tests.workloads.tokenisers import words
@@ -40,7 +40,8 @@ class Caching(FakeServer):
             f"prefillshare_handoff_pulled_bytes_total {self.pulled}\n"
             f"prefillshare_handoff_seconds_sum {self.pulled / 1e6}\nprefillshare_handoff_seconds_count 1\n"
         )
-        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        headers = {"content-type": "text/event-stream", "x-prefillshare-prefill-ms": "100"}
+        response = web.StreamResponse(headers=headers)
         await response.prepare(request)
         await asyncio.sleep(0.05)  # so that calls which were sent together meet
         usage = {"prompt_tokens": prompt, "completion_tokens": body["max_tokens"]}
@@ -107,6 +108,15 @@ async def test_steps_are_measured_without_the_rest() -> None:
     assert len(server.bodies) == 1 + 2 * (1 + 2 + 4)
 
 
+async def test_batches_are_of_all_models_in_turn() -> None:
+    server = Caching()
+    async with hosted_by(server, models=2, role="decode") as system, open_client("") as http:
+        await Measurement(http, system, words, MACHINE, lambda step: None, models=2).steps()
+    asked = [body["model"] for body in server.bodies[1:]]
+    assert sorted(asked[:2] + asked[6:10]) == ["model-0"] * 4 + ["model-1"] * 2  # one alone, twice; then two and two
+    assert sorted(asked[-4:]) == ["model-0", "model-0", "model-1", "model-1"]
+
+
 def synthetic() -> Measured:
     def record(prompt: int, cached: int) -> CallRecord:
         new = prompt - cached
@@ -136,7 +146,15 @@ def test_costs_are_found_written_and_read(tmp_path: Path) -> None:
     write(tmp_path / FILE, found, profile, {"processor": "x"})
     again = read(tmp_path / FILE, MACHINE, 1000)
     assert (again.cost, again.link, again.leg_s) == (profile.cost, profile.link, profile.leg_s)
+    assert again.slowdown is None
     assert again.decode_kv_tokens == 8192
+
+
+def test_what_work_takes_beside_other_work_is_kept_too(tmp_path: Path) -> None:
+    slowdown = Slowdown(1.1, 1.2, 1.3, 1.4)
+    found = replace(synthetic(), slowdown=slowdown)
+    write(tmp_path / FILE, found, fit(found, MACHINE, 1000), {})
+    assert read(tmp_path / FILE, MACHINE, 1000, adapters=True).slowdown == slowdown
 
 
 def test_what_an_adapter_costs_counts_where_it_is_asked_for(tmp_path: Path) -> None:

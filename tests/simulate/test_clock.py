@@ -2,7 +2,8 @@ import random
 
 import pytest
 
-from prefillshare.simulate.clock import Clock, Device
+from prefillshare.simulate.clock import Clock, Device, Host
+from prefillshare.simulate.cost import Slowdown, Work
 
 
 class Recorder:
@@ -22,9 +23,9 @@ def test_events_happen_in_order_of_time_then_of_announcement() -> None:
     assert clock.happened == 3
 
 
-def start(clock: Clock, device: Device, when: float, seconds: float) -> Recorder:
+def start(clock: Clock, device: Device, when: float, seconds: float, work: Work = "prefill") -> Recorder:
     tenant = Recorder()
-    clock.at(when, lambda now, _: device.start(now, tenant, seconds))
+    clock.at(when, lambda now, _: device.start(now, tenant, seconds, work))
     return tenant
 
 
@@ -64,3 +65,41 @@ def test_everyone_gets_what_was_asked_for_as_in_a_fine_grained_simulation(seed: 
             left[index] -= step / len(present)
             ends[index] = now
     assert [tenant.ends[0] for tenant in tenants] == pytest.approx(ends, abs=0.02)
+
+
+def test_devices_of_a_host_slow_each_other_down_while_both_are_busy() -> None:
+    clock, host = Clock(), Host(Slowdown(prefill_beside_decode=1.5, decode_beside_prefill=2.0))
+    one, two = Device(clock, host), Device(clock, host)
+    prompt = start(clock, one, 0.0, 5.0)
+    answer = start(clock, two, 1.0, 1.0, "decode")
+    clock.run()
+    assert answer.ends == [3.0]  # from 1 to 3, at half speed
+    assert prompt.ends == [pytest.approx(1.0 + 2.0 + (5.0 - 1.0 - 2.0 / 1.5))]
+
+
+def test_work_of_one_kind_can_leave_the_other_alone() -> None:
+    clock, host = Clock(), Host(Slowdown(decode_beside_decode=3.0))
+    one, two = Device(clock, host), Device(clock, host)
+    prompt, answer = start(clock, one, 0.0, 4.0), start(clock, two, 0.0, 4.0, "decode")
+    clock.run()
+    assert (prompt.ends, answer.ends) == ([4.0], [4.0])
+
+
+def test_those_who_take_turns_on_a_device_count_by_the_mean() -> None:
+    clock, host = Clock(), Host(Slowdown(prefill_beside_prefill=2.0, prefill_beside_decode=4.0))
+    one, two = Device(clock, host), Device(clock, host)
+    for work in ("prefill", "decode"):
+        start(clock, one, 0.0, 50.0, work)
+    prompt = start(clock, two, 0.0, 2.0)
+    clock.run()
+    assert prompt.ends == [6.0]
+
+
+def test_beside_several_the_one_counts_that_slows_down_most() -> None:
+    clock, host = Clock(), Host(Slowdown(prefill_beside_prefill=2.0, prefill_beside_decode=4.0))
+    devices = [Device(clock, host) for _ in range(3)]
+    prompt = start(clock, devices[0], 0.0, 1.0)
+    start(clock, devices[1], 0.0, 50.0)
+    start(clock, devices[2], 0.0, 50.0, "decode")
+    clock.run()
+    assert prompt.ends == [4.0]

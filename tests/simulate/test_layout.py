@@ -54,6 +54,12 @@ def test_workers_share_the_devices_of_their_role() -> None:
     assert sorted(places.values()) == [("decode", 0), ("decode", 0), ("decode", 1), *[("prefill", 0)] * 3]
 
 
+def test_a_device_can_be_of_both_kinds_of_workers() -> None:
+    layout = Layout("shared", MODELS, prefill_devices=(0,), decode_devices=(1, 0))
+    places = layout.device_of_workers(layout.routes())
+    assert sorted(places.values()) == [("both", 0), ("both", 0), ("decode", 1), ("decode", 1)]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -62,6 +68,7 @@ def test_workers_share_the_devices_of_their_role() -> None:
         ({"models": ("a", "a")}, "models"),
         ({"prefill_workers": 0}, "prefill_workers: at least 1, found 0"),
         ({"decode_devices": 0}, "decode_devices"),
+        ({"decode_devices": ()}, "decode_devices: at least one number"),
         ({"decode_workers": (1, 0, 1)}, "decode_workers: at least 1"),
         ({"prefill_workers": (1, 1)}, "prefill_workers: a number for each of 1 pools, found 2"),
         ({"decode_pools": 4}, "decode_pools: at most a pool a model, found 4 of 3"),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from prefillshare.errors import UserError
 from prefillshare.router_config import FlowConfig
 from prefillshare.simulate.calls import Call, Shape
-from prefillshare.simulate.cost import Cost, Link, WorkerProfile
+from prefillshare.simulate.cost import Cost, Link, Slowdown, WorkerProfile
 from prefillshare.simulate.layout import Layout, SystemName
 from prefillshare.simulate.records import CallRecord, Records, summarise
 from prefillshare.simulate.simulation import Outcome, Simulation, intervals
@@ -49,12 +49,19 @@ def run(
     leg_s=st.sampled_from((0.0, 0.01)),
     seed=st.integers(0, 1000),
     flow=st.sampled_from((None, FlowConfig(), FlowConfig(prefill_tokens=1), FlowConfig(cached_first_s=0))),
+    slowdown=st.sampled_from((None, Slowdown(1.1, 1.5, 2.0, 1.3))),
 )
 def test_every_call_is_answered_once_and_every_token_of_it_accounted_for(
-    layout: Layout, arrivals: Arrivals, kv_tokens: int, leg_s: float, seed: int, flow: FlowConfig | None
+    layout: Layout,
+    arrivals: Arrivals,
+    kv_tokens: int,
+    leg_s: float,
+    seed: int,
+    flow: FlowConfig | None,
+    slowdown: Slowdown | None,
 ) -> None:
     shapes = sessions(15, seed=seed)
-    profile = replace(PROFILE, kv_tokens=kv_tokens, leg_s=leg_s)
+    profile = replace(PROFILE, kv_tokens=kv_tokens, leg_s=leg_s, slowdown=slowdown)
     records, outcome, simulation = run(layout, shapes, arrivals, profile, flow=flow)
     answered = Counter((int(record.session), record.turn) for record in records.calls)
     assert answered == Counter({(number, turn): 1 for number, shape in enumerate(shapes) for turn in range(len(shape))})
@@ -284,3 +291,12 @@ def test_a_record_says_what_each_part_took() -> None:
     assert record.prefill_s == pytest.approx(COST.step(800, 800 * 801 / 2, 0, 0))
     assert record.tpot_s == pytest.approx(COST.steps(15, 1, 801) / 15)
     assert (record.prefill_worker, record.decode_worker) == ("prefill-base-0", "decode-planner-0")
+
+
+def test_cores_of_one_host_slow_each_other_down_while_both_are_busy() -> None:
+    slowed = replace(PROFILE, slowdown=Slowdown(prefill_beside_decode=1.5, decode_beside_prefill=2.0))
+    layout = Layout("per-model", MODELS, prefill_devices=1, decode_devices=1)
+    alone, beside = (run(layout, sessions(1), Closed(1), profile)[1].ended_s for profile in (PROFILE, slowed))
+    assert beside == alone  # of one call after the other, one device is idle
+    free, busy = (run(layout, sessions(12), Closed(6), profile)[1].ended_s for profile in (PROFILE, slowed))
+    assert 1.05 * free < busy < 2 * free

@@ -77,13 +77,15 @@ def bound(
     prefill_s, session_s = sum(prefill), max(sessions.values())
     arrivals = parse_arrivals(facts["load"])
     turns_s = sum(sessions.values()) / arrivals.concurrent if isinstance(arrivals, Closed) else 0.0
-    prefill_cores, decode_cores = len(machine.prefill_cores), len(machine.decode_cores)
+    both_s = (prefill_s + decode_s) / len(machine.cores)
     if system in ORDINARY:
-        both_s = (prefill_s + decode_s) / (prefill_cores + decode_cores)
         return Bound(both_s, both_s, 0.0, session_s, turns_s)
     moved = sum(call["new_tokens"] for call in calls) * profile.kv_bytes_per_token
     handoff_s = moved / profile.link.bytes_per_s
-    return Bound(prefill_s / prefill_cores, decode_s / decode_cores, handoff_s, session_s, turns_s)
+    prefill_s, decode_s = prefill_s / len(machine.prefill_cores), decode_s / len(machine.decode_cores)
+    if set(machine.prefill_cores) & set(machine.decode_cores):  # what one kind of worker takes, the other has not
+        prefill_s, decode_s = max(prefill_s, both_s), max(decode_s, both_s)
+    return Bound(prefill_s, decode_s, handoff_s, session_s, turns_s)
 
 
 def _pairs(prompt: int, new: int) -> float:

@@ -72,9 +72,9 @@ def calibrate(
     base: Annotated[Path, typer.Option(help="The base: a checkpoint, in safetensors.")],
     matrix: Annotated[Path | None, typer.Option(metavar="FILE.YAML", help="The runs' matrix, if they had one.")] = None,
 ) -> None:
-    """Measure what prefill, decode and handoff cost here, without any queue (4 to 16 minutes on two cores).
+    """Measure what prefill, decode and handoff cost here, without any queue (7 to 25 minutes on two cores).
 
-    Decode steps are measured with an adapter too, unless the matrix has no `shared-lora`. Writes OUTPUT/costs.json. The
+    Decode steps are measured with adapters too, unless the matrix has no `shared-lora`. Writes OUTPUT/costs.json. The
     report then says how near each run came to what is possible, and the simulator can predict runs.
     Example: `prefillshare bench calibrate results --base ./base`
     """

@@ -1,9 +1,10 @@
 """What prefill, decode and handoff cost on this machine: measured on the workers that the systems are made of.
 
 One model on the system `shared`, and three kinds of calls: prompts of several lengths that no cache knows, the same
-prompts again with a short and with a long turn behind them, and batches of answers of several sizes. Then one model on
-`shared-lora`, and the batches of answers alone: its prompts are computed by the base too. Costs are fitted to these;
-the report bounds by them what is possible, and the simulator predicts runs by them.
+prompts again with a short and with a long turn behind them, and batches of answers of several sizes. Then all models on
+`shared-lora`, and the batches of answers alone: its prompts are computed by the base too. Costs are fitted to these,
+and are those of one core while the others are idle; `contention` measures how much longer work takes beside other work.
+The report bounds by costs what is possible, and the simulator predicts runs by both.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from prefillshare.bench.systems import Machine, model_names
 from prefillshare.errors import UserError
 from prefillshare.files import write_whole
 from prefillshare.simulate.calibrate import StepTime, fit_batches, fit_from_outside, misses
-from prefillshare.simulate.cost import Cost, Link, WorkerProfile
+from prefillshare.simulate.cost import Cost, Link, Slowdown, WorkerProfile
 from prefillshare.simulate.records import CallRecord
 from prefillshare.workloads.conversation import exactly, streamed
 from prefillshare.workloads.tokens import Salad, Tokenise
@@ -52,14 +54,16 @@ class Measured:
     pulled_bytes: float
     pull_s: float
     adapter_steps: Sequence[StepTime] = ()
+    slowdown: Slowdown | None = None  # of work beside other work, if it was measured
 
 
 @dataclass(eq=False)
 class Measurement:
-    """Measures a system `shared`, with one of its models.
+    """Measures a system.
 
     Args:
         say: is told what comes next.
+        models: how many are called, in turn; a batch of several adapters takes more products than one of one.
         longest_prompt: leaves out prompts of more tokens, which take most of the time; what they cost is then
             extrapolated.
 
@@ -73,16 +77,17 @@ class Measurement:
     machine: Machine
     say: Callable[[str], None]
     longest_prompt: int | None = None
+    models: int = 1
 
     def __post_init__(self) -> None:
         room = self.machine.max_model_len - _ROOM - _MANY
-        self._longest = min(room, self.longest_prompt or room)
+        self.longest = min(room, self.longest_prompt or room)
         try:
             self._salad = Salad(self.tokenise)
         except ValueError as error:
             raise UserError(f"base: {error}") from None
         self._draw = random.Random(0)
-        self._model = model_names(1)[0]
+        self._names = model_names(self.models)
         self._sessions = 0
 
     async def all(self) -> Measured:
@@ -91,7 +96,7 @@ class Measurement:
         Raises:
             UserError: a call failed, or the machine is too small to tell costs apart.
         """
-        lengths = [tokens for tokens in _PROMPTS if tokens + min(_BEHIND) <= self._longest]
+        lengths = [tokens for tokens in _PROMPTS if tokens + min(_BEHIND) <= self.longest]
         if len(lengths) < _FEWEST_LENGTHS or len(self._sizes(_CONTEXTS[0])) < _FEWEST_SIZES:
             raise UserError(
                 f"machine: max_model_len={self.machine.max_model_len}, max_num_seqs={self.machine.max_num_seqs} and "
@@ -104,10 +109,10 @@ class Measurement:
         for _ in range(max(_ROUNDS, -(-_CALLS // (2 * len(lengths))))):
             for tokens in lengths:
                 self.say(f"a prompt of {tokens} tokens")
-                text = self._text(tokens)
-                turns = [f"{text} {self._text(more)}" for more in _BEHIND if tokens + more <= self._longest]
+                text = self.text(tokens)
+                turns = [f"{text} {self.text(more)}" for more in _BEHIND if tokens + more <= self.longest]
                 for prompt in (text, *turns):
-                    alone += [_record(answer) for answer in await self._answers([prompt], _FEW)]
+                    alone += [_record(answer) for answer in await self.answers([prompt], _FEW)]
         grown = growth(before, await self._pulls())
         return Measured(
             alone,
@@ -123,16 +128,16 @@ class Measurement:
 
     async def _warm_up(self) -> None:
         """The first call of a worker is slower than any later one."""
-        await self._answers([self._text(_CONTEXTS[0])], _FEW)
+        await self.answers([self.text(_CONTEXTS[0])], _FEW)
 
     async def _batches(self) -> list[StepTime]:
         steps = []
-        for context in (context for context in _CONTEXTS if context <= self._longest):
+        for context in (context for context in _CONTEXTS if context <= self.longest):
             sizes = self._sizes(context)
-            prompts = [self._text(context) for _ in range(max(sizes, default=0))]
+            prompts = [self.text(context) for _ in range(max(sizes, default=0))]
             for size in sizes:
                 self.say(f"{size} answers at a time on {context} tokens")
-                steps.append(await self._batch(prompts[:size]))
+                steps.append(await self.batch(prompts[:size], _MANY))
         return steps
 
     def _sizes(self, context: int) -> list[int]:
@@ -141,19 +146,20 @@ class Measurement:
         most = min(self.machine.max_num_seqs, self.machine.decode_kv_tokens // (blocks * self.machine.block_size))
         return [size for size in _BATCHES if size <= most]
 
-    async def _batch(self, prompts: Sequence[str]) -> StepTime:
-        await self._answers(prompts, 1)  # in the caches then, so that all answers begin at about the same time
-        answers = await self._answers(prompts, _MANY)
+    async def batch(self, prompts: Sequence[str], tokens: int, model: str | None = None) -> StepTime:
+        """The decode steps of an answer to each prompt, of so many tokens. Raises UserError when a call failed."""
+        await self.answers(prompts, 1, model)  # in the caches then, so that all answers begin at about the same time
+        answers = await self.answers(prompts, tokens, model)
         middle = sum(answer.prompt_tokens + answer.output_tokens / 2 for answer in answers)
         return StepTime(len(answers), middle, sum(map(_between, answers)) / len(answers))
 
-    async def _answers(self, prompts: Sequence[str], tokens: int) -> list[Answer]:
-        url = self.system.endpoints[self._model]
+    async def answers(self, prompts: Sequence[str], tokens: int, model: str | None = None) -> list[Answer]:
+        """To all prompts at once. Raises UserError when a call failed."""
         calls = []
-        for prompt in prompts:
+        for prompt, name in zip(prompts, cycle((model,) if model else self._names), strict=False):
             self._sessions += 1
-            body = streamed(self._model, [{"role": "user", "content": prompt}]) | exactly(tokens)
-            calls.append(call(self.http, url, body, f"calibration {self._sessions}"))
+            body = streamed(name, [{"role": "user", "content": prompt}]) | exactly(tokens)
+            calls.append(call(self.http, self.system.endpoints[name], body, f"calibration {self._sessions}"))
         answers = await asyncio.gather(*calls)
         for answer in answers:
             if answer.error is not None:
@@ -164,7 +170,8 @@ class Measurement:
         (decode,) = [worker for worker in self.system.workers if worker.role == "decode"]
         return await scrape(self.http, decode.url)
 
-    def _text(self, tokens: int) -> str:
+    def text(self, tokens: int) -> str:
+        """That no cache knows."""
         return self._salad.text(tokens, self._draw)
 
 
@@ -180,7 +187,7 @@ def fit(measured: Measured, machine: Machine, kv_bytes_per_token: int) -> Worker
     rate = measured.pulled_bytes / measured.pull_s if measured.pull_s else float("inf")
     cost, adapter_steps = fit_batches(alone.cost, measured.steps), measured.adapter_steps
     decode_cost = fit_batches(cost, adapter_steps) if adapter_steps else None
-    return replace(alone, cost=cost, link=Link(0.0, rate), decode_cost=decode_cost)
+    return replace(alone, cost=cost, link=Link(0.0, rate), decode_cost=decode_cost, slowdown=measured.slowdown)
 
 
 def write(file: Path, measured: Measured, profile: WorkerProfile, environment: Mapping[str, Any]) -> None:
@@ -189,6 +196,7 @@ def write(file: Path, measured: Measured, profile: WorkerProfile, environment: M
     content = {
         "cost": asdict(profile.cost),
         "adapter_decode_cost": with_adapter and asdict(with_adapter),
+        "slowdown": profile.slowdown and asdict(profile.slowdown),
         "leg_s": profile.leg_s,
         "link_bytes_per_s": profile.link.bytes_per_s,
         "largest_miss_of_a_step": _largest_miss(profile.cost, measured.steps),
@@ -215,7 +223,8 @@ def write(file: Path, measured: Measured, profile: WorkerProfile, environment: M
 
 def read(file: Path, machine: Machine, kv_bytes_per_token: int, *, adapters: bool = False) -> WorkerProfile:
     """What `write` wrote, for workers that have all KV memory of their kind; with `adapters`, for decode workers that
-    host adapters. In a file from before their steps were measured, these cost what others do.
+    host adapters. In a file from before their steps were measured, these cost what others do, and in one from before
+    work was timed beside other work, it is not slowed down.
 
     Raises:
         UserError: the file is missing, or is not one of these.
@@ -225,7 +234,9 @@ def read(file: Path, machine: Machine, kv_bytes_per_token: int, *, adapters: boo
         cost, link = Cost(**content["cost"]), Link(0.0, content["link_bytes_per_s"])
         with_adapter = content.get("adapter_decode_cost") if adapters else None
         decode_cost = with_adapter and Cost(**with_adapter)
-        return replace(_profile(cost, link, content["leg_s"], machine, kv_bytes_per_token), decode_cost=decode_cost)
+        beside = content.get("slowdown")
+        profile = _profile(cost, link, content["leg_s"], machine, kv_bytes_per_token)
+        return replace(profile, decode_cost=decode_cost, slowdown=beside and Slowdown(**beside))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file}: not what `prefillshare bench calibrate` writes: {error}") from None
 

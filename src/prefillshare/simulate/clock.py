@@ -1,9 +1,12 @@
-"""Simulated time: events in order, and devices whose time is shared by those who run on them."""
+"""Simulated time: events in order, devices whose time is shared by those who run on them, and a host whose devices slow
+each other down."""
 
 from collections.abc import Callable
 from heapq import heappop, heappush
 from itertools import count
 from typing import Any, Protocol
+
+from prefillshare.simulate.cost import Slowdown, Work
 
 Event = Callable[[float, Any], None]
 
@@ -43,10 +46,16 @@ class Device:
 
     Time is kept in device-seconds: how much each of the present tenants has received since the beginning. All of them
     progress equally, so one heap of goals in that unit says who is next, however often the number of tenants changes.
+    A device that is slowed down gives out fewer of them in a second.
     """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, host: "Host | None" = None) -> None:
         self._clock = clock
+        self._host = host
+        self._speed = 1.0  # device-seconds that it gives out in a second
+        self.work: dict[Tenant, Work] = {}  # of the tenants that run
+        if host:
+            host.devices.append(self)
         self._received = 0.0
         self._since = 0.0  # when `_received` was brought up to date
         self._goals: list[tuple[float, int, Tenant]] = []
@@ -55,11 +64,19 @@ class Device:
         self._announced = 0  # number of the event that is valid
         self.busy_s = 0.0
 
-    def start(self, now: float, tenant: Tenant, seconds: float) -> None:
+    def start(self, now: float, tenant: Tenant, seconds: float, work: Work = "prefill") -> None:
         """`tenant`, which does not run here yet, is `done` when it has received that many device-seconds."""
         self._advance(now)
         self._aim(tenant, self._received + seconds)
+        self._now_does(now, tenant, work)
         self._announce()
+
+    def run_at(self, now: float, speed: float) -> None:
+        """From now on it gives out `speed` device-seconds in a second."""
+        if speed != self._speed:
+            self._advance(now)
+            self._speed = speed
+            self._announce()
 
     def shorten(self, now: float, tenant: Tenant, goal: float) -> None:
         """Lets `tenant` be done earlier: when the device-seconds are at `goal`."""
@@ -77,6 +94,15 @@ class Device:
         self._advance(now)
         return self._received
 
+    def _now_does(self, now: float, tenant: Tenant, work: Work | None) -> None:
+        if self._host is None:
+            return
+        if work is None:
+            del self.work[tenant]
+        else:
+            self.work[tenant] = work
+        self._host.changed(now)
+
     def _aim(self, tenant: Tenant, goal: float) -> None:
         number = self._current[tenant] = next(self._order)
         heappush(self._goals, (goal, number, tenant))
@@ -85,7 +111,7 @@ class Device:
         if self._current:
             elapsed = now - self._since
             self.busy_s += elapsed
-            self._received += elapsed / len(self._current)
+            self._received += elapsed * self._speed / len(self._current)
         self._since = now
 
     def _announce(self) -> None:
@@ -94,7 +120,7 @@ class Device:
             heappop(goals)
         self._announced += 1
         if goals:
-            wait = max(0.0, goals[0][0] - self._received) * len(current)
+            wait = max(0.0, goals[0][0] - self._received) * len(current) / self._speed
             self._clock.at(self._since + wait, self._reached, self._announced)
 
     def _reached(self, now: float, number: int) -> None:
@@ -104,5 +130,30 @@ class Device:
         goal, _, tenant = heappop(self._goals)
         self._received = goal  # exactly, so that rounding does not add up
         del self._current[tenant]
+        self._now_does(now, tenant, None)
         self._announce()
         tenant.done(now)
+
+
+class Host:
+    """Devices that share a memory: a step takes longer on one while another is busy.
+
+    Beside several it takes as long as beside the one that slows it down most; of those who share a device, which take
+    turns, the mean counts.
+    """
+
+    def __init__(self, slowdown: Slowdown) -> None:
+        self.devices: list[Device] = []
+        self._slowdown = slowdown
+
+    def changed(self, now: float) -> None:
+        """To be called when a device has begun something or is done with it."""
+        for device in self.devices:
+            if device.work:
+                others = [other for other in self.devices if other is not device and other.work]
+                times = [max([1.0, *(self._beside(work, other) for other in others)]) for work in device.work.values()]
+                device.run_at(now, sum(1 / each for each in times) / len(times))
+
+    def _beside(self, work: Work, other: Device) -> float:
+        found = [self._slowdown.of(work, each) for each in other.work.values()]
+        return sum(found) / len(found)

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 from math import ceil, sqrt
+from typing import Literal
+
+Work = Literal["prefill", "decode"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,20 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True)
+class Slowdown:
+    """How many times as long a step takes while another device of the host is busy, by what both do: cores of one
+    processor share its memory and its caches."""
+
+    prefill_beside_prefill: float = 1.0
+    prefill_beside_decode: float = 1.0
+    decode_beside_prefill: float = 1.0
+    decode_beside_decode: float = 1.0
+
+    def of(self, work: Work, other: Work) -> float:
+        return float(getattr(self, f"{work}_beside_{other}"))
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerProfile:
     """A worker: one model on one device, as it is configured. All workers of a deployment are alike, but for what is
     said of decode workers."""
@@ -65,6 +82,7 @@ class WorkerProfile:
     max_num_batched_tokens: int = 8192
     leg_s: float = 0.0  # what a leg takes beside its worker's steps: HTTP, tokenising, routing
     decode_cost: Cost | None = None  # of a decode worker's steps, if they cost something else: with adapters
+    slowdown: Slowdown | None = None  # where devices are cores of one host; costs are then those of one core alone
 
     @property
     def cost_of_decode(self) -> Cost:

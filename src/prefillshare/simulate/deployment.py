@@ -10,10 +10,10 @@ from prefillshare.router.pool import Pool
 from prefillshare.router_config import FlowConfig, PlacementConfig
 from prefillshare.simulate.cache import PrefixCache
 from prefillshare.simulate.calls import Prompts, Run, Shape
-from prefillshare.simulate.clock import Clock, Device
+from prefillshare.simulate.clock import Clock, Device, Host
 from prefillshare.simulate.cost import WorkerProfile
 from prefillshare.simulate.gate import Gate, Room
-from prefillshare.simulate.layout import Layout, Role
+from prefillshare.simulate.layout import Layout, Place, Role
 from prefillshare.simulate.legs import Answered, ColocatedLeg, DecodeLeg, PrefillLeg
 from prefillshare.simulate.worker import Worker
 
@@ -35,10 +35,13 @@ class Deployment:
         self._colocated = layout.system == "colocated"
         self.routes = layout.routes()
         self.placement = Placement(self.routes, placement, block_size=profile.block_size)
-        self.devices: dict[tuple[Role, int], Device] = {}
+        self.devices: dict[Place, Device] = {}
         self.workers: dict[str, Worker] = {}
+        host = Host(profile.slowdown) if profile.slowdown else None
         for worker, place in layout.device_of_workers(self.routes).items():
-            device = self.devices.setdefault(place, Device(clock))
+            if place not in self.devices:
+                self.devices[place] = Device(clock, host)
+            device = self.devices[place]
             self.workers[worker.name] = self._worker(worker.name, worker.role, device)
             self.placement.holds(worker, self._kv_tokens(worker.role))
         self._gate = self._make_gate(flow) if flow and not self._colocated else None

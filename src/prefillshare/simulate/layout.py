@@ -1,7 +1,8 @@
 """Which workers a deployment has, whom they serve and which devices they run on."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count, cycle
 from typing import Literal, get_args
 
 from prefillshare.errors import UserError
@@ -10,6 +11,8 @@ from prefillshare.router.route import ModelRoute, pools_of
 
 SystemName = Literal["shared", "per-model", "colocated"]
 Role = Literal["prefill", "decode"]
+# A device: whose workers run on it, and its number.
+Place = tuple[Literal["prefill", "decode", "both"], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +35,10 @@ class Layout:
     prefill_workers: int | tuple[int, ...] = 1
     decode_workers: int | tuple[int, ...] = 1
     decode_pools: int | None = None  # into which models are put as LoRA modules. None: a pool a model
-    prefill_devices: int | None = None  # for all prefill workers together. None: one for each
-    decode_devices: int | None = None
+    # For all prefill workers together, given to them in turn: so many, or those of these numbers, of which one may also
+    # be the decode workers'. None: one for each.
+    prefill_devices: int | tuple[int, ...] | None = None
+    decode_devices: int | tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.system not in get_args(SystemName):
@@ -42,7 +47,10 @@ class Layout:
             raise UserError("models: at least one, each with a name of its own")
         for field in ("prefill_workers", "decode_workers", "decode_pools", "prefill_devices", "decode_devices"):
             value = getattr(self, field)
-            if value is not None and min(value if isinstance(value, tuple) else (value,)) < 1:
+            if isinstance(value, tuple) and field.endswith("devices"):
+                if not value:
+                    raise UserError(f"{field}: at least one number, found none")
+            elif value is not None and min(value if isinstance(value, tuple) else (value,)) < 1:
                 raise UserError(f"{field}: at least 1, found {value}")
         if self.decode_pools and self.decode_pools > len(self.models):
             raise UserError(f"decode_pools: at most a pool a model, found {self.decode_pools} of {len(self.models)}")
@@ -102,17 +110,26 @@ class Layout:
         pools = [_pool(role, *pool) for pool in zip(self.models, numbers, strict=False)]
         return {model: pools[index % len(pools)] for index, model in enumerate(self.models)}
 
-    def device_of_workers(self, routes: Mapping[str, ModelRoute]) -> dict[Worker, tuple[Role, int]]:
-        """Which device of which role each worker runs on; devices are given out in turn."""
-        given: dict[Worker, tuple[Role, int]] = {}
-        counts: dict[Role, int] = {"prefill": 0, "decode": 0}
-        devices: dict[Role, int | None] = {"prefill": self.prefill_devices, "decode": self.decode_devices}
+    def device_of_workers(self, routes: Mapping[str, ModelRoute]) -> dict[Worker, Place]:
+        """Which device each worker runs on; devices are given out in turn."""
+        given: dict[Worker, Place] = {}
+        left = {"prefill": self._places("prefill"), "decode": self._places("decode")}
         for pool in pools_of(routes.values()):
             for worker in pool.workers:
-                index = counts[worker.role]
-                given[worker] = (worker.role, index % (devices[worker.role] or index + 1))
-                counts[worker.role] += 1
+                given[worker] = next(left[worker.role])
         return given
+
+    def _places(self, role: Role) -> Iterator[Place]:
+        devices, others = self.prefill_devices, self.decode_devices
+        if role == "decode":
+            devices, others = others, devices
+        if devices is None:
+            yield from ((role, number) for number in count())
+        elif isinstance(devices, int):
+            yield from cycle([(role, number) for number in range(devices)])
+        else:
+            of_both = set(others) if isinstance(others, tuple) else set()
+            yield from cycle([("both" if number in of_both else role, number) for number in devices])
 
 
 def _each(workers: int | tuple[int, ...], pools: int) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from prefillshare.simulate.calls import Prompts, Run, Shape
 from prefillshare.simulate.clock import Clock
 from prefillshare.simulate.cost import WorkerProfile
 from prefillshare.simulate.deployment import Deployment
-from prefillshare.simulate.layout import Layout, Role
+from prefillshare.simulate.layout import Layout, Place
 from prefillshare.simulate.records import CallRecord, Recorder
 from prefillshare.workloads.arrivals import Arrivals, Closed, Open, Poisson
 
@@ -21,7 +21,9 @@ class Outcome:
 
     ended_s: float  # simulated
     events: int
-    busy: dict[Role, float]  # share of the time in which devices of the role had something to do, on average
+    # Share of the time in which devices had something to do, on average, by whose they are: prefill workers', decode
+    # workers', both kinds'.
+    busy: dict[str, float]
     peak_kv_tokens: int  # of the worker that had most in use
 
 
@@ -67,13 +69,13 @@ class Simulation:
                 self._begin(0.0)
         else:
             self._clock.at(0.0, self._arrive, intervals(self._arrivals))
-        readings: list[dict[tuple[Role, int], float]] = []
+        readings: list[dict[Place, float]] = []
         for moment in self._busy_within or ():
             self._clock.at(moment, lambda now, _: readings.append(self._busy_s(now)))
         ended = self._clock.run()
         since, until = self._busy_within or (0.0, ended)
         before, after = readings or (dict.fromkeys(self.deployment.devices, 0.0), self._busy_s(ended))
-        busy: dict[Role, list[float]] = {}
+        busy: dict[str, list[float]] = {}
         for key, seconds in before.items():
             busy.setdefault(key[0], []).append((after[key] - seconds) / (until - since) if until else 0.0)
         peak = max(worker.cache.peak_in_use for worker in self.deployment.workers.values())
@@ -84,7 +86,7 @@ class Simulation:
             peak * self._profile.block_size,
         )
 
-    def _busy_s(self, now: float) -> dict[tuple[Role, int], float]:
+    def _busy_s(self, now: float) -> dict[Place, float]:
         """Of each device, until now."""
         return {key: device.busy(now) for key, device in self.deployment.devices.items()}
 

@@ -8,7 +8,7 @@ from itertools import count
 
 from prefillshare.simulate.cache import PrefixCache, Stretch
 from prefillshare.simulate.clock import Device
-from prefillshare.simulate.cost import Cost
+from prefillshare.simulate.cost import Cost, Work
 
 
 class Job:
@@ -170,16 +170,17 @@ class Worker:
             heappush(running, (self._steps + job.output, next(self._order), job))
             self._kv_tokens += job.prompt
         self._new, self._arrived = self._arrived, []
+        work: Work = "decode"
         if self._prefilling:
             self._planned = 1
-            seconds = self._mixed_step()
+            work, seconds = "prefill", self._mixed_step()
         elif running:
             self._planned = 1 if self._new else running[0][0] - self._steps
             seconds = self._cost.steps(self._planned, len(running), self._kv_tokens)
         else:
             return
         self._began = self._device.received(now)
-        self._device.start(now, self, seconds)
+        self._device.start(now, self, seconds, work)
 
     def _mixed_step(self) -> float:
         """Running sequences first, then prompts in order, as many tokens as the budget has room for."""
