@@ -1,9 +1,9 @@
-"""The benchmark's published figures: `python -m experiments.bench short | full | tool-heavy | float32 |
+"""The benchmark's published figures: `python -m experiments.bench short | full | models | float32 |
 short-contexts | repeats | publish`.
 
     short           one load, two systems, in about 15 minutes on two cores
     full            every family, load and system, three times: hours; goes on where it was stopped
-    tool-heavy      whole tool-heavy sessions on every system, three times, also of an open loop: hours
+    models          whole tool-heavy sessions of one, two and four models, three times: four hours
     float32         whole tool-heavy sessions in float32, for cores without bfloat16 units: two hours
     short-contexts  ReAct and Reflexion in float32: 75 minutes
     repeats         ReAct in float32, three times with other sessions, also on one ordinary vLLM with all adapters: an
@@ -30,20 +30,20 @@ from prefillshare.bench.calibrate import calibrate
 from prefillshare.bench.cells import ARRIVING, LABELS, Panel, by_load, by_panel, by_system, in_figures
 from prefillshare.bench.costs import FILE
 from prefillshare.bench.figures import Figures, Slo, read_runs
-from prefillshare.bench.matrix import FULL, SHORT, Matrix, WorkloadConfig
+from prefillshare.bench.matrix import FULL, SHORT, Matrix, WorkloadConfig, load_matrix
 from prefillshare.bench.plots import draw
 from prefillshare.bench.report import against, arrived, cell, highest_kept_up, kept_up_table, ratio, write_report
 from prefillshare.bench.run import run
-from prefillshare.bench.systems import SYSTEMS, Machine, SystemName
+from prefillshare.bench.systems import Machine, SystemName
 from prefillshare.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "docs" / "results" / "bench"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "bench.md")
 START = "<!-- table: python -m experiments.bench publish -->"
-OF_FULL = "full"
 OWN_START = "<!-- table: python -m experiments.bench publish docs/results/{folder} -->"
 PLOT = "overview.png"
+MATRIX = "matrix.json"
 
 FLOAT32 = Matrix(
     workloads=(WorkloadConfig(source="tool_heavy", sessions=4),),
@@ -69,17 +69,15 @@ SHORT_CONTEXTS = Matrix(
     machine=Machine(dtype="float32"),
 )
 
-# What sharing is for: contexts that grow to the model's limit, mostly prompt. Every session is played to its end, also
-# those of the open loop.
-TOOL_HEAVY = Matrix(
-    workloads=(WorkloadConfig(source="tool_heavy", sessions=4),),
-    systems=SYSTEMS,
-    loads=("closed:4", "closed:8", "poisson:0.07"),
-    repeats=3,
-    rounds=2,
-    minutes=3.0,
-    limit_s=3600.0,
-    machine=Machine(dtype="bfloat16"),
+# What one model more costs, with sharing and without. Eight would need sixteen workers under `per-model`, more memory
+# than a machine with two cores has.
+MODELS = FULL.model_copy(
+    update={
+        "workloads": (WorkloadConfig(source="tool_heavy", sessions=2),),
+        "loads": ("closed:8",),
+        "systems": ("shared", "per-model"),
+        "models": (1, 2, 4),
+    }
 )
 
 # How far ratios spread, and what sharing alone is worth where both form one batch of all models' calls.
@@ -123,7 +121,8 @@ def measure(matrix: Matrix, output: Path, longest_prompt: int | None) -> int:
     console = Console(stderr=True)
     base = prepare_base(ROOT / "artifacts" / "base")
     if not (output / FILE).exists():
-        code = calibrate(matrix, base, output, console, longest_prompt=longest_prompt)
+        # Nobody simulates the short matrix, which has to end within 15 minutes.
+        code = calibrate(matrix, base, output, console, longest_prompt=longest_prompt, beside=matrix != SHORT)
         if code:
             return code
     code = run(matrix, base, output, console)
@@ -137,7 +136,7 @@ def publish(results: Path) -> None:
     runs = read_runs(results, Slo())  # says what is missing before anything is removed
     readme, page = PAGES
     is_float32 = {each.facts["environment"]["dtype"] for each in runs} == {"float32"}
-    is_full = results.name in (OF_FULL, PUBLISHED.name) and not is_float32
+    is_full = load_matrix(results / MATRIX) == FULL and not is_float32
     folder = PUBLISHED if is_full else PUBLISHED.with_name(f"bench-{results.name.removeprefix('bench-')}")
     start = START if is_full else OWN_START.format(folder=folder.name)
     texts = {page: tables(runs)}
@@ -159,7 +158,7 @@ def _copy(results: Path, published: Path) -> None:
         raise UserError(f"{results / FILE} is missing; `prefillshare bench calibrate {results} --base ...` makes it")
     shutil.rmtree(published / "runs", ignore_errors=True)
     (published / "runs").mkdir(parents=True)
-    for name in (FILE, "matrix.json"):
+    for name in (FILE, MATRIX):
         shutil.copy(results / name, published)
     for file in sorted((results / "runs").glob("*.json")):
         for one in (file, file.with_suffix(".jsonl")):
@@ -263,9 +262,9 @@ def main() -> int:
     what = parser.add_subparsers(dest="what", required=True)
     matrices = {
         "short": (SHORT, SHORT_PROMPT),
-        OF_FULL: (FULL, None),
+        "full": (FULL, None),
         "float32": (FLOAT32, None),
-        "tool-heavy": (TOOL_HEAVY, None),
+        "models": (MODELS, None),
         "short-contexts": (SHORT_CONTEXTS, None),
         "repeats": (REPEATS, LONGEST_OF_REACT),
     }
