@@ -175,8 +175,9 @@ def summary(runs: Sequence[Figures]) -> str:
     for panel, shown in by_panel(runs).items():
         if panel.is_open:
             found = {system: highest_kept_up(within) for system, within in by_system(shown).items()}
-            cells = [found.get(system, "-") for system in systems] + [""] * len(pairs)
-            lines.append(f"| {title(panel, runs)} | kept up with, {ARRIVING} | {' | '.join(cells)} |")
+            if set(found.values()) != {"-"}:  # of too few sessions nothing is known
+                cells = [found.get(system, "-") for system in systems] + [""] * len(pairs)
+                lines.append(f"| {title(panel, runs)} | kept up with, {ARRIVING} | {' | '.join(cells)} |")
         load, within = list(by_load(shown).items())[-1]
         how = f"{arrived(within)} arriving a minute" if panel.is_open else f"{in_figures(load)} at a time"
         # How many sessions an open loop plays a minute is its load.
@@ -247,6 +248,9 @@ def plot(runs: Sequence[Figures], file: Path) -> None:
         for row, name in enumerate((above, "session s p95")):
             draw(grid[row][column], shown, name)
         grid[0][column].set_title(title(panel, runs))
+        if not grid[0][column].has_data():  # of too few sessions nobody knows what was kept up with
+            grid[0][column].yaxis.set_visible(False)
+            grid[0][column].text(0.5, 0.5, "not known", ha="center", transform=grid[0][column].transAxes)
         if column == 0 or panel.is_open:
             grid[0][column].set_ylabel(above)
         grid[1][column].set_xlabel(LABELS[panel.kind])

@@ -157,6 +157,16 @@ def test_a_load_above_one_that_was_too_much_was_kept_up_with_by_chance() -> None
     assert highest_kept_up(runs(("poisson:0.1", None))) == "-"
 
 
+def test_of_too_few_sessions_nothing_is_said_of_keeping_up(opened: Path) -> None:
+    write_run(opened, [CALL, SESSION], load="poisson:0.5", models=2)
+    text = write_report(opened, Slo())[0].read_text()
+    assert "| reflexion, 4 models | >= 4 (1.00) | < 2 (0.53) | 2 (1.00) |" in text
+    assert "| reflexion, 2 models |" not in text
+    for file in (opened / "runs").glob("*m4*"):
+        file.unlink()
+    assert "Highest load kept up with" not in write_report(opened, Slo())[0].read_text()
+
+
 def test_plots_are_of_one_kind_of_load(opened: Path) -> None:
     write_run(opened, [CALL, SESSION])
     assert [file.name for file in write_report(opened, Slo())[2:]] == [

@@ -142,16 +142,17 @@ def _table(runs: Sequence[Figures]) -> str:
 
 
 def kept_up_table(runs: Sequence[Figures]) -> str:
-    """Of every open loop's workload: the highest load that each system kept up with, of those measured."""
+    """Of every open loop's workload: the highest load that each system kept up with, of those measured; nothing where
+    that is not known of any."""
     panels = {panel: by_system(within) for panel, within in by_panel(runs).items() if panel.is_open}
-    if not panels:
-        return ""
     systems = by_system([run for systems in panels.values() for within in systems.values() for run in within])
-    lines = [f"| {ARRIVING} | {' | '.join(systems)} |", f"|---|{'---|' * len(systems)}"]
+    lines = []
     for panel, found in panels.items():
         cells = [highest_kept_up(found[system]) if system in found else "-" for system in systems]
-        lines.append(f"| {panel.workload}{panel.how}, {panel.models} models | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        if set(cells) != {"-"}:
+            lines.append(f"| {panel.workload}{panel.how}, {panel.models} models | {' | '.join(cells)} |")
+    head = [f"| {ARRIVING} | {' | '.join(systems)} |", f"|---|{'---|' * len(systems)}"]
+    return "\n".join([*head, *lines]) if lines else ""
 
 
 def highest_kept_up(runs: Sequence[Figures]) -> str:
