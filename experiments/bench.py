@@ -32,8 +32,8 @@ from prefillshare.bench.costs import FILE
 from prefillshare.bench.figures import Figures, Slo, read_runs
 from prefillshare.bench.matrix import FULL, SHORT, Matrix, WorkloadConfig, load_matrix
 from prefillshare.bench.plots import draw
-from prefillshare.bench.report import against, arrived, cell, highest_kept_up, kept_up_table, ratio, write_report
-from prefillshare.bench.run import run
+from prefillshare.bench.report import against, arrived, cell, kept_up_cells, kept_up_table, ratio, write_report
+from prefillshare.bench.run import MATRIX, run
 from prefillshare.bench.systems import Machine, SystemName
 from prefillshare.errors import UserError
 
@@ -43,7 +43,6 @@ PAGES = (ROOT / "README.md", ROOT / "docs" / "bench.md")
 START = "<!-- table: python -m experiments.bench publish -->"
 OWN_START = "<!-- table: python -m experiments.bench publish docs/results/{folder} -->"
 PLOT = "overview.png"
-MATRIX = "matrix.json"
 
 FLOAT32 = Matrix(
     workloads=(WorkloadConfig(source="tool_heavy", sessions=4),),
@@ -173,11 +172,9 @@ def summary(runs: Sequence[Figures]) -> str:
     head = [*systems, *(f"{ours} against {other}" for ours, other in pairs)]
     lines = [f"| | | {' | '.join(head)} |", f"|---|---|{'---|' * len(head)}"]
     for panel, shown in by_panel(runs).items():
-        if panel.is_open:
-            found = {system: highest_kept_up(within) for system, within in by_system(shown).items()}
-            if set(found.values()) != {"-"}:  # of too few sessions nothing is known
-                cells = [found.get(system, "-") for system in systems] + [""] * len(pairs)
-                lines.append(f"| {title(panel, runs)} | kept up with, {ARRIVING} | {' | '.join(cells)} |")
+        if panel.is_open and (kept := kept_up_cells(shown, systems)):
+            cells = kept + [""] * len(pairs)
+            lines.append(f"| {title(panel, runs)} | kept up with, {ARRIVING} | {' | '.join(cells)} |")
         load, within = list(by_load(shown).items())[-1]
         how = f"{arrived(within)} arriving a minute" if panel.is_open else f"{in_figures(load)} at a time"
         # How many sessions an open loop plays a minute is its load.

@@ -144,15 +144,23 @@ def _table(runs: Sequence[Figures]) -> str:
 def kept_up_table(runs: Sequence[Figures]) -> str:
     """Of every open loop's workload: the highest load that each system kept up with, of those measured; nothing where
     that is not known of any."""
-    panels = {panel: by_system(within) for panel, within in by_panel(runs).items() if panel.is_open}
-    systems = by_system([run for systems in panels.values() for within in systems.values() for run in within])
-    lines = []
-    for panel, found in panels.items():
-        cells = [highest_kept_up(found[system]) if system in found else "-" for system in systems]
-        if set(cells) != {"-"}:
-            lines.append(f"| {panel.workload}{panel.how}, {panel.models} models | {' | '.join(cells)} |")
+    panels = {panel: within for panel, within in by_panel(runs).items() if panel.is_open}
+    systems = list(by_system([run for within in panels.values() for run in within]))
+    lines = [
+        f"| {panel.workload}{panel.how}, {panel.models} models | {' | '.join(cells)} |"
+        for panel, within in panels.items()
+        if (cells := kept_up_cells(within, systems))
+    ]
     head = [f"| {ARRIVING} | {' | '.join(systems)} |", f"|---|{'---|' * len(systems)}"]
     return "\n".join([*head, *lines]) if lines else ""
+
+
+def kept_up_cells(runs: Sequence[Figures], systems: Sequence[SystemName]) -> list[str]:
+    """Of one open loop's workload, the highest load that each of `systems` kept up with; nothing if that is not known
+    of any, as of too few sessions."""
+    found = by_system(runs)
+    cells = [highest_kept_up(found[system]) if system in found else "-" for system in systems]
+    return cells if set(cells) != {"-"} else []
 
 
 def highest_kept_up(runs: Sequence[Figures]) -> str:

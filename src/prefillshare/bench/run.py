@@ -38,6 +38,8 @@ from prefillshare.workloads.models import cast
 from prefillshare.workloads.session import Workload
 from prefillshare.workloads.tokens import Tokenise, load_tokenise
 
+MATRIX = "matrix.json"
+
 _AUTOGROUPS = (
     "Linux divides cores among sessions here, so engines on one core can keep each other waiting for seconds; "
     "`sudo sysctl kernel.sched_autogroup_enabled=0` has it divide them evenly"
@@ -163,7 +165,7 @@ async def one_run(each: Run, matrix: Matrix, identity: str, system: Hosted, outp
 
 def _claim(output: Path, matrix: Matrix) -> None:
     """Runs of one folder are compared with each other, so they must come from one matrix."""
-    file = output / "matrix.json"
+    file = output / MATRIX
     with suppress(FileNotFoundError):
         if not _is(matrix, file.read_text()):
             raise UserError(f"{output} holds the runs of another matrix; give another folder, or remove it")
