@@ -105,7 +105,8 @@ def compare(facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], tokenis
     profile = _of_one_worker(fitted, facts["workers"])
     simulated = Records()
     layout, arrivals = _layout(run, machine), run.arrivals(workload)
-    Simulation(layout, profile, shapes, arrivals, simulated, preamble_tokens=preamble, flow=FLOW).run()
+    flow = FLOW.model_copy(update={"turn_s": facts.get("turn_s", 0.0)})  # from before there were turns, none
+    Simulation(layout, profile, shapes, arrivals, simulated, preamble_tokens=preamble, flow=flow).run()
     until = facts["limit_s"]
     cut["simulated"] = [until - begun for begun, ended in simulated.sessions if begun < until < ended]
     simulated.calls = [record for record in simulated.calls if record.arrived_s + record.latency_s <= until]

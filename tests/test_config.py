@@ -108,6 +108,15 @@ def test_the_tree_is_frozen(tmp_path: Path) -> None:
         ),
         (MINIMAL + "router: {placement: {prefill: [load, {a: {}, b: {}}]}}", r"placement\.prefill\.1: .*expected the"),
         (MINIMAL + "router: {placement: {known_tokens: 0}}", r"router\.placement\.known_tokens: .*found 0"),
+        (MINIMAL + "router: {flow: {turn_s: -1}}", r"router\.flow\.turn_s: .*found -1"),
+        (
+            "base: {path: b}\nmodules: [{name: a, path: a, device: gpu-1, decode_workers: 2}]",
+            r"modules\.0: .*2 decode workers of 'a' on 'gpu-1'.*leave out",
+        ),
+        (
+            POOLED.replace("name: a,", "name: a, device: gpu-1,"),
+            "'p' share its worker and must agree on device, found a: gpu-1, b: None",
+        ),
         (MINIMAL + "workers: {block_size: 100}", r"workers\.block_size: .*32.*found 100"),
         (MINIMAL + "workers: {kv_lease_s: 5}", r"workers\.kv_lease_s: .*6.*found 5"),
         (MINIMAL + "workers: {dtype: int4}", r"workers\.dtype: .*'auto'.*found 'int4'"),

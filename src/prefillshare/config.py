@@ -46,7 +46,8 @@ class ModuleConfig(Section):
     """A decode module and the size of its decode pool. Clients call it by `name`.
 
     `base` is the name of the base it was trained on, and needed when there are several. LoRA modules of one base that
-    name the same `pool` are hosted by the same decode workers. A parser that is null, rather than left out, is none.
+    name the same `pool` are hosted by the same decode workers. Decode workers that share a `device`, a GPU or whatever
+    the name stands for, take turns on it. A parser that is null, rather than left out, is none.
     """
 
     name: ModelName
@@ -54,8 +55,18 @@ class ModuleConfig(Section):
     base: str | None = None
     pool: ModelName | None = None
     decode_workers: Count = 1
+    device: ModelName | None = None
     tool_call_parser: Parser | None = None
     reasoning_parser: Parser | None = None
+
+    @model_validator(mode="after")
+    def _one_worker_on_a_device(self) -> Self:
+        if self.device is not None and self.decode_workers > 1:
+            raise ValueError(
+                f"device: {self.decode_workers} decode workers of {self.name!r} on {self.device!r} would only take "
+                "memory from each other; leave out decode_workers, or device"
+            )
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +189,12 @@ class Deployment(Section):
                 raise ValueError(
                     f"the modules of the pool {pool.name!r} share its workers and must agree on decode_workers, "
                     f"found {_pairs(sizes)}; give all of them the same number"
+                )
+            devices = {module.name: module.device for module in pool.modules}
+            if len(set(devices.values())) > 1:
+                raise ValueError(
+                    f"the modules of the pool {pool.name!r} share its worker and must agree on device, found "
+                    f"{_pairs(devices)}; give all of them the same"
                 )
             for field in Parsers._fields:
                 found = {module.name: getattr(self.parsers_of(module), field) for module in pool.modules}

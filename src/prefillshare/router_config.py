@@ -84,6 +84,7 @@ class FlowConfig(Section):
     key_tokens: Count | None = None  # of these, of one tenant
     key_calls: Count | None = None
     max_wait_s: Annotated[float, Field(gt=0)] = 30.0
+    turn_s: Annotated[float, Field(ge=0)] = 5.0  # that calls wait for other models' on a device that workers share
     cached_first_s: Annotated[float, Field(ge=0)] = 15.0  # for which calls wait for others whose prompts are cached
     weights: Mapping[str, Annotated[float, Field(gt=0)]] = {}  # shares of tenants, by name; 1 where nothing is said
 

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,15 @@ def test_all_systems_have_the_same_kv_memory_cores_and_limits(base: Path) -> Non
 @pytest.mark.parametrize("system", ["shared", "shared-lora", "per-model"])
 def test_prefill_and_decode_have_a_core_each(system: SystemName, base: Path) -> None:
     assert all(spec.core == (0 if spec.role == "prefill" else 1) for spec in workers(system, base))
+
+
+def test_decode_workers_of_a_core_share_it_as_a_device_also_when_they_start_on_all(base: Path) -> None:
+    for system in ("shared", "per-model"):
+        deployment = plan(system, 4, base, base.parent / system, MACHINE)
+        loose = [replace(spec, core=None) for spec in plan_system_workers(system, MACHINE, deployment)]
+        found = routes(deployment, loose).values()
+        assert {worker.device for route in found for worker in route.decode.workers} == {"core 1"}
+        assert {worker.device for route in found for worker in route.prefill.workers} == {None}
 
 
 def test_a_model_of_per_model_is_prefilled_by_itself(base: Path) -> None:

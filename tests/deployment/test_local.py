@@ -139,6 +139,27 @@ def test_the_router_gets_the_workers_by_role_and_module(tmp_path: Path) -> None:
     assert [worker.name for worker in route.decode.workers] == ["decode-sql-0"]
 
 
+def test_the_router_knows_which_decode_workers_share_a_device(tmp_path: Path) -> None:
+    """Prefill workers take no turns, and a decode worker that has a device to itself does not either."""
+    names = ("sql", "json", "chat")
+    modules = [{"name": name, "path": tmp_path / name} for name in names]
+    deployment = Deployment.model_validate({"base": {"path": tmp_path, "name": "base"}, "modules": modules})
+    prefill, decode = make_specs(make_deployment(tmp_path, ports=[8000, 8100]), [8100, 8101])
+    devices = {"sql": "gpu-1", "json": "gpu-1", "chat": "gpu-0"}
+    specs = [replace(prefill, models=(ServedModel("base"),), device="gpu-0")]
+    specs += [
+        replace(decode, name=f"decode-{name}-0", models=(ServedModel(name),), device=device)
+        for name, device in devices.items()
+    ]
+    found = routes(deployment, specs)
+    assert {name: found[name].decode.workers[0].device for name in names} == {
+        "sql": "gpu-1",
+        "json": "gpu-1",
+        "chat": None,
+    }
+    assert found["sql"].prefill.workers[0].device is None
+
+
 def test_workers_and_router_on_ipv6_have_urls_that_can_be_called(tmp_path: Path) -> None:
     deployment = make_deployment(tmp_path, ports=[8000, 8100])
     deployment = deployment.model_copy(update={"router": deployment.router.model_copy(update={"host": "::1"})})

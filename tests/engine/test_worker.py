@@ -73,6 +73,14 @@ def test_prefill_workers_come_first_and_ports_count_up(deployment: Deployment) -
     ]
 
 
+def test_workers_of_one_core_or_of_modules_with_one_device_share_it(deployment: Deployment) -> None:
+    assert [spec.device for spec in plan_workers(deployment)] == ["core 0", "core 3", "core 0", "core 3", "core 0"]
+    modules = [module.model_copy(update={"device": "gpu-1", "decode_workers": 1}) for module in deployment.modules]
+    loose = deployment.workers.model_copy(update={"cores": None})
+    named = deployment.model_copy(update={"modules": tuple(modules), "workers": loose})
+    assert [spec.device for spec in plan_workers(named)] == [None, None, "gpu-1", "gpu-1"]
+
+
 def test_a_worker_knows_where_its_module_reads_instructions(deployment: Deployment) -> None:
     module = load_module(deployment.modules[0].path)
     save_manifest(module.path, module.manifest.model_copy(update={"instructions": "behind_context"}))

@@ -2,6 +2,7 @@ import asyncio
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -11,13 +12,14 @@ from starlette.types import ASGIApp
 from prefillshare.router.admission import Call
 from prefillshare.router.breaker import Breaker
 from prefillshare.router.errors import KV_LOST, RouterError
-from prefillshare.router.flow.ticket import Ticket
+from prefillshare.router.flow.ticket import UNLIMITED, Ticket
 from prefillshare.router.placement.chunks import Chain
 from prefillshare.router.placement.placement import Placement
 from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.relay import Relay, open_http
 from prefillshare.router.retry import Attempts
 from prefillshare.router.route import ModelRoute
+from prefillshare.router.turns import Turns
 from prefillshare.router_config import RetryConfig, RouterConfig
 from tests.router.fakes import FakeWorker, Served, decode_worker, prefill_worker, wait_for
 
@@ -96,10 +98,10 @@ def attempts() -> Attempts:
     return Attempts(RetryConfig())
 
 
-async def complete(relay: Relay, tries: Attempts | None = None) -> bytes:
-    tries = tries or attempts()
-    prefilled = await relay.prefill(CALL, tries)
-    async with relay.decode(CALL, prefilled, tries) as decoding:
+async def complete(relay: Relay, tries: Attempts | None = None, ticket: Ticket = UNLIMITED) -> bytes:
+    tries, call = tries or attempts(), replace(CALL, ticket=ticket)
+    prefilled = await relay.prefill(call, tries)
+    async with relay.decode(call, prefilled, tries) as decoding:
         return await decoding.answer()
 
 
@@ -228,8 +230,70 @@ async def test_a_stream_ends_when_its_worker_is_found_down(bench: Bench) -> None
     assert caught.value.code == "worker_lost"
 
 
+@pytest.fixture
+async def turned(bench: Bench) -> tuple[Relay, Turns, FakeWorker, Worker]:
+    """A relay whose decode worker shares its device, with that device's turns."""
+    sql = FakeWorker("sql")
+    worker = replace(bench.worker(sql, "sql-0"), device="core 1")
+    relay = bench.relay([bench.worker(FakeWorker("base"), "prefill-0")], [worker])
+    relay._turns = turns = Turns(60.0)
+    return relay, turns, sql, worker
+
+
+@asynccontextmanager
+async def another_computes(turns: Turns) -> AsyncIterator[None]:
+    other = Worker("json-0", "decode", "", "core 1")
+    async with turns.of(Pool("decode/json", [other]), other):
+        yield
+
+
+async def test_leg_2_is_sent_when_its_turn_comes(bench: Bench, turned: tuple[Relay, Turns, FakeWorker, Worker]) -> None:
+    relay, turns, sql, worker = turned
+    ticket = Noting(bench)
+    async with another_computes(turns):
+        call = asyncio.create_task(complete(relay, ticket=ticket))
+        await asyncio.sleep(0.2)
+        assert (sql.bodies, ticket.sends) == ([], 0)
+        assert bench.pools[1].in_flight(worker) == 1  # no other call takes its room
+        assert not bench.pools[1].is_awaited(worker)  # so that nobody takes it for stalled
+    assert b"sql read hello" in await call
+    assert ticket.sends == 1
+    async with another_computes(turns):  # the call's turn has ended with it
+        pass
+
+
+async def test_a_worker_that_goes_down_ends_the_calls_that_wait_for_their_turn(
+    bench: Bench, turned: tuple[Relay, Turns, FakeWorker, Worker]
+) -> None:
+    relay, turns, sql, worker = turned
+    async with another_computes(turns):
+        call = asyncio.create_task(failure(relay))
+        await asyncio.sleep(0.2)
+        bench.pools[1].mark_down(worker, "died")
+        bench.pools[1].cut(worker)
+        assert (await asyncio.wait_for(call, 2.0)).code == "worker_lost"
+    assert sql.bodies == []
+
+
+async def test_a_worker_is_silent_from_its_turn_on(
+    bench: Bench, turned: tuple[Relay, Turns, FakeWorker, Worker]
+) -> None:
+    relay, turns, sql, worker = turned
+    sql.behaviour = "hangs"
+    async with another_computes(turns):
+        call = asyncio.create_task(complete(relay))
+        await asyncio.sleep(0.3)
+    await asyncio.to_thread(wait_for, lambda: sql.bodies)
+    assert bench.pools[1].is_awaited(worker)
+    assert bench.pools[1].silence_s(worker) < 0.3
+    call.cancel()
+    await asyncio.gather(call, return_exceptions=True)
+
+
 class Noting(Ticket):
     """Notes what is in flight on decode workers when leg 2 is said to be over, and what leg 1 is placed by."""
+
+    sends = 0
 
     def __init__(self, bench: Bench) -> None:
         self.in_flight: list[int] = []
@@ -239,6 +303,9 @@ class Noting(Ticket):
     def chain(self, body: Mapping[str, Any]) -> Chain:
         self.prompts.append(super().chain({"prompt": "a chain of the ticket's"}))
         return self.prompts[-1]
+
+    def sent(self) -> None:
+        self.sends += 1
 
     def decoded(self) -> None:
         self.in_flight.append(self._bench.in_flight())

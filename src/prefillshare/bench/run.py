@@ -27,7 +27,7 @@ from prefillshare.bench.environment import environment, kind_of_machine
 from prefillshare.bench.host import Hosted, HostRequest
 from prefillshare.bench.hosting import hosted, to_the_end
 from prefillshare.bench.matrix import Matrix, Run, runs, workload_of
-from prefillshare.bench.systems import SYSTEMS, check_room, model_names
+from prefillshare.bench.systems import FLOW, SYSTEMS, check_room, model_names
 from prefillshare.bench.watch import until_idle, watching
 from prefillshare.errors import UserError
 from prefillshare.files import write_whole
@@ -156,6 +156,7 @@ async def one_run(each: Run, matrix: Matrix, identity: str, system: Hosted, outp
         "idle": asdict(idle),
         "use": asdict(use),
         "machine": matrix.machine.model_dump(),
+        "turn_s": FLOW.turn_s,
         "base": identity,
         "workers": [worker.model_dump(exclude={"pid", "url"}) for worker in system.workers],
         "environment": found,

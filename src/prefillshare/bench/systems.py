@@ -24,7 +24,7 @@ from pydantic import Field
 
 from prefillshare.bench.modules import make_adapter, make_module
 from prefillshare.config import BaseConfig, Deployment, ModuleConfig, WorkerConfig
-from prefillshare.engine.worker import WorkerSpec, plan_workers
+from prefillshare.engine.worker import WorkerSpec, device_of_core, plan_workers
 from prefillshare.errors import UserError
 from prefillshare.fields import Count, Port, Section
 from prefillshare.router_config import FlowConfig, HealthConfig, RouterConfig
@@ -189,7 +189,7 @@ def _with_grouped_lora(spec: WorkerSpec) -> WorkerSpec:
 
 def _share_out(specs: list[WorkerSpec], cores: tuple[int | None, ...], kv_tokens: int) -> list[WorkerSpec]:
     return [
-        _with_kv(replace(spec, core=core), kv_tokens // len(specs))
+        _with_kv(replace(spec, core=core, device=device_of_core(core)), kv_tokens // len(specs))
         for spec, core in zip(specs, cycle(cores), strict=False)
     ]
 

@@ -5,6 +5,7 @@ import contextlib
 import os
 import signal
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from types import TracebackType
@@ -219,11 +220,17 @@ class LocalDeployment:
 
 def routes(deployment: Deployment, specs: list[WorkerSpec]) -> dict[str, ModelRoute]:
     """The router's view of the workers: for every module the pool of its base and the pool that hosts it."""
+    on_device = Counter(spec.device for spec in specs if spec.role == "decode")
+
+    def worker(spec: WorkerSpec) -> Worker:
+        # Prompts need no turns: one alone fills a step.
+        shares = spec.role == "decode" and on_device[spec.device] > 1
+        return Worker(spec.name, spec.role, http_url(spec.host, spec.port), spec.device if shares else None)
 
     def pool(name: str, serving: str) -> Pool:
         """The workers that serve the base or module `serving`; names of models are distinct over both roles."""
         workers = [spec for spec in specs if serving in spec.served_names]
-        return Pool(name, [Worker(spec.name, spec.role, http_url(spec.host, spec.port)) for spec in workers])
+        return Pool(name, list(map(worker, workers)))
 
     names = [base.served_name for base in deployment.bases]
     prefill = {name: pool("prefill" if len(names) == 1 else f"prefill/{name}", name) for name in names}

@@ -61,6 +61,7 @@ class WorkerSpec:
     kv_lease_s: int = 30  # how long a prefill worker keeps the blocks of a prompt for a decode worker
     pull_timeout_s: float = 8.0  # how long a decode worker waits for the prefill worker's KV
     parsers: Parsers = NO_PARSERS  # decode: by what it reads its modules' answers
+    device: str | None = None  # that it computes on, by a name which is the same for workers that share it
 
     @property
     def served_names(self) -> tuple[str, ...]:
@@ -83,6 +84,7 @@ class _Part:
     base: Path
     base_identity: str
     parsers: Parsers = NO_PARSERS
+    device: str | None = None
 
 
 def plan_workers(deployment: Deployment) -> list[WorkerSpec]:
@@ -99,6 +101,7 @@ def plan_workers(deployment: Deployment) -> list[WorkerSpec]:
     key = os.environ.get(KEY_VARIABLE) or secrets.token_hex(32)
     worker_key = os.environ.get(WORKER_KEY_VARIABLE) or secrets.token_hex(32)
     parts = [*_prefill_parts(deployment), *_decode_parts(deployment)]
+    cores = [shared.cores[place % len(shared.cores)] if shared.cores else None for place in range(len(parts))]
     return [
         WorkerSpec(
             name=part.name,
@@ -110,7 +113,7 @@ def plan_workers(deployment: Deployment) -> list[WorkerSpec]:
             host=shared.host,
             port=shared.first_port + place,
             side_channel_port=shared.first_side_channel_port + place,
-            core=shared.cores[place % len(shared.cores)] if shared.cores else None,
+            core=core,
             dtype=resolve_dtype(shared.dtype),
             block_size=shared.block_size,
             kv_cache_gib=shared.kv_cache_gib,
@@ -122,9 +125,15 @@ def plan_workers(deployment: Deployment) -> list[WorkerSpec]:
             kv_lease_s=shared.kv_lease_s,
             pull_timeout_s=shared.pull_timeout_s,
             parsers=part.parsers,
+            device=part.device or device_of_core(core),
         )
-        for place, part in enumerate(parts)
+        for place, (part, core) in enumerate(zip(parts, cores, strict=True))
     ]
+
+
+def device_of_core(core: int | None) -> str | None:
+    """What a core is called where workers are told apart by their devices."""
+    return None if core is None else f"core {core}"
 
 
 def on_other_ports(spec: WorkerSpec, port: int | None, side_channel_port: int | None) -> WorkerSpec:
@@ -181,6 +190,7 @@ def _decode_parts(deployment: Deployment) -> Iterator[_Part]:
                 base=base,
                 base_identity=_common_identity(pool.name, loaded),
                 parsers=deployment.parsers_of(pool.modules[0]),
+                device=pool.modules[0].device,
             )
 
 

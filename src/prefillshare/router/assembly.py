@@ -31,6 +31,7 @@ from prefillshare.router.status.board import Board
 from prefillshare.router.tenant_metrics import TenantMetrics
 from prefillshare.router.tenants import SECRET_VARIABLE, make_keyring
 from prefillshare.router.tracing import check_installed, open_tracing
+from prefillshare.router.turns import Turns
 from prefillshare.router_config import RouterConfig
 
 
@@ -104,7 +105,7 @@ class Assembly:
             extension = Extension(http, settings.extension, fleet.routes, ledger, self._extension_metrics, block_size)
             services = Services(
                 settings,
-                Relay(http, settings, self._placement, breaker, observer.leg),
+                Relay(http, settings, self._placement, breaker, observer.leg, self._turns()),
                 ledger,
                 self.metrics,
                 observer,
@@ -122,6 +123,10 @@ class Assembly:
             for task in (watching, asking):
                 task.cancel()
             await asyncio.gather(watching, asking, return_exceptions=True)
+
+    def _turns(self) -> Turns:
+        """Half a lease at most: the KV of a call that waits is on the prefill worker, for no longer than that lasts."""
+        return Turns(min(self.settings.flow.turn_s, self._kv_lease_s / 2), self._flow_metrics.had_turn)
 
 
 def _forget_who_left(placement: Placement, ledger: Ledger, breaker: Breaker, change: Change, worker: Worker) -> None:

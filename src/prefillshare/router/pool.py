@@ -15,6 +15,7 @@ class Worker:
     name: str
     role: Literal["prefill", "decode"]
     url: str  # "http://127.0.0.1:8100"
+    device: str | None = None  # that decode workers of other models compute on too, which then take turns
 
 
 # What can be said against a worker, each to be taken back by whoever said it: its health check fails, it makes no token
@@ -192,6 +193,12 @@ class Pool:
             yield call
         finally:
             calls.discard(call)
+
+    def wait_for(self, worker: Worker, call: Waiting) -> None:
+        """From now on the call waits for the worker, which has had nothing to do for it until now."""
+        if not self.is_awaited(worker):
+            self.heard(worker)
+        call.for_worker = True
 
     def is_awaited(self, worker: Worker) -> bool:
         """Whether a call waits for the worker, and not just for its client."""

@@ -37,6 +37,7 @@ from prefillshare.router.pool import Pool, Waiting, Worker
 from prefillshare.router.retry import Attempts
 from prefillshare.router.route import ModelRoute
 from prefillshare.router.tools import check_tools
+from prefillshare.router.turns import Turns
 from prefillshare.router.waiting import while_up
 from prefillshare.router_config import RouterConfig
 
@@ -126,14 +127,17 @@ class Relay:
         placement: Placement,
         breaker: Breaker,
         observe: Callable[[Worker, str], AbstractContextManager[Leg]] = unobserved,
+        turns: Turns | None = None,
     ) -> None:
-        """`observe` is entered around every leg's work on a worker, with the name of the model that it serves."""
+        """`observe` is entered around every leg's work on a worker, with the name of the model that it serves; `turns`
+        are those of decode workers that share a device."""
         self._http = http
         self._timeout_s = settings.request_timeout_s
         self._hedge_after_s = settings.retry.hedge_after_s
         self._placement = placement
         self._breaker = breaker
         self._observe = observe
+        self._turns = turns or Turns(0.0)
 
     async def prefill(self, call: Call, attempts: Attempts) -> Prefilled:
         """Has the base compute the prompt's KV, or find it in its cache.
@@ -200,7 +204,8 @@ class Relay:
         if placed is None:
             raise _no_worker(pool)
         try:
-            async with self._leg(call, pool, placed, decode_body(call, prefilled)) as (response, waiting):
+            body, sent = decode_body(call, prefilled), call.ticket.sent
+            async with self._leg(call, pool, placed, body, sent) as (response, waiting):
                 heard = partial(pool.heard, placed.worker)
                 yield Decoding(placed, response, prefilled.cached_tokens, self._timeout_s, waiting, heard)
         except RouterError as error:
@@ -215,13 +220,20 @@ class Relay:
 
     @asynccontextmanager
     async def _leg(
-        self, call: Call, pool: Pool, placed: Placed, body: Mapping[str, Any]
+        self,
+        call: Call,
+        pool: Pool,
+        placed: Placed,
+        body: Mapping[str, Any],
+        sent: Callable[[], None] = lambda: None,
     ) -> AsyncIterator[tuple[aiohttp.ClientResponse, Waiting]]:
-        """The worker's response to the call, with status 200 and not yet read."""
+        """The worker's response to the call, with status 200 and not yet read. `sent` is called when its turn has come
+        and the call is about to go to the worker."""
         worker = placed.worker
         with pool.lease(worker, placed.tokens), self._observe(worker, str(body["model"])) as leg:
             try:
-                async with while_up(pool, worker) as waiting:
+                async with while_up(pool, worker) as waiting, self._turn(pool, worker, waiting):
+                    sent()
                     response = await self._post(call, pool, worker, body, leg.headers)
                     try:
                         if response.status != 200:
@@ -238,6 +250,13 @@ class Relay:
                 raise
             self._breaker.succeeded(worker)
             pool.heard(worker)
+
+    @asynccontextmanager
+    async def _turn(self, pool: Pool, worker: Worker, waiting: Waiting) -> AsyncIterator[None]:
+        waiting.for_worker = False  # but for those that it shares a device with
+        async with self._turns.of(pool, worker):
+            pool.wait_for(worker, waiting)
+            yield
 
     async def _post(
         self, call: Call, pool: Pool, worker: Worker, body: Mapping[str, Any], headers: Mapping[str, str]

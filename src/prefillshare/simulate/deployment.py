@@ -15,6 +15,7 @@ from prefillshare.simulate.cost import WorkerProfile
 from prefillshare.simulate.gate import Gate, Room
 from prefillshare.simulate.layout import Layout, Place, Role
 from prefillshare.simulate.legs import Answered, ColocatedLeg, DecodeLeg, PrefillLeg
+from prefillshare.simulate.turns import Turns
 from prefillshare.simulate.worker import Worker
 
 
@@ -38,13 +39,15 @@ class Deployment:
         self.devices: dict[Place, Device] = {}
         self.workers: dict[str, Worker] = {}
         host = Host(profile.slowdown) if profile.slowdown else None
-        for worker, place in layout.device_of_workers(self.routes).items():
+        places = layout.device_of_workers(self.routes)
+        for worker, place in places.items():
             if place not in self.devices:
                 self.devices[place] = Device(clock, host)
             device = self.devices[place]
             self.workers[worker.name] = self._worker(worker.name, worker.role, device)
             self.placement.holds(worker, self._kv_tokens(worker.role))
         self._gate = self._make_gate(flow) if flow and not self._colocated else None
+        self._turns = Turns(clock, places, flow.turn_s if flow else 0.0)
         self._link_free = dict.fromkeys(self.workers, 0.0)  # from when on each worker's link is
 
     def check(self, shape: Shape) -> None:
@@ -107,6 +110,9 @@ class Deployment:
         if room and placed:
             room.decode(placed.worker)
         leg = DecodeLeg(prefilled, now, worker, lease)
+        leg.turn = self._turns.ask(now, worker.name, partial(self._send, leg))
+
+    def _send(self, leg: DecodeLeg, now: float) -> None:
         self.clock.at(now + self.profile.leg_s, leg.submit)
 
     def pulled(self, now: float, source: str, target: str, tokens: int) -> float:

@@ -13,6 +13,7 @@ from prefillshare.simulate.worker import Job, Worker
 if TYPE_CHECKING:
     from prefillshare.simulate.deployment import Deployment
     from prefillshare.simulate.gate import Room
+    from prefillshare.simulate.turns import Turn
 
 Answered = Callable[[float, Run, CallRecord], None]
 
@@ -104,13 +105,14 @@ class PrefillLeg(_Leg):
 class DecodeLeg(_Leg):
     """Leg 2: pulls the KV that its worker does not hold, then generates."""
 
-    __slots__ = ("prefilled",)
+    __slots__ = ("prefilled", "turn")
     fetched = True
 
     def __init__(self, prefilled: PrefillLeg, now: float, worker: Worker, lease: AbstractContextManager[None]) -> None:
         run = prefilled.run
         super().__init__(prefilled.deployment, now, run, worker, lease, prefilled.answered, run.call.output)
         self.prefilled = prefilled
+        self.turn: Turn | None = None
 
     def admitted(self, now: float) -> None:
         super().admitted(now)
@@ -127,6 +129,8 @@ class DecodeLeg(_Leg):
     def finished(self, now: float) -> None:
         self.end(now)
         self.worker.release(now, self)
+        if self.turn:
+            self.turn.end(now)
         if room := self.prefilled.room:
             room.decoded(now)
         self.answered(now, self.run, self.record(self.prefilled))

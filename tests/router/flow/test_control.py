@@ -197,6 +197,7 @@ async def test_kv_counts_as_pulled_after_a_while(monkeypatch: pytest.MonkeyPatch
     async def legs(call: Call, ticket: Ticket, end: asyncio.Event) -> None:
         ticket.prefilled()
         ticket.decode(lambda room: bench.placement.decode("sql", None, [1] * 90, has_room=room))
+        ticket.sent()
         await end.wait()
 
     bench.legs = legs  # type: ignore[method-assign]
@@ -713,6 +714,7 @@ async def test_the_legs_take_the_place_of_the_reservations() -> None:
         placed = ticket.decode(lambda room: bench.placement.decode("sql", None, [1] * 120, has_room=room))
         assert placed
         with bench.sql.lease(placed.worker, placed.tokens):
+            ticket.sent()
             loads.append(now())
 
     bench.legs = legs  # type: ignore[method-assign]
@@ -984,6 +986,7 @@ class Texts(Bench):
         ticket.prefill(lambda has_room: Placed(self.prefill.workers[0], "load", self.tokens))
         ticket.prefilled()
         ticket.decode(lambda has_room: Placed(self.routes[call.model].decode.workers[0], "load", self.tokens))
+        ticket.sent()
         await end.wait()
 
     async def run(self, name: str, model: str, tenant: str, tokens: int, **fields: Any) -> None:

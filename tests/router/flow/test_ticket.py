@@ -151,6 +151,7 @@ async def test_kv_that_no_decode_worker_took_up_counts_until_its_lease_ends() ->
         ticket.prefill(first_of(P))
         ticket.prefilled()
     refused.decode(first_of(D0))
+    refused.sent()
     refused.not_taken()
     refused.decoded()
     for ticket in (left, refused):
@@ -171,11 +172,27 @@ async def test_kv_that_a_decode_worker_may_have_pulled_is_given_back_with_the_ca
         ticket.prefill(first_of(P))
         ticket.prefilled()
         ticket.decode(first_of(D0))
+        ticket.sent()
     streamed.pulled()
     failed.prefill(first_of(P))  # and leg 1 never ends
     for ticket in (streamed, whole, failed):
         ticket.close()
     assert site.rooms.held() == (0, 0, 0)
+
+
+async def test_kv_counts_while_its_call_waits_for_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tickets, "PULLED_S", 0.01)
+    site = Site()
+    ticket = site.ticket()
+    ticket.prefill(first_of(P))
+    ticket.prefilled()
+    ticket.decode(first_of(D0))
+    await asyncio.sleep(0.03)
+    assert site.rooms.held()[0] == PROMPT.tokens
+    ticket.sent()
+    await asyncio.sleep(0.03)
+    assert site.rooms.held()[0] == 0
+    ticket.close()
 
 
 async def test_kv_that_is_lost_does_not_wait_for_its_lease() -> None:
@@ -198,6 +215,7 @@ async def test_a_leg_2_that_lost_its_kv_says_nothing_of_what_is_prefilled_after_
     ticket.prefill(first_of(P))
     ticket.prefilled()
     ticket.decode(first_of(D0))
+    ticket.sent()
     ticket.decoded()
     ticket.prefill(first_of(P))
     await asyncio.sleep(0.03)

@@ -29,6 +29,14 @@ class FlowMetrics:
             buckets=_BUCKETS_S,
             registry=registry,
         )
+        self._turns = Histogram(
+            "prefillshare_turn_wait_seconds",
+            "How long calls have waited between their legs for other models' calls on the device of their decode "
+            "worker; also those that did not have to wait. None where workers share no device.",
+            ["pool"],
+            buckets=_BUCKETS_S,
+            registry=registry,
+        )
         self._refusals = Counter(
             "prefillshare_queue_refusals",
             "Calls that were not let in, by reason.",
@@ -49,6 +57,9 @@ class FlowMetrics:
 
     def let_in(self, pool: Pool, seconds: float) -> None:
         self._waits.labels(pool.name).observe(seconds)
+
+    def had_turn(self, pool: Pool, seconds: float) -> None:
+        self._turns.labels(pool.name).observe(seconds)
 
     def overtook(self, pool: Pool) -> None:
         self._overtakes.labels(pool.name).inc()

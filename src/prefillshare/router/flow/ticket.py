@@ -37,6 +37,9 @@ class Ticket:
     def prefilled(self) -> None:
         """Leg 1 is over: its KV waits for a decode worker."""
 
+    def sent(self) -> None:
+        """Leg 2 goes to its worker now."""
+
     def not_taken(self) -> None:
         """The decode worker has not taken leg 2 up: the KV still waits."""
 
@@ -134,13 +137,15 @@ class ReservedTicket(Ticket):
             return None
         self._reserved["kv"] = self._rooms.hold(placed.worker, prompt, more(placed.tokens))
         self._measured(placed.tokens)
-        self._stop_timer()
-        self._timer = asyncio.get_running_loop().call_later(PULLED_S, self.pulled)
         return placed._replace(tokens=placed.tokens + output)
 
     def prefilled(self) -> None:
         self._lease_end = asyncio.get_running_loop().time() + self._kv_lease_s
         self._rooms.freed()
+
+    def sent(self) -> None:
+        self._stop_timer()
+        self._timer = asyncio.get_running_loop().call_later(PULLED_S, self.pulled)
 
     def not_taken(self) -> None:
         self._stop_timer()
