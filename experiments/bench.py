@@ -1,8 +1,10 @@
-"""The benchmark's published figures: `python -m experiments.bench short | full | models | float32 |
+"""The benchmark's published figures: `python -m experiments.bench short | full | together | models | float32 |
 short-contexts | repeats | publish`.
 
     short           one load, two systems, in about 15 minutes on two cores
     full            every family, load and system, three times: hours; goes on where it was stopped
+    together        ReAct and Reflexion on `shared` and ordinary vLLMs, which are up at the same time and take
+                    turns with every load, three times: two hours and a half
     models          whole tool-heavy sessions of one, two and four models, three times: four hours
     float32         whole tool-heavy sessions in float32, for cores without bfloat16 units: two hours
     short-contexts  ReAct and Reflexion in float32: 75 minutes
@@ -66,6 +68,16 @@ SHORT_CONTEXTS = Matrix(
     rounds=2,
     limit_s=1800.0,
     machine=Machine(dtype="float32"),
+)
+
+# Where answers are the limit, the two are nearest to each other: nearer than a machine that others share is to itself
+# within the quarter of an hour that lies between them in `full`.
+TOGETHER = FULL.model_copy(
+    update={
+        "workloads": FULL.workloads[:2],
+        "systems": ("shared", "colocated"),
+        "together": True,
+    }
 )
 
 # What one model more costs, with sharing and without. Eight would need sixteen workers under `per-model`, more memory
@@ -265,6 +277,7 @@ def main() -> int:
         "short": (SHORT, SHORT_PROMPT),
         "full": (FULL, None),
         "float32": (FLOAT32, None),
+        "together": (TOGETHER, None),
         "models": (MODELS, None),
         "short-contexts": (SHORT_CONTEXTS, None),
         "repeats": (REPEATS, LONGEST_OF_REACT),

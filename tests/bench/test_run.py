@@ -12,7 +12,7 @@ from prefillshare.bench import watch
 from prefillshare.bench.drive import Play
 from prefillshare.bench.host import Hosted, HostRequest
 from prefillshare.bench.hosting import HostFailed
-from prefillshare.bench.matrix import Matrix, WorkloadConfig
+from prefillshare.bench.matrix import Matrix, Run, WorkloadConfig
 from prefillshare.bench.systems import Machine
 from prefillshare.errors import UserError
 from prefillshare.identity import BaseIdentity
@@ -65,6 +65,39 @@ def test_every_run_leaves_its_records_and_what_they_were_measured_with(started: 
     assert facts["roles"] == ["planner", "actor", "evaluator"]
     assert facts["cut_calls"] == facts["idle"]["requests"] == 0
     assert facts["workers"] == [{"name": "p", "role": "prefill", "core": 0, "kv_tokens": 5000}]
+
+
+def test_systems_that_are_up_together_take_turns_with_every_load(
+    tmp_path: Path, started: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ports, up, played = [], set(), []
+    plain, whole = runner.hosted, runner.one_run
+
+    @asynccontextmanager
+    async def hosted(request: HostRequest, log: Path) -> AsyncIterator[Hosted]:
+        async with plain(request, log) as system:
+            up.add(request.system)
+            ports.append((request.machine.first_port, request.machine.first_side_channel_port))
+            yield system
+        up.discard(request.system)
+
+    async def one_run(each: Run, *rest: Any) -> None:
+        assert up == {"shared", "colocated"}
+        played.append(each.name)
+        await whole(each, *rest)
+
+    monkeypatch.setattr(runner, "hosted", hosted)
+    monkeypatch.setattr(runner, "one_run", one_run)
+    matrix = MATRIX.model_copy(update={"together": True, "loads": ("closed:1", "closed:2")})
+    assert run(tmp_path, matrix) == 0
+    assert started == ["shared", "colocated"]  # once for all repeats
+    assert [(name.partition("-")[0], name[-10:]) for name in played] == [
+        (system, f"{load}-{repeat}")
+        for repeat in ("r0", "r1")
+        for load in ("closed1", "closed2")
+        for system in ("shared", "colocated")
+    ]
+    assert all(abs(one - other) >= 16 for one, other in zip(*ports, strict=True))  # each has as many workers, at most
 
 
 def test_a_workload_may_have_a_limit_of_its_own(

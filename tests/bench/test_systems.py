@@ -78,6 +78,11 @@ def test_decode_workers_of_a_core_share_it_as_a_device_also_when_they_start_on_a
         assert {worker.device for route in found for worker in route.prefill.workers} == {None}
 
 
+def test_turns_are_as_long_as_the_machine_says(base: Path) -> None:
+    for machine, turn_s in ((MACHINE, 5.0), (MACHINE.model_copy(update={"turn_s": 0.0}), 0.0)):
+        assert plan("shared", 2, base, base.parent / "x", machine).router.flow.turn_s == turn_s
+
+
 def test_a_model_of_per_model_is_prefilled_by_itself(base: Path) -> None:
     deployment = plan("per-model", 3, base, base.parent / "x", MACHINE)
     found = routes(deployment, plan_system_workers("per-model", MACHINE, deployment))

@@ -4,6 +4,7 @@ Run as a script it serves: `python -m tests.deployment.fakes FOLDER ROUTER_PORT 
 """
 
 import contextlib
+import random
 import socket
 import sys
 from collections.abc import Iterator
@@ -24,11 +25,16 @@ QUICK = Timing(probe_every=0.05, probe_timeout=0.3, hang_after=0.6, first_backof
 
 
 def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
+    """Below those that the system gives to connections: one of these could have taken a port before it is listened on.
+    Drawn, since other test processes look for some too."""
+    found: list[int] = []
+    for port in random.SystemRandom().sample(range(10_000, 20_000), 1000):
+        with contextlib.suppress(OSError):
+            socket.create_server(("127.0.0.1", port)).close()
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise RuntimeError(f"no {count} free ports")
 
 
 def make_deployment(folder: Path, *, ports: list[int], startup_timeout_s: float = 30.0) -> Deployment:

@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import psutil
 import pytest
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 from transformers import AutoTokenizer
 
 from prefillshare.instructions import place_instructions
@@ -33,6 +35,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 BLOCK_SIZE = 32
 NEW_TOKENS = 12
 STARTUP_TIMEOUT_S = 600.0
+DEVICE = "gpu-1"  # that two decode workers are said to share, so they take turns
 
 CONTEXT = """You keep the logbook of the lighthouse at Cape Farewell. Entries of this week: on Monday the lamp was
 cleaned and the western window mended. On Tuesday fog came in before noon and the horn was sounded for nine hours. On
@@ -82,9 +85,11 @@ def served(
     deployment = {
         "bases": [{"path": str(path), "name": name} for name, path in bases.items()],
         "modules": [
-            {"name": "full", "path": str(modules["full"].path), "base": "base"},
-            {"name": "lora", "path": str(modules["lora"].path), "base": "base", "pool": "adapters"},
-            {"name": "behind", "path": str(modules["behind"].path), "base": "base", "pool": "adapters"},
+            {"name": "full", "path": str(modules["full"].path), "base": "base", "device": DEVICE},
+            *(
+                {"name": name, "path": str(modules[name].path), "base": "base", "pool": "adapters", "device": DEVICE}
+                for name in ("lora", "behind")
+            ),
             {"name": "foreign", "path": str(modules["foreign"].path), "base": "other"},
         ],
         "workers": {
@@ -226,6 +231,33 @@ def test_two_clients_at_once_get_their_own_answers(served: Served, expected: Ref
     with ThreadPoolExecutor(len(calls)) as clients:
         answers = list(clients.map(lambda call: ask(served, *call)[0], calls))
     assert answers == [expected.answer(*call) for call in calls]
+
+
+def test_models_of_one_device_take_turns_and_each_gets_its_own_answer(served: Served, expected: Reference) -> None:
+    calls = [(model, question(f"What happened {when}?")) for when in ("first", "last") for model in ("full", "behind")]
+    before = turn_waits(served)
+    with ThreadPoolExecutor(len(calls)) as clients:
+        answers = list(clients.map(lambda call: ask(served, *call), calls))
+    assert [text for text, _ in answers] == [expected.answer(*call) for call in calls]
+    waits = [float(headers["x-prefillshare-turn-ms"]) for _, headers in answers]
+    assert max(waits) > 50
+    after = turn_waits(served)
+    assert set(after) == {"decode/full", "decode/adapters"}  # and not that of the other base, whose device is its own
+    assert after["decode/full"][0] - before["decode/full"][0] == 2
+    assert after["decode/adapters"][0] - before["decode/adapters"][0] == 2
+    waited_s = sum(after[pool][1] - before[pool][1] for pool in after)
+    assert waited_s == pytest.approx(sum(waits) / 1000, abs=0.01)
+    assert "x-prefillshare-turn-ms" not in ask(served, "foreign", question("What happened last?"))[1]
+
+
+def turn_waits(served: Served) -> dict[str, tuple[float, float]]:
+    """By pool, how many calls have had their turn, and how many seconds they have waited for it in all."""
+    found: dict[str, tuple[float, float]] = {}
+    for family in text_string_to_metric_families(httpx.get(f"{served.url}/metrics").text):
+        if family.name == "prefillshare_turn_wait_seconds":
+            values = {(each.labels["pool"], each.name.rpartition("_")[2]): each.value for each in family.samples}
+            found = {pool: (values[pool, "count"], values[pool, "sum"]) for pool, kind in values if kind == "sum"}
+    return found
 
 
 def test_an_answer_that_is_not_streamed_reports_the_prefill_sides_cached_tokens(

@@ -12,6 +12,7 @@ from experiments import calibration
 from prefillshare.bench.matrix import Run, WorkloadConfig, workload_of
 from prefillshare.bench.systems import Machine, model_names
 from prefillshare.errors import UserError
+from prefillshare.router_config import FlowConfig
 from prefillshare.simulate.records import Records
 from prefillshare.simulate.simulation import Simulation
 from prefillshare.simulate.workload import shapes_of
@@ -119,6 +120,22 @@ def test_adapters_cost_what_they_do_where_there_are_any(tmp_path: Path, system: 
     error = found.simulated["latency_p50_s"] / found.measured["latency_p50_s"] - 1
     assert (error < -0.15) == missed
     assert (abs(error) < 1e-3) == (not missed)
+
+
+@pytest.mark.parametrize(("facts", "turn_s"), [({}, 0.0), ({"turn_s": 5.0}, 5.0)])
+def test_models_take_turns_in_the_simulation_of_a_run_in_which_they_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, facts: dict[str, float], turn_s: float
+) -> None:
+    """Runs that do not say so are from before there were turns."""
+    used: list[float] = []
+
+    def noted(*arguments: Any, flow: FlowConfig, **options: Any) -> Simulation:
+        used.append(flow.turn_s)
+        return Simulation(*arguments, flow=flow, **options)
+
+    monkeypatch.setattr(calibration, "Simulation", noted)
+    made_up(tmp_path, "shared", **facts)
+    assert used == [turn_s]
 
 
 def test_sessions_that_were_cut_off_are_not_left_out(tmp_path: Path) -> None:

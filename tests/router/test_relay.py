@@ -241,10 +241,10 @@ async def turned(bench: Bench) -> tuple[Relay, Turns, FakeWorker, Worker]:
 
 
 @asynccontextmanager
-async def another_computes(turns: Turns) -> AsyncIterator[None]:
+async def another_computes(turns: Turns) -> AsyncIterator[float | None]:
     other = Worker("json-0", "decode", "", "core 1")
-    async with turns.of(Pool("decode/json", [other]), other):
-        yield
+    async with turns.of(Pool("decode/json", [other]), other) as waited_s:
+        yield waited_s
 
 
 async def test_leg_2_is_sent_when_its_turn_comes(bench: Bench, turned: tuple[Relay, Turns, FakeWorker, Worker]) -> None:
@@ -258,8 +258,31 @@ async def test_leg_2_is_sent_when_its_turn_comes(bench: Bench, turned: tuple[Rel
         assert not bench.pools[1].is_awaited(worker)  # so that nobody takes it for stalled
     assert b"sql read hello" in await call
     assert ticket.sends == 1
-    async with another_computes(turns):  # the call's turn has ended with it
-        pass
+    async with another_computes(turns) as waited_s:
+        assert waited_s == pytest.approx(0.0, abs=0.05)  # the call's turn has ended with it
+
+
+async def test_an_answer_says_how_long_its_turn_was_waited_for(
+    bench: Bench, turned: tuple[Relay, Turns, FakeWorker, Worker]
+) -> None:
+    relay, turns, _, _ = turned
+    waits: list[float | None] = []
+
+    async def called() -> None:
+        tries = attempts()
+        async with relay.decode(CALL, await relay.prefill(CALL, tries), tries) as decoding:
+            waits.append(decoding.turn_s)
+
+    async with another_computes(turns):
+        call = asyncio.create_task(called())
+        await asyncio.sleep(0.2)
+    await call
+    relay._turns = Turns(0.0)
+    await called()
+    first, without = waits
+    assert first is not None
+    assert first > 0.1
+    assert without is None
 
 
 async def test_a_worker_that_goes_down_ends_the_calls_that_wait_for_their_turn(

@@ -45,6 +45,7 @@ def run(
         loads: ["closed:4", "poisson:0.1"]      # sessions at a time, or arriving a second
         models: [2, 4]
         repeats: 3
+        together: true                          # all systems up at once, taking turns with every load, if memory allows
         rounds: 2                               # of a closed loop: so many sessions for each at a time, at least
         minutes: 8                              # an open loop's sessions: those that arrive in that time, at least
         limit_s: 600                            # a run ends then, whatever is under way

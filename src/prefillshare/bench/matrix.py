@@ -48,6 +48,9 @@ class WorkloadConfig(Section):
 class Matrix(Section):
     """The file that `prefillshare bench run` reads. A run ends after `limit_s`, whatever is under way by then.
 
+    Systems are started one after the other, or all of one number of models `together`: then they play each load in
+    turn, within minutes of each other. There must be memory for all of them.
+
     With `rounds`, a closed loop plays so many sessions for each that it has at a time, and with `minutes` an open loop
     as many as arrive in that time, on average or as recorded, if that is more than a workload's `sessions`.
     """
@@ -57,6 +60,7 @@ class Matrix(Section):
     systems: Annotated[tuple[SystemName, ...], Field(min_length=1)] = ("shared", "per-model", "colocated")
     models: Annotated[tuple[Annotated[int, Field(ge=1, le=8)], ...], Field(min_length=1)] = (4,)
     repeats: Count = 3
+    together: bool = False
     rounds: Count | None = None
     minutes: Annotated[float, Field(gt=0)] | None = None
     mode: Mode = "replay"
@@ -158,13 +162,16 @@ def load_matrix(file: Path) -> Matrix:
 def runs(matrix: Matrix) -> Iterator[Run]:
     """Every run: one repeat after the other, so that what is stopped half-way has compared all systems, and a machine
     that grows slower meets all of them. Within a repeat those on the same workers come together, since starting a
-    system takes minutes."""
+    system takes minutes, but for systems that are started together: these take turns with every load."""
     for repeat in range(matrix.repeats):
         for models in matrix.models:
-            for system in matrix.systems:
-                for workload in matrix.workloads:
-                    for load in workload.loads or matrix.loads:
-                        yield Run(system, models, _long_enough(workload, load, matrix), load, repeat)
+            cells = [(workload, load) for workload in matrix.workloads for load in workload.loads or matrix.loads]
+            if matrix.together:
+                order = [(system, *cell) for cell in cells for system in matrix.systems]
+            else:
+                order = [(system, *cell) for system in matrix.systems for cell in cells]
+            for system, workload, load in order:
+                yield Run(system, models, _long_enough(workload, load, matrix), load, repeat)
 
 
 def _long_enough(workload: WorkloadConfig, load: str, matrix: Matrix) -> WorkloadConfig:

@@ -187,10 +187,11 @@ def arrived(runs: Sequence[Figures]) -> str:
 def cell(runs: Sequence[Figures], name: str) -> str:
     """A figure over repeats, as tables show it."""
     bounded = any(name in run.at_least for run in runs)
-    return (">= " if bounded else "") + _spread((run.values.get(name) for run in runs), SHOWN.get(name, 2))
+    return (">= " if bounded else "") + with_spread((run.values.get(name) for run in runs), SHOWN.get(name, 2))
 
 
-def _spread(values: Iterable[float | None], decimals: int) -> str:
+def with_spread(values: Iterable[float | None], decimals: int) -> str:
+    """The median, and of several the lowest and the highest; of none, a dash."""
     found = _without_none(values)
     if not found:
         return "-"
@@ -238,7 +239,7 @@ def ratio(runs: Sequence[Figures], subject: str, other: str, name: str) -> str |
         if one and two:
             ratios.append(one / two if RATIOS[name] else two / one)
             bounded |= name in theirs[repeat].at_least
-    return (">= " if bounded else "") + _spread(ratios, 2) if ratios else None
+    return (">= " if bounded else "") + with_spread(ratios, 2) if ratios else None
 
 
 def _page(markdown: str) -> str:

@@ -9,7 +9,7 @@ OUTPUT/systems/, logs/       modules and logs of the systems
 import asyncio
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict, replace
 from datetime import datetime
 from functools import partial
@@ -27,7 +27,7 @@ from prefillshare.bench.environment import environment, kind_of_machine
 from prefillshare.bench.host import Hosted, HostRequest
 from prefillshare.bench.hosting import hosted, to_the_end
 from prefillshare.bench.matrix import Matrix, Run, runs, workload_of
-from prefillshare.bench.systems import FLOW, SYSTEMS, check_room, model_names
+from prefillshare.bench.systems import SYSTEMS, SystemName, check_room, model_names
 from prefillshare.bench.watch import until_idle, watching
 from prefillshare.errors import UserError
 from prefillshare.files import write_whole
@@ -102,14 +102,19 @@ async def _all(
     tokenise: Tokenise,
     show: Callable[[str, int], None],
 ) -> None:
-    for (models, system), group in groupby(missing, key=lambda each: (each.models, each.system)):
-        show(f"starting {system} with {models} models", 0)
-        folder = output / "systems" / f"{system}-m{models}"
-        request = HostRequest(system=system, models=models, base=base, folder=folder, machine=matrix.machine)
-        async with hosted(request, output / "logs" / f"{system}-m{models}.log") as started:
-            for each in group:
+    for (models, _), group in groupby(missing, key=lambda each: (each.models, matrix.together or each.system)):
+        todo = list(group)
+        async with AsyncExitStack() as stack:
+            started: dict[SystemName, Hosted] = {}
+            for system in dict.fromkeys(each.system for each in todo):
+                show(f"starting {system} with {models} models", 0)
+                folder, log = output / "systems" / f"{system}-m{models}", output / "logs" / f"{system}-m{models}.log"
+                machine = matrix.machine.on_other_ports(len(started))
+                request = HostRequest(system=system, models=models, base=base, folder=folder, machine=machine)
+                started[system] = await stack.enter_async_context(hosted(request, log))
+            for each in todo:
                 show(each.name, 0)
-                await one_run(each, matrix, identity, started, output, tokenise)
+                await one_run(each, matrix, identity, started[each.system], output, tokenise)
                 show(each.name, 1)
 
 
@@ -156,7 +161,7 @@ async def one_run(each: Run, matrix: Matrix, identity: str, system: Hosted, outp
         "idle": asdict(idle),
         "use": asdict(use),
         "machine": matrix.machine.model_dump(),
-        "turn_s": FLOW.turn_s,
+        "turn_s": matrix.machine.turn_s,
         "base": identity,
         "workers": [worker.model_dump(exclude={"pid", "url"}) for worker in system.workers],
         "environment": found,

@@ -18,7 +18,7 @@ import json
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field
 
@@ -35,6 +35,7 @@ SYSTEMS: tuple[SystemName, ...] = get_args(SystemName)
 WITH_ADAPTERS: tuple[SystemName, ...] = ("shared-lora", "colocated-lora")
 ORDINARY: tuple[SystemName, ...] = ("colocated", "colocated-lora")  # nothing of PrefillShare handles a call
 
+_PORTS = 32  # that a system may take, of either kind: eight models have sixteen workers
 _BASE = "base"
 _POOL = "together"
 # vLLM's own LoRA layers copy an adapter for every token, which on a CPU makes prefill and decode several times slower.
@@ -47,7 +48,7 @@ Core = Annotated[int, Field(ge=0)]
 
 
 class Machine(Section):
-    """What every system gets. KV is in tokens, in total: workers of a kind divide it evenly."""
+    """What every system gets. KV is in tokens, in total: workers of a kind divide it evenly. `turn_s` is of routers."""
 
     prefill_cores: Annotated[tuple[Core, ...], Field(min_length=1)] = (0,)
     decode_cores: Annotated[tuple[Core, ...], Field(min_length=1)] = (1,)
@@ -57,9 +58,16 @@ class Machine(Section):
     block_size: Annotated[int, Field(ge=32, multiple_of=32)] = 32
     max_model_len: Count = 8192
     max_num_seqs: Count = 16
+    turn_s: Annotated[float, Field(ge=0)] = 5.0
     first_port: Port = 8400
     first_side_channel_port: Port = 5900
     engine_args: tuple[str, ...] = ()
+
+    def on_other_ports(self, place: int) -> Self:
+        """For the system at that place among those that run at the same time."""
+        shift = place * _PORTS
+        ports = {"first_port": self.first_port, "first_side_channel_port": self.first_side_channel_port}
+        return self.model_copy(update={name: port + shift for name, port in ports.items()})
 
     @property
     def cores(self) -> tuple[int, ...]:
@@ -103,7 +111,7 @@ def plan(system: SystemName, models: int, base: Path, folder: Path, machine: Mac
         ),
         router=RouterConfig(
             port=machine.first_port,
-            flow=FLOW,
+            flow=FLOW.model_copy(update={"turn_s": machine.turn_s}),
             # Probes would take part of a system's time. Workers that take turns on a core can have a step of half a
             # minute and a prompt of ten, which is no fault of theirs: taken for stalled, they would lose their calls.
             health=HealthConfig(token_every_s=86400.0, stalled_after_s=86400.0),

@@ -174,6 +174,8 @@ class CompletionEndpoint:
             exchange.record.decode_worker = decoding.worker.name
             exchange.headers["x-prefillshare-decode-worker"] = decoding.worker.name
             exchange.headers["x-prefillshare-placement"] = f"prefill={prefilled.placed_by}; decode={decoding.placed_by}"
+            if decoding.turn_s is not None:
+                exchange.headers["x-prefillshare-turn-ms"] = f"{decoding.turn_s * 1000:.1f}"
             services.metrics.placed("decode", decoding.placed_by)
             if call.stream:
                 await self._stream(services, exchange, call.ticket, decoding, show_usage=asks_for_usage(call))

@@ -32,7 +32,8 @@ class Waiting:
     """A call on a worker; `cut` ends it."""
 
     cut: Callable[[], None]
-    for_worker: bool = True  # False while the client has yet to take what the worker has sent
+    for_worker: bool = True  # False while the client has yet to take what the worker has sent, or before its turn
+    turn_s: float | None = None  # how long it has waited for its turn, where there are any
 
 
 @dataclass(slots=True)

@@ -87,6 +87,11 @@ class Decoding:
         self._usage = Usage()
 
     @property
+    def turn_s(self) -> float | None:
+        """How long the call has waited for its turn on a device that the worker shares; None where it shares none."""
+        return self._waiting.turn_s
+
+    @property
     def output_tokens(self) -> int | None:
         """As the worker reports it at the answer's end; None before."""
         return self._usage.output_tokens
@@ -254,7 +259,7 @@ class Relay:
     @asynccontextmanager
     async def _turn(self, pool: Pool, worker: Worker, waiting: Waiting) -> AsyncIterator[None]:
         waiting.for_worker = False  # but for those that it shares a device with
-        async with self._turns.of(pool, worker):
+        async with self._turns.of(pool, worker) as waiting.turn_s:
             pool.wait_for(worker, waiting)
             yield
 

@@ -80,10 +80,11 @@ class Turns:
         self._devices: dict[str, Device] = {}
 
     @asynccontextmanager
-    async def of(self, pool: Pool, worker: Worker) -> AsyncIterator[None]:
-        """Entered when the call may go to its worker. Leaving is the end of its turn, also of one that never came."""
+    async def of(self, pool: Pool, worker: Worker) -> AsyncIterator[float | None]:
+        """Entered when the call may go to its worker, with the seconds that it has waited, or None where there are no
+        turns. Leaving is the end of its turn, also of one that never came."""
         if worker.device is None or not self._longest_s:
-            yield
+            yield None
             return
         device = self._devices.setdefault(worker.device, Device(self._longest_s))
         now = asyncio.get_running_loop().time
@@ -91,8 +92,9 @@ class Turns:
         device.ask(asked, place)
         try:
             await self._begun(device, place)
-            self._waited(pool, now() - asked)
-            yield
+            waited_s = now() - asked
+            self._waited(pool, waited_s)
+            yield waited_s
         finally:
             device.leave(now(), place)
 
