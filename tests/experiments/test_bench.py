@@ -135,6 +135,27 @@ def test_records_costs_and_plot_are_kept_beside_the_tables(results: Path) -> Non
     bench.publish(published)  # from what is there
 
 
+def test_runs_of_further_folders_stand_in_place_of_those_of_the_same_cell(
+    results: Path, pages: tuple[Path, Path], tmp_path: Path
+) -> None:
+    others = tmp_path / "together"
+    others.mkdir()
+    for system, latency_s in (("shared", 5.0), ("colocated", 10.0)):
+        write_run(others, [CALL, SESSION | {"latency_s": latency_s}], load="closed:12", system=system)
+    bench.publish(results, [others])
+    row = next(line for line in pages[0].read_text().splitlines() if "session p95" in line)
+    assert row.startswith("|  | session p95, s | 12.5 (5.0 to 20.0) | >= 60.0 (60.0 to 60.0) | 10.0 |")
+    assert len(list((bench.PUBLISHED / "runs").iterdir())) == len(list((results / "runs").iterdir())) + 2
+    before = pages[0].read_text()
+    for file in (others / "runs").glob("shared*.json"):
+        file.write_text(file.read_text().replace('"a processor"', '"another"'))
+    with pytest.raises(UserError, match="several kinds of processor: a processor, another"):
+        bench.publish(results, [others])
+    with pytest.raises(UserError, match="no run has ended"):
+        bench.publish(results, [tmp_path / "nothing"])
+    assert pages[0].read_text() == before
+
+
 def test_runs_in_float32_have_a_table_of_their_own(results: Path, pages: tuple[Path, Path]) -> None:
     bench.publish(results)
     readme, table = (page.read_text() for page in pages)

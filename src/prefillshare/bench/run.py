@@ -24,7 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from prefillshare.bench.client import open_client
 from prefillshare.bench.drive import CutRecord, Play, Record, as_row, play
 from prefillshare.bench.environment import environment, kind_of_machine
-from prefillshare.bench.host import Hosted, HostRequest
+from prefillshare.bench.host import Hosted, HostedWorker, HostRequest
 from prefillshare.bench.hosting import hosted, to_the_end
 from prefillshare.bench.matrix import Matrix, Run, runs, workload_of
 from prefillshare.bench.systems import SYSTEMS, SystemName, check_room, model_names
@@ -112,14 +112,24 @@ async def _all(
                 machine = matrix.machine.on_other_ports(len(started))
                 request = HostRequest(system=system, models=models, base=base, folder=folder, machine=machine)
                 started[system] = await stack.enter_async_context(hosted(request, log))
+            workers = [worker for system in started.values() for worker in system.workers]
             for each in todo:
                 show(each.name, 0)
-                await one_run(each, matrix, identity, started[each.system], output, tokenise)
+                await one_run(each, matrix, identity, started[each.system], output, tokenise, workers)
                 show(each.name, 1)
 
 
-async def one_run(each: Run, matrix: Matrix, identity: str, system: Hosted, output: Path, tokenise: Tokenise) -> None:
-    """Plays one run on a started system, whose base has this identity, and writes its two files."""
+async def one_run(
+    each: Run,
+    matrix: Matrix,
+    identity: str,
+    system: Hosted,
+    output: Path,
+    tokenise: Tokenise,
+    workers: Sequence[HostedWorker],
+) -> None:
+    """Plays one run on a started system, whose base has this identity, and writes its two files. `workers` are of all
+    systems that are up: none of them may still compute for a run that was cut off."""
     workload = workload_of(each, tokenise, matrix.machine.max_model_len)
     result = _result(output, each)
     result.parent.mkdir(parents=True, exist_ok=True)
@@ -134,7 +144,7 @@ async def one_run(each: Run, matrix: Matrix, identity: str, system: Hosted, outp
     )
     cut_calls = 0
     async with open_client(system.api_key) as http:
-        idle = await until_idle(http, system.workers)  # the run before may have been cut off
+        idle = await until_idle(http, workers)
         found = environment(system)
         with result.with_suffix(".jsonl").open("w") as records:
 
