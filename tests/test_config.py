@@ -115,7 +115,7 @@ def test_the_tree_is_frozen(tmp_path: Path) -> None:
         ),
         (
             POOLED.replace("name: a,", "name: a, device: gpu-1,"),
-            "'p' share its worker and must agree on device, found a: gpu-1, b: None",
+            "'p' share its workers and must agree on device, found a: gpu-1, b: None",
         ),
         (MINIMAL + "workers: {block_size: 100}", r"workers\.block_size: .*32.*found 100"),
         (MINIMAL + "workers: {kv_lease_s: 5}", r"workers\.kv_lease_s: .*6.*found 5"),

@@ -184,20 +184,11 @@ class Deployment(Section):
                     f"the pool {pool.name!r} has modules of different bases ({_pairs(bases)}), but its workers run one "
                     "base; make a pool for each base"
                 )
-            sizes = {module.name: module.decode_workers for module in pool.modules}
-            if len(set(sizes.values())) > 1:
-                raise ValueError(
-                    f"the modules of the pool {pool.name!r} share its workers and must agree on decode_workers, "
-                    f"found {_pairs(sizes)}; give all of them the same number"
-                )
-            devices = {module.name: module.device for module in pool.modules}
-            if len(set(devices.values())) > 1:
-                raise ValueError(
-                    f"the modules of the pool {pool.name!r} share its worker and must agree on device, found "
-                    f"{_pairs(devices)}; give all of them the same"
-                )
-            for field in Parsers._fields:
-                found = {module.name: getattr(self.parsers_of(module), field) for module in pool.modules}
+            for field in ("decode_workers", "device", *Parsers._fields):
+                found = {
+                    module.name: getattr(self.parsers_of(module) if field in Parsers._fields else module, field)
+                    for module in pool.modules
+                }
                 if len(set(found.values())) > 1:
                     raise ValueError(
                         f"the modules of the pool {pool.name!r} share its workers and must agree on {field}, "
