@@ -34,4 +34,4 @@ def test_a_worker_that_waits_leaves_its_core_to_others(workers: Workers) -> None
 
     before = seconds()
     time.sleep(3)
-    assert seconds() - before < 1.5
+    assert seconds() - before < 0.6

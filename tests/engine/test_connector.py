@@ -53,8 +53,9 @@ def sealed(prompt_tokens: int = 70, **changes: Any) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def deployment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The worker's secret, and weights on disk that are what they should be."""
+    """The worker's secret, and weights on disk that are what they should be; vLLM's engine stays as it is."""
     monkeypatch.setenv(KEY_VARIABLE, KEY)
+    monkeypatch.setattr(module.hooks, "wait_for_input", lambda longest_s: None)
     monkeypatch.setattr(module, "require_base", lambda *args, **kwargs: None)
 
 
@@ -165,6 +166,17 @@ def test_lora_tokens_are_grouped_where_adapters_compute(
     config.lora_config = object() if adapters else None
     SharedPrefillConnector(config, role, kv_cache())
     assert calls == [role] * groups
+
+
+@pytest.mark.parametrize(("kv_role", "waits"), [("kv_producer", True), ("kv_consumer", False)])
+def test_only_a_prefill_worker_waits_for_prompts_between_its_polls(
+    kv_role: str, waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A decode worker's client waits for what it polls."""
+    calls = []
+    monkeypatch.setattr(module.hooks, "wait_for_input", calls.append)
+    make_connector(kv_role)
+    assert bool(calls) == waits
 
 
 def test_a_decode_worker_pulls_all_but_the_last_token() -> None:

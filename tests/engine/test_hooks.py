@@ -1,9 +1,11 @@
 """The places where the engine room reaches into vLLM: each test fails when vLLM has changed there."""
 
 import contextlib
+import queue
 import socket
 import sys
 import threading
+import time
 from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +17,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.nixl import base_scheduler, ba
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.base_scheduler import NixlBaseConnectorScheduler
 from vllm.distributed.nixl_utils import NixlWrapper, nixl_agent_config
 from vllm.sampling_params import StructuredOutputsParams
+from vllm.v1.engine.core import EngineCoreProc
 from vllm.v1.request import RequestStatus
 from vllm.v1.structured_output.request import StructuredOutputRequest
 
@@ -53,6 +56,50 @@ def test_the_progress_thread_of_an_agent_sleeps(monkeypatch: pytest.MonkeyPatch)
         NixlWrapper("inside", nixl_agent_config())
     assert made == [0, 1000]
     assert bindings.nixlAgent is Agent
+
+
+def engine(executes: bool = False, has_requests: bool = True) -> Any:
+    """As the loop of a worker has it, with nothing to do but what a step says."""
+    made = object.__new__(EngineCoreProc)
+    made.step_fn = lambda: (None, executes)
+    made.scheduler = SimpleNamespace(has_requests=lambda: has_requests)
+    made.input_queue = queue.Queue()
+    made.output_queue = queue.Queue()
+    made.post_step = lambda model_executed: None
+    return made
+
+
+@pytest.fixture
+def waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(EngineCoreProc, "_process_engine_step", EngineCoreProc._process_engine_step)
+    hooks.wait_for_input(5.0)
+    hooks.wait_for_input(60.0)  # a second connector of the process changes nothing
+
+
+def test_an_engine_with_nothing_to_compute_waits_for_a_message(waiting: None) -> None:
+    idle = engine()
+    threading.Timer(0.2, idle.input_queue.put, [("a type", "a request")]).start()
+    started = time.monotonic()
+    assert idle._process_engine_step() is False
+    assert 0.1 < time.monotonic() - started < 3
+    started = time.monotonic()
+    idle._process_engine_step()  # the message is still there
+    assert time.monotonic() - started < 1
+
+
+def test_an_engine_waits_for_so_long_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(EngineCoreProc, "_process_engine_step", EngineCoreProc._process_engine_step)
+    hooks.wait_for_input(0.2)
+    started = time.monotonic()
+    engine()._process_engine_step()
+    assert 0.2 < time.monotonic() - started < 3
+
+
+@pytest.mark.parametrize("busy", [engine(executes=True), engine(has_requests=False)])
+def test_an_engine_that_computes_or_has_no_requests_does_not_wait(waiting: None, busy: Any) -> None:
+    started = time.monotonic()
+    busy._process_engine_step()
+    assert time.monotonic() - started < 1
 
 
 def vllm_config(path: str = "/some/path", block_size: int = 32, dtype: str = "float32", **text: Any) -> Any:

@@ -70,8 +70,10 @@ if TYPE_CHECKING:
 logger = init_logger("vllm.prefillshare.connector")
 
 # The engine polls NIXL in a busy loop while a transfer or a lease is open. On a CPU that loop takes a core from
-# the workers that compute; sleeping this long in a step without a forward pass delays a handoff by no more.
-_IDLE_STEP_S = 0.003
+# the workers that compute. A decode worker that sleeps this long in a step without a forward pass delays a handoff by
+# no more; a prefill worker that waits longer between its own frees blocks later by no more, and a prompt ends its wait.
+_PULL_POLL_S = 0.003
+_LEASE_POLL_S = 0.03
 
 # A handoff may be used once: after it the prefill worker gives the blocks to other sessions. Remembering this many
 # is about 10 MB and hours of traffic, against a lease of 30 s.
@@ -143,6 +145,8 @@ class SharedPrefillConnector(NixlPullConnector):
             modules = [Path(folder) for folder in extra["modules"]]
             require_base(self._base_identity, model=Path(vllm_config.model_config.model), modules=modules)
             require_whole_prompts(kv_cache_config.kv_cache_groups, vllm_config.model_config.max_model_len)
+            if not self._decodes:
+                hooks.wait_for_input(_LEASE_POLL_S)
         elif vllm_config.lora_config is not None:
             hooks.group_lora_tokens()
         affinity = os.sched_getaffinity(0)
@@ -321,8 +325,8 @@ class SharedPrefillConnector(NixlPullConnector):
         super().start_load_kv(forward_context, **kwargs)
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
-        if not self._forward_runs and current_platform.is_cpu():
-            time.sleep(_IDLE_STEP_S)
+        if self._decodes and not self._forward_runs and current_platform.is_cpu():
+            time.sleep(_PULL_POLL_S)
         assert self.connector_worker is not None
         clocks = hooks.clocks(self.connector_worker)  # before vLLM forgets a lost peer, at the end of this call
         results = super().get_transfer_results(finished_req_ids)

@@ -22,6 +22,7 @@ from vllm.distributed.nixl_utils import NixlWrapper
 from vllm.logger import init_logger
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.platforms import current_platform
+from vllm.v1.engine.core import EngineCoreProc
 from vllm.v1.request import Request, RequestStatus
 
 from prefillshare.engine.handoff import Reason
@@ -69,6 +70,29 @@ def sleeping_progress_thread() -> Iterator[None]:
         yield
     finally:
         bindings.nixlAgent = make_agent
+
+
+def wait_for_input(longest_s: float) -> None:
+    """Has this process's engine, on a CPU, wait for a message after a step that computed nothing, for so long at most.
+
+    A prefill worker whose finished prompts are still to be read goes through a step a few milliseconds, to see whether
+    they have been. Nobody waits for that, and each of those steps takes time from what computes on the same core.
+    """
+    step = EngineCoreProc._process_engine_step
+    if not current_platform.is_cpu() or hasattr(step, "longest_s"):
+        return
+
+    def step_and_wait(engine: EngineCoreProc) -> bool:
+        executed = step(engine)
+        if not executed and engine.scheduler.has_requests():
+            messages = engine.input_queue
+            with messages.not_empty:
+                if not messages.queue:
+                    messages.not_empty.wait(longest_s)
+        return executed
+
+    step_and_wait.longest_s = longest_s  # type: ignore[attr-defined]
+    EngineCoreProc._process_engine_step = step_and_wait
 
 
 def group_lora_tokens() -> None:
