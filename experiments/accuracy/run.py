@@ -87,18 +87,19 @@ class Grid:
             family = FAMILIES[base[0].family]
             data = draw(family, base[0].seed, self.items)
             wanted = recipe(family, data, identity)
-            of_base, full, decode, *longer = (
+            of_base, full, decode, longer, as_long, from_full = (
                 Group(self, data, [load(cell, wanted, self.results) for cell in cells]) for cells in (base, *tuned)
             )
-            for number, pair in enumerate(zip(full.records, decode.records, strict=True)):
-                full.records[number], decode.records[number] = _in_one_dtype(*pair)
-            groups += [of_base, full, decode, *(group for group in longer if group.records)]
+            for of_full, of_decode in ((full, decode), (as_long, longer)):
+                for number, pair in enumerate(zip(of_full.records, of_decode.records, strict=True)):
+                    of_full.records[number], of_decode.records[number] = _in_one_dtype(*pair)
+            groups += [of_base, full, decode, *(group for group in (longer, as_long, from_full) if group.records)]
         return groups
 
 
 def _in_one_dtype(full: Record, decode: Record) -> tuple[Record, Record]:
-    """Both systems' records at one rate. Unless both are done in the same dtype, what is of another dtype than this
-    machine's is begun again."""
+    """Both systems' records at one rate, for as many passes. Unless both are done in the same dtype, what is of another
+    dtype than this machine's is begun again."""
     if comparable(full, decode):
         return full, decode
     return _of_this_machine(full), _of_this_machine(decode)

@@ -187,10 +187,11 @@ def test_the_checkpoint_that_a_training_starts_from_is_trained_again_in_its_dtyp
     ]
     (grid.results / "toy-s0-decode-0.001-after-x3.json").unlink()
     shutil.rmtree(grid.checkpoints)
-    file = grid.results / "toy-s0-full-0.001-x3.json"
-    record = json.loads(file.read_text())
-    record["environment"]["dtype"] = "another"
-    file.write_text(json.dumps(record))
+    for system in ("full", "decode"):
+        file = grid.results / f"toy-s0-{system}-0.001-x3.json"
+        record = json.loads(file.read_text())
+        record["environment"]["dtype"] = "another"
+        file.write_text(json.dumps(record))
     with pytest.raises(
         UserError, match=r"starts from toy seed 0 full 0.001 x3, whose checkpoint .* trained in another"
     ):
@@ -250,6 +251,21 @@ def test_a_rate_that_one_system_has_in_another_dtype_is_done_again(
         "train toy seed 0 decode 0.001",
     ]
     assert {read(grid.results / f"toy-s0-{system}-0.001.json").dtype for system in ("full", "decode")} == {"float8"}
+
+
+def test_longer_trainings_of_both_systems_are_of_one_dtype(
+    grid: Grid, trained: list[str], elsewhere: str, family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    longer = Record(Cell("toy", 0, "decode", 1e-3, passes=3), read(grid.results / "toy-s0-base.json").recipe)
+    longer.environment, longer.scores = {"dtype": elsewhere}, {"validation": {"decode": {"right": "0"}}}
+    save(longer, grid.results)
+    monkeypatch.setitem(FAMILIES, "toy", replace(family, longer=((1e-3, 3),)))
+    assert go(replace(grid, rates=(1e-3,)))[0]
+    assert [line for line in trained if line.startswith("train")] == [
+        "train toy seed 0 decode 0.001 x3",
+        "train toy seed 0 full 0.001 x3",
+        "train toy seed 0 decode 0.001 after x3",
+    ]
 
 
 def test_a_checkpoint_of_another_dtype_that_is_gone_is_left(grid: Grid, trained: list[str], elsewhere: str) -> None:
