@@ -1,10 +1,11 @@
-"""The benchmark's published figures: `python -m experiments.bench short | full | together | models | float32 |
-short-contexts | repeats | publish`.
+"""The benchmark's published figures: `python -m experiments.bench short | full | together | both-cores | models |
+float32 | short-contexts | repeats | publish`.
 
     short           one load, two systems, in about 15 minutes on two cores
     full            every family, load and system, three times: hours; goes on where it was stopped
     together        ReAct and Reflexion on `shared` and ordinary vLLMs, which are up at the same time and take
                     turns with every load, three times: two hours and a half
+    both-cores      the same with decode workers on both cores, of which one is also the prefill worker's
     models          whole tool-heavy sessions of one, two and four models, three times: four hours
     float32         whole tool-heavy sessions in float32, for cores without bfloat16 units: two hours
     short-contexts  ReAct and Reflexion in float32: 75 minutes
@@ -82,6 +83,9 @@ TOGETHER = FULL.model_copy(
         "together": True,
     }
 )
+
+# The same with decode workers also on the core of the prefill worker, which has time left where answers are the limit.
+BOTH_CORES = TOGETHER.model_copy(update={"machine": Machine(decode_cores=(1, 0))})
 
 # What one model more costs, with sharing and without. Eight would need sixteen workers under `per-model`, more memory
 # than a machine with two cores has.
@@ -309,6 +313,7 @@ def main() -> int:
         "full": (FULL, None),
         "float32": (FLOAT32, None),
         "together": (TOGETHER, None),
+        "both-cores": (BOTH_CORES, None),
         "models": (MODELS, None),
         "short-contexts": (SHORT_CONTEXTS, None),
         "repeats": (REPEATS, LONGEST_OF_REACT),

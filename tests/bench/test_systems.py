@@ -103,6 +103,12 @@ def test_colocated_vllms_have_nothing_of_ours_and_take_turns_on_the_cores(base: 
     assert not any("prefillshare." in part for part in command)
 
 
+def test_colocated_vllms_have_as_much_of_a_core_that_is_of_both_kinds_as_of_others(base: Path) -> None:
+    machine = Machine(dtype="bfloat16", prefill_cores=(0,), decode_cores=(1, 0))
+    assert [spec.core for spec in workers("colocated", base, machine=machine)] == [0, 1, 0, 1]
+    assert [spec.core for spec in workers("shared", base, machine=machine)] == [0, 1, 0, 1, 0]
+
+
 def test_the_vllm_with_adapters_has_what_a_prefill_and_a_decode_worker_have(base: Path) -> None:
     machine = Machine(dtype="bfloat16", prefill_cores=(0, 2), decode_cores=(1, 2), prefill_kv_tokens=8192)
     (spec,) = workers("colocated-lora", base, machine=machine)

@@ -157,7 +157,7 @@ def plan_system_workers(system: SystemName, machine: Machine, deployment: Deploy
         kv_tokens = machine.prefill_kv_tokens + machine.decode_kv_tokens
         if system == "colocated-lora":
             return _share_out([_with_grouped_lora(spec) for spec in own], (None,), kv_tokens)
-        return _share_out(own, (*machine.prefill_cores, *machine.decode_cores), kv_tokens)
+        return _share_out(own, machine.cores, kv_tokens)
     prefill = [spec for spec in specs if spec.role == "prefill"]
     decode = [spec for spec in specs if spec.role == "decode"]
     return [
