@@ -15,7 +15,7 @@ from rich.console import Console
 
 from examples.demo.prepare_base import prepare_base
 from experiments.bench import SHORT_CONTEXTS, copy_runs
-from experiments.section import write_section
+from experiments.section import around_section, write_section
 from prefillshare.bench.cells import by_panel
 from prefillshare.bench.figures import Figures, Slo, read_runs, recorded
 from prefillshare.bench.matrix import Matrix
@@ -70,9 +70,10 @@ def publish() -> str:
     Raises:
         UserError: there are no runs, or there is no place for the table.
     """
+    around_section(PAGE, START)  # this and the next say what is missing before anything is removed
     if RUNS.exists():
         for name in TURNS_S:
-            recorded(RUNS / name)  # says what is missing before anything is removed
+            recorded(RUNS / name)
         for name in TURNS_S:
             shutil.rmtree(PUBLISHED / name, ignore_errors=True)
             copy_runs(RUNS / name, PUBLISHED / name)

@@ -11,10 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-import httpx
-
 from prefillshare.engine.worker import WorkerSpec, worker_command
-from tests.e2e.support import completion, key_of, url
+from tests.e2e.support import completion, key_of, metric
 
 BEFORE_READ = "before-read"  # the request has its blocks, nothing of the prefill worker's memory was read yet
 AFTER_READ = "after-read"  # the read was posted, its end not yet looked for
@@ -70,9 +68,7 @@ def wait_until(condition: Callable[[], bool], timeout_s: float, what: str) -> fl
 
 def kv_usage(spec: WorkerSpec) -> float:
     """The used part of the worker's KV pool, 0 to 1."""
-    text = httpx.get(f"{url(spec)}/metrics", timeout=5.0).text
-    (line,) = (line for line in text.splitlines() if line.startswith("vllm:kv_cache_usage_perc{"))
-    return float(line.rsplit(" ", 1)[1])
+    return metric(spec, "vllm:kv_cache_usage_perc")
 
 
 @dataclass

@@ -5,11 +5,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import httpx
-from prometheus_client.parser import text_string_to_metric_families
 
 from experiments.references import Call
 from prefillshare.engine.worker import WorkerSpec
-from tests.e2e.support import complete, prefill, url
+from tests.e2e.support import complete, prefill
 
 REFUSAL = "x-prefillshare-refusal"
 
@@ -99,17 +98,3 @@ def _reason_of_loss(response: httpx.Response) -> str:
     assert response.status_code == 503, response.text
     assert reason in LOST_KV, response.text
     return reason
-
-
-def metric(spec: WorkerSpec, name: str) -> float:
-    """A metric of the worker now, summed over its labels.
-
-    Raises:
-        KeyError: the worker does not report it.
-    """
-    text = httpx.get(f"{url(spec)}/metrics", timeout=30.0).text
-    families = text_string_to_metric_families(text)
-    values = [sample.value for family in families for sample in family.samples if sample.name == name]
-    if not values:
-        raise KeyError(f"{spec.name} reports no {name}")
-    return sum(values)

@@ -166,5 +166,22 @@ def key_of(spec: WorkerSpec) -> dict[str, str]:
 
 def metrics(spec: WorkerSpec) -> list[Sample]:
     """All samples of the worker's Prometheus metrics."""
-    text = httpx.get(f"{url(spec)}/metrics", timeout=REQUEST_TIMEOUT_S).text
+    return samples(url(spec))
+
+
+def metric(spec: WorkerSpec, name: str) -> float:
+    """A metric of the worker now, summed over its labels.
+
+    Raises:
+        KeyError: the worker does not report it.
+    """
+    values = [sample.value for sample in metrics(spec) if sample.name == name]
+    if not values:
+        raise KeyError(f"{spec.name} reports no {name}")
+    return sum(values)
+
+
+def samples(server: str) -> list[Sample]:
+    """All samples of what a worker or a router says under /metrics."""
+    text = httpx.get(f"{server}/metrics", timeout=REQUEST_TIMEOUT_S).text
     return [sample for family in text_string_to_metric_families(text) for sample in family.samples]

@@ -16,19 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import openai
 import psutil
 import pytest
 import yaml
-from prometheus_client.parser import text_string_to_metric_families
 from transformers import AutoTokenizer
 
 from prefillshare.instructions import place_instructions
 from prefillshare.module import DecodeModule, load_module, save_manifest
 from prefillshare.training.conversation import render_prompt
 from prefillshare.training.reference import generate, load_base, load_decode
-from tests.e2e.support import free_ports
+from tests.e2e.support import free_ports, samples
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -252,12 +250,12 @@ def test_models_of_one_device_take_turns_and_each_gets_its_own_answer(served: Se
 
 def turn_waits(served: Served) -> dict[str, tuple[float, float]]:
     """By pool, how many calls have had their turn, and how many seconds they have waited for it in all."""
-    found: dict[str, tuple[float, float]] = {}
-    for family in text_string_to_metric_families(httpx.get(f"{served.url}/metrics").text):
-        if family.name == "prefillshare_turn_wait_seconds":
-            values = {(each.labels["pool"], each.name.rpartition("_")[2]): each.value for each in family.samples}
-            found = {pool: (values[pool, "count"], values[pool, "sum"]) for pool, kind in values if kind == "sum"}
-    return found
+    waits = {
+        (each.labels["pool"], kind): each.value
+        for each in samples(served.url)
+        if (kind := each.name.removeprefix("prefillshare_turn_wait_seconds_")) in ("count", "sum")
+    }
+    return {pool: (waits[pool, "count"], waits[pool, "sum"]) for pool, kind in waits if kind == "sum"}
 
 
 def test_an_answer_that_is_not_streamed_reports_the_prefill_sides_cached_tokens(

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from prefillshare.module import DecodeModule
 from prefillshare.training.reference import generate, load_base, load_decode
 from tests.e2e.conftest import BLOCK_SIZE, Workers
-from tests.e2e.support import complete, decode, key_of, metrics, prefill, url
+from tests.e2e.support import complete, decode, key_of, metric, metrics, prefill, url
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -83,11 +83,11 @@ def test_the_second_adapter_finds_the_base_kv_that_the_first_has_pulled(
     prompt = [13, *text[:99]]  # a first token that no other test has, so that nothing is known of it
     pulled = []
     for adapter in ADAPTERS:
-        before = _total(workers, "prefillshare_handoff_pulled_bytes_total")
+        before = metric(workers.lora, "prefillshare_handoff_pulled_bytes_total")
         handoff = prefill(workers.prefill, prompt)["kv_transfer_params"]
         served = decode(workers.lora, prompt, handoff, max_tokens=NEW_TOKENS, model=adapter)
         assert served == reference(adapter, prompt)
-        pulled.append(_total(workers, "prefillshare_handoff_pulled_bytes_total") - before)
+        pulled.append(metric(workers.lora, "prefillshare_handoff_pulled_bytes_total") - before)
     first, second = pulled
     blocks = -(-len(prompt) // BLOCK_SIZE)
     assert first > 0
@@ -101,7 +101,3 @@ def _batches(workers: Workers) -> list[set[str]]:
         for sample in metrics(workers.lora)
         if sample.name == "vllm:lora_requests_info"
     ]
-
-
-def _total(workers: Workers, counter: str) -> float:
-    return sum(sample.value for sample in metrics(workers.lora) if sample.name == counter)

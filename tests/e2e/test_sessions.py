@@ -29,8 +29,8 @@ from experiments.references import Call, Reference
 from prefillshare.engine.worker import WorkerSpec
 from prefillshare.module import DecodeModule
 from tests.e2e.conftest import BLOCK_SIZE, SMALL_KV_BLOCKS, Workers
-from tests.e2e.replay import KnownBlocks, Played, Player, metric
-from tests.e2e.support import complete, decode, prefill
+from tests.e2e.replay import KnownBlocks, Played, Player
+from tests.e2e.support import complete, decode, metric, prefill
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 

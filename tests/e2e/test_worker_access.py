@@ -10,7 +10,7 @@ from prefillshare.router.admission import Call, Endpoint
 from prefillshare.router.legs import decode_body, prefill_body, read_prefill
 from prefillshare.router.tenants import salt_of
 from tests.e2e.conftest import BLOCK_SIZE, Workers
-from tests.e2e.support import REQUEST_TIMEOUT_S, key_of, metrics, url
+from tests.e2e.support import REQUEST_TIMEOUT_S, key_of, metric, url
 from tests.router.fakes import prefill_worker
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
@@ -44,8 +44,7 @@ def ask(workers: Workers, endpoint: Endpoint, salt: str | None) -> tuple[int, fl
         return response.json()
 
     def pulled() -> float:
-        name = "prefillshare_handoff_pulled_tokens_total"
-        return sum(sample.value for sample in metrics(workers.full) if sample.name == name)
+        return metric(workers.full, "prefillshare_handoff_pulled_tokens_total")
 
     before = pulled()
     prefilled = read_prefill(call, prefill_worker(), post(workers.prefill, prefill_body(call, "base")), 0.0)

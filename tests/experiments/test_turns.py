@@ -53,6 +53,15 @@ def test_runs_that_are_missing_replace_nothing(page: Path) -> None:
     assert not turns.PUBLISHED.exists()
 
 
+def test_a_page_without_a_place_for_the_table_changes_nothing(page: Path) -> None:
+    for name in turns.TURNS_S:
+        write(name, 0, 20.0, 4.0)
+    page.write_text("no marks")
+    with pytest.raises(UserError, match="are missing"):
+        turns.publish()
+    assert not turns.PUBLISHED.exists()
+
+
 def test_what_is_published_is_what_its_records_give() -> None:
     text = turns.table({name: read_runs(PUBLISHED / name, Slo()) for name in turns.TURNS_S})
     assert f"{turns.START}\n{text}\n{END}" in PAGE.read_text()
