@@ -154,7 +154,7 @@ def _layout(run: Run, machine: Machine) -> Layout:
     names = model_names(run.models)
     prefill, decode = machine.prefill_cores, machine.decode_cores
     if run.system == "colocated":
-        return Layout("colocated", names, decode_devices=(*prefill, *decode))
+        return Layout("colocated", names, decode_devices=machine.cores)
     return Layout(
         "per-model" if run.system == "per-model" else "shared",
         names,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from prefillshare.bench.pinning import pin_engine
+from prefillshare.bench.pinning import give_way, pin_engine
 
 # A server with a child of two threads, and a grandchild.
 TREE = """
@@ -51,6 +51,15 @@ def test_an_engine_may_have_several_cores(server: int) -> None:
     pin_engine(server, cores)
     tasks = [thread.id for child in psutil.Process(server).children(recursive=True) for thread in child.threads()]
     assert {frozenset(os.sched_getaffinity(task)) for task in tasks} == {frozenset(cores)}
+
+
+@pytest.mark.parametrize(("niceness", "more"), [(5, 5), (100, 19)])
+def test_every_thread_of_an_engine_gives_way_and_the_server_does_not(server: int, niceness: int, more: int) -> None:
+    own = psutil.Process(server).nice()
+    tasks = [thread.id for child in psutil.Process(server).children(recursive=True) for thread in child.threads()]
+    give_way(server, niceness)
+    assert {os.getpriority(os.PRIO_PROCESS, task) for task in tasks} == {min(own + more, 19)}
+    assert psutil.Process(server).nice() == own
 
 
 @pytest.mark.parametrize("beside", [set(), {0}])

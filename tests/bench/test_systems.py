@@ -1,9 +1,11 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from prefillshare.bench import host
 from prefillshare.bench.plain import plain_command
 from prefillshare.bench.systems import (
     SYSTEMS,
@@ -106,7 +108,22 @@ def test_colocated_vllms_have_nothing_of_ours_and_take_turns_on_the_cores(base: 
 def test_colocated_vllms_have_as_much_of_a_core_that_is_of_both_kinds_as_of_others(base: Path) -> None:
     machine = Machine(dtype="bfloat16", prefill_cores=(0,), decode_cores=(1, 0))
     assert [spec.core for spec in workers("colocated", base, machine=machine)] == [0, 1, 0, 1]
-    assert [spec.core for spec in workers("shared", base, machine=machine)] == [0, 1, 0, 1, 0]
+    shared = workers("shared", base, machine=machine)
+    assert [spec.core for spec in shared] == [0, 1, 0, 1, 0]
+    assert [spec.gives_way for spec in shared] == [False, False, True, False, True]
+
+
+def test_engines_of_decode_workers_on_the_prefill_core_give_way_once_they_are_ready(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine(dtype="bfloat16", prefill_cores=(0,), decode_cores=(1, 0))
+    done: list[tuple[str, int, object]] = []
+    monkeypatch.setattr(host, "pin_engine", lambda pid, cores: done.append(("pin", pid, cores)))
+    monkeypatch.setattr(host, "give_way", lambda pid, niceness: done.append(("give way", pid, niceness)))
+    planned = workers("shared", base, machine=machine)[:3]
+    running = [SimpleNamespace(spec=replace(spec, core=None), pid=pid, url="") for pid, spec in enumerate(planned)]
+    host._hosted({}, running, {spec.name: spec for spec in planned}, machine)  # type: ignore[arg-type]
+    assert done == [("pin", 0, (0,)), ("pin", 1, (1,)), ("pin", 2, (0,)), ("give way", 2, 5)]
 
 
 def test_the_vllm_with_adapters_has_what_a_prefill_and_a_decode_worker_have(base: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from prefillshare.config import BaseConfig, Deployment, ModuleConfig, WorkerConfig
-from prefillshare.engine.worker import WorkerSpec, plan_workers, worker_command, worker_environment
+from prefillshare.engine.worker import WorkerSpec, giving_way, plan_workers, worker_command, worker_environment
 from prefillshare.errors import UserError
 from prefillshare.hardware import preferred_dtype
 from prefillshare.identity import compute_identity
@@ -337,6 +337,18 @@ def test_a_worker_with_a_core_computes_with_one_thread_on_it(specs: dict[str, Wo
     free = replace(pinned, core=None)
     assert worker_command(free)[0] == sys.executable
     assert "OMP_NUM_THREADS" not in worker_environment(free)
+
+
+def test_a_decode_worker_gives_way_to_a_prefill_worker_on_its_core(specs: dict[str, WorkerSpec]) -> None:
+    assert (specs["decode-json-0"].gives_way, specs["prefill-1"].gives_way) == (True, False)  # cores are dealt out so
+    planned = [replace(spec, core=None if name == "decode-json-0" else 3) for name, spec in specs.items()]
+    alone = [replace(spec, core=4 if spec.role == "decode" else 3) for spec in specs.values()]
+    assert {spec.name for spec in giving_way(planned) if spec.gives_way} == {
+        name for name, spec in specs.items() if spec.role == "decode" and name != "decode-json-0"
+    }
+    assert not any(spec.gives_way for spec in giving_way(alone))
+    (first, *_) = (spec for spec in giving_way(planned) if spec.gives_way)
+    assert worker_command(first)[:6] == ["nice", "-n", "5", "taskset", "--cpu-list", "3"]
 
 
 def test_side_channels_are_told_by_environment(specs: dict[str, WorkerSpec]) -> None:

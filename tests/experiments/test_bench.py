@@ -82,6 +82,7 @@ PUBLISHED = {
     "float32": bench.FLOAT32,
     "short-contexts": bench.SHORT_CONTEXTS,
     "repeats": bench.REPEATS,
+    "both-cores": bench.BOTH_CORES,
 }
 
 

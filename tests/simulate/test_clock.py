@@ -39,6 +39,23 @@ def test_a_device_is_shared_evenly() -> None:
     assert device.busy_s == pytest.approx(5.0)
 
 
+def test_a_device_is_shared_by_weights() -> None:
+    clock = Clock()
+    device = Device(clock)
+    heavy, light = Recorder(), Recorder()
+    clock.at(0.0, lambda now, _: device.start(now, light, 2.0, "decode", 0.25))
+    clock.at(1.0, lambda now, _: device.start(now, heavy, 4.0))
+    clock.run()
+    assert heavy.ends == [6.0]  # from 1 on, with four fifths
+    assert light.ends == [pytest.approx(6.0)]  # the second that it had alone, and a fifth of the five after it
+    clock = Clock()
+    device = Device(clock)
+    alone = Recorder()
+    clock.at(0.0, lambda now, _: device.start(now, alone, 2.0, "decode", 0.25))
+    clock.run()
+    assert alone.ends == [2.0]
+
+
 def test_what_is_shortened_ends_earlier() -> None:
     clock = Clock()
     device = Device(clock)

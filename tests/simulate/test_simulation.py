@@ -234,6 +234,17 @@ def test_workers_on_one_device_slow_each_other_down() -> None:
     assert one == pytest.approx([2 * seconds for seconds in own])
 
 
+def test_answers_give_way_to_prompts_on_a_device_of_both() -> None:
+    """The first call's answer is under way when the second one's prompt comes, which has 1024 of 1359 parts then."""
+    shapes = [(Call(MODELS[0], 0, 800, 800, 1000, 0.0),), (Call(MODELS[1], 0, 800, 800, 1, 0.0),)]
+    found = {}
+    for name, devices in {"apart": (1,), "both": (0,)}.items():
+        layout = Layout("shared", MODELS, prefill_devices=(0,), decode_devices=devices)
+        records = run(layout, shapes, Trace(1.0, (0.0, 2.0)), preamble=0)[0].calls
+        (found[name],) = (record.prefill_s for record in records if record.model == MODELS[1])
+    assert found["both"] == pytest.approx(found["apart"] * (1024 + 335) / 1024)
+
+
 def test_under_load_sharing_is_faster_and_reuses_more() -> None:
     shapes = sessions(300, models=("a", "b", "c", "d"))
     found = {}

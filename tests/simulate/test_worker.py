@@ -43,9 +43,11 @@ class Tracked(Job):
         self.worker.release(now, self)
 
 
-def simulate(jobs: list[Wanted], blocks: int = 10_000, cost: Cost = COST) -> tuple[list[Tracked], Worker]:
+def simulate(
+    jobs: list[Wanted], blocks: int = 10_000, cost: Cost = COST, weight: float = 1.0
+) -> tuple[list[Tracked], Worker]:
     clock = Clock()
-    worker = Worker("worker", Device(clock), cost, PrefixCache(blocks), BLOCK, SEATS, BUDGET)
+    worker = Worker("worker", Device(clock), cost, PrefixCache(blocks), BLOCK, SEATS, BUDGET, weight)
     tracked = [Tracked(worker, job) for job in jobs]
     for job, wanted in zip(tracked, jobs, strict=True):
         clock.at(wanted.arrives, lambda now, job: worker.submit(now, job), job)
@@ -94,10 +96,11 @@ JOBS = st.lists(
 
 
 @settings(deadline=None, max_examples=200)
-@given(JOBS)
-def test_it_does_what_single_steps_do(jobs: list[Wanted]) -> None:
+@given(JOBS, st.sampled_from([1.0, 0.25]))
+def test_it_does_what_single_steps_do(jobs: list[Wanted], weight: float) -> None:
+    """Alone on a device, of whatever weight it is."""
     jobs = sorted(jobs, key=lambda job: job.arrives)
-    tracked, worker = simulate(jobs)
+    tracked, worker = simulate(jobs, weight=weight)
     assert all(len(job.first) == len(job.ended) == 1 for job in tracked)
     found = [(job.first[0], job.ended[0]) for job in tracked]
     for one, other in zip(found, step_by_step(jobs), strict=True):

@@ -18,7 +18,7 @@ from pathlib import Path
 import aiohttp
 from pydantic import BaseModel
 
-from prefillshare.bench.pinning import pin_engine
+from prefillshare.bench.pinning import give_way, pin_engine
 from prefillshare.bench.plain import PlainVllm
 from prefillshare.bench.systems import (
     ORDINARY,
@@ -33,6 +33,7 @@ from prefillshare.bench.systems import (
 )
 from prefillshare.deployment.local import LocalDeployment
 from prefillshare.deployment.supervision import StartupFailed, WorkerProcess
+from prefillshare.engine.worker import NICENESS, WorkerSpec
 from prefillshare.errors import UserError
 
 
@@ -77,14 +78,14 @@ async def serving(request: HostRequest) -> AsyncIterator[Hosted]:
     """
     deployment = plan(request.system, request.models, request.base.resolve(), request.folder.resolve(), request.machine)
     specs = plan_system_workers(request.system, request.machine, deployment)
-    cores = {spec.name: spec.core for spec in specs}
+    planned = {spec.name: spec for spec in specs}
     # What a worker of ours sets that is pinned from its start; workers take it from here.
-    os.environ["OMP_NUM_THREADS"] = str(max(len(engine_cores(core, request.machine)) for core in cores.values()))
+    os.environ["OMP_NUM_THREADS"] = str(max(len(engine_cores(spec.core, request.machine)) for spec in specs))
     loose = [replace(spec, core=None) for spec in specs]  # until they are ready, see `pinning`
     names = model_names(request.models)
     if request.system not in ORDINARY:
         async with LocalDeployment(deployment, plan=lambda _: loose) as local:
-            yield _hosted(dict.fromkeys(names, local.url), local.workers, cores, request.machine)
+            yield _hosted(dict.fromkeys(names, local.url), local.workers, planned, request.machine)
         return
     async with AsyncExitStack() as stack:
         workers = [PlainVllm(deployment, spec) for spec in loose]
@@ -93,19 +94,22 @@ async def serving(request: HostRequest) -> AsyncIterator[Hosted]:
         async with aiohttp.ClientSession() as http:
             await asyncio.gather(*(worker.ready(http) for worker in workers))
         urls = {name: worker.url for worker in workers for name in worker.spec.served_names}
-        yield _hosted({name: urls[name] for name in names}, workers, cores, request.machine)
+        yield _hosted({name: urls[name] for name in names}, workers, planned, request.machine)
 
 
 def _hosted(
     endpoints: dict[str, str],
     workers: Sequence[PlainVllm | WorkerProcess],
-    cores: dict[str, int | None],
+    planned: dict[str, WorkerSpec],
     machine: Machine,
 ) -> Hosted:
     """Pins the engines of the workers, which are ready."""
     for worker in workers:
         if worker.pid is not None:
-            pin_engine(worker.pid, engine_cores(cores[worker.spec.name], machine))
+            spec = planned[worker.spec.name]
+            pin_engine(worker.pid, engine_cores(spec.core, machine))
+            if spec.gives_way:
+                give_way(worker.pid, NICENESS)
     first = workers[0].spec
     return Hosted(
         endpoints=endpoints,
@@ -116,7 +120,7 @@ def _hosted(
                 role="both" if isinstance(worker, PlainVllm) else worker.spec.role,
                 url=worker.url,
                 pid=worker.pid or 0,
-                core=cores[worker.spec.name],
+                core=planned[worker.spec.name].core,
                 kv_tokens=(kv_blocks(worker.spec) - 1) * worker.spec.block_size,
             )
             for worker in workers

@@ -1,4 +1,4 @@
-"""Puts the engines of running workers on their cores.
+"""Puts the engines of running workers on their cores, and behind those that go first there.
 
 A core stands for a device, and a device runs the model alone: the engine is a child process of its worker's API server,
 and only the child is pinned, to one core or to several that it computes on together. API servers, the router and the
@@ -14,6 +14,8 @@ import os
 from collections.abc import Iterable
 
 import psutil
+
+_LEAST_EAGER = 19  # of what Linux knows
 
 
 def pin_engine(server: int, cores: Iterable[int]) -> None:
@@ -33,6 +35,20 @@ def pin_engine(server: int, cores: Iterable[int]) -> None:
                     raise OSError(errno.EINVAL, f"{os.strerror(errno.EINVAL)}: cores {sorted(missing)}")
 
 
+def give_way(server: int, niceness: int) -> None:
+    """Has all threads of the descendants of an API server compute at that niceness, on top of the server's own;
+    threads to come inherit it.
+
+    Raises:
+        psutil.NoSuchProcess: the server is gone.
+    """
+    wanted = min(psutil.Process(server).nice() + niceness, _LEAST_EAGER)
+    while eager := [task for task in _tasks_of_descendants(server) if _niceness(task) not in (wanted, None)]:
+        for task in eager:
+            with contextlib.suppress(ProcessLookupError):
+                os.setpriority(os.PRIO_PROCESS, task, wanted)
+
+
 def _tasks_of_descendants(pid: int) -> list[int]:
     found = []
     for process in psutil.Process(pid).children(recursive=True):
@@ -47,3 +63,11 @@ def _cores(task: int) -> set[int]:
         return os.sched_getaffinity(task)
     except ProcessLookupError:
         return set()
+
+
+def _niceness(task: int) -> int | None:
+    """None for one that has ended."""
+    try:
+        return os.getpriority(os.PRIO_PROCESS, task)
+    except ProcessLookupError:
+        return None

@@ -24,7 +24,7 @@ from pydantic import Field
 
 from prefillshare.bench.modules import make_adapter, make_module
 from prefillshare.config import BaseConfig, Deployment, ModuleConfig, WorkerConfig
-from prefillshare.engine.worker import WorkerSpec, device_of_core, plan_workers
+from prefillshare.engine.worker import WorkerSpec, device_of_core, giving_way, plan_workers
 from prefillshare.errors import UserError
 from prefillshare.fields import Count, Port, Section
 from prefillshare.router_config import FlowConfig, HealthConfig, RouterConfig
@@ -160,10 +160,12 @@ def plan_system_workers(system: SystemName, machine: Machine, deployment: Deploy
         return _share_out(own, machine.cores, kv_tokens)
     prefill = [spec for spec in specs if spec.role == "prefill"]
     decode = [spec for spec in specs if spec.role == "decode"]
-    return [
-        *_share_out(prefill, machine.prefill_cores, machine.prefill_kv_tokens),
-        *_share_out(decode, machine.decode_cores, machine.decode_kv_tokens),
-    ]
+    return giving_way(
+        [
+            *_share_out(prefill, machine.prefill_cores, machine.prefill_kv_tokens),
+            *_share_out(decode, machine.decode_cores, machine.decode_kv_tokens),
+        ]
+    )
 
 
 def calls_at_a_time(system: str, machine: Machine) -> int:

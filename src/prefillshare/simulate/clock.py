@@ -42,11 +42,11 @@ class Tenant(Protocol):
 
 
 class Device:
-    """A GPU, or a CPU core: those who run on it at one time share it evenly (processor sharing).
+    """A GPU, or a CPU core: those who run on it at one time share it by their weights (processor sharing).
 
-    Time is kept in device-seconds: how much each of the present tenants has received since the beginning. All of them
-    progress equally, so one heap of goals in that unit says who is next, however often the number of tenants changes.
-    A device that is slowed down gives out fewer of them in a second.
+    Time is kept in device-seconds: how much each of the present tenants of weight 1 has received since the beginning.
+    All of them progress equally, those of another weight in proportion, so one heap of goals in that unit says who is
+    next, however often the number of tenants changes. A device that is slowed down gives out fewer of them in a second.
     """
 
     def __init__(self, clock: Clock, host: "Host | None" = None) -> None:
@@ -60,14 +60,18 @@ class Device:
         self._since = 0.0  # when `_received` was brought up to date
         self._goals: list[tuple[float, int, Tenant]] = []
         self._current: dict[Tenant, int] = {}  # the tenants that run, each with the number of its valid goal
+        self._weights: dict[Tenant, float] = {}  # of the tenants that run
+        self._weight = 0.0  # of all of them
         self._order = count()
         self._announced = 0  # number of the event that is valid
         self.busy_s = 0.0
 
-    def start(self, now: float, tenant: Tenant, seconds: float, work: Work = "prefill") -> None:
+    def start(self, now: float, tenant: Tenant, seconds: float, work: Work = "prefill", weight: float = 1.0) -> None:
         """`tenant`, which does not run here yet, is `done` when it has received that many device-seconds."""
         self._advance(now)
-        self._aim(tenant, self._received + seconds)
+        self._weights[tenant] = weight
+        self._weight += weight
+        self._aim(tenant, self._received + seconds / weight)
         self._now_does(now, tenant, work)
         self._announce()
 
@@ -90,7 +94,8 @@ class Device:
         return self.busy_s
 
     def received(self, now: float) -> float:
-        """Device-seconds that each of the present tenants has received, counted from the beginning of time."""
+        """Device-seconds that each of the present tenants of weight 1 has received, counted from the beginning of time;
+        a tenant of another weight has received so many times as much."""
         self._advance(now)
         return self._received
 
@@ -111,7 +116,7 @@ class Device:
         if self._current:
             elapsed = now - self._since
             self.busy_s += elapsed
-            self._received += elapsed * self._speed / len(self._current)
+            self._received += elapsed * self._speed / self._weight
         self._since = now
 
     def _announce(self) -> None:
@@ -120,7 +125,7 @@ class Device:
             heappop(goals)
         self._announced += 1
         if goals:
-            wait = max(0.0, goals[0][0] - self._received) * len(current) / self._speed
+            wait = max(0.0, goals[0][0] - self._received) * self._weight / self._speed
             self._clock.at(self._since + wait, self._reached, self._announced)
 
     def _reached(self, now: float, number: int) -> None:
@@ -130,6 +135,7 @@ class Device:
         goal, _, tenant = heappop(self._goals)
         self._received = goal  # exactly, so that rounding does not add up
         del self._current[tenant]
+        self._weight -= self._weights.pop(tenant)
         self._now_does(now, tenant, None)
         self._announce()
         tenant.done(now)

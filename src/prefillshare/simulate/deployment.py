@@ -18,6 +18,9 @@ from prefillshare.simulate.legs import Answered, ColocatedLeg, DecodeLeg, Prefil
 from prefillshare.simulate.turns import Turns
 from prefillshare.simulate.worker import Worker
 
+# Of a decode worker's part of a core that a prefill worker computes on: Linux's at niceness 5, at which it runs there.
+_WEIGHT_OF_ANSWERS = 335 / 1024
+
 
 class Deployment:
     """Takes calls. Workers go by the names that the router knows them by."""
@@ -40,11 +43,13 @@ class Deployment:
         self.workers: dict[str, Worker] = {}
         host = Host(profile.slowdown) if profile.slowdown else None
         places = layout.device_of_workers(self.routes)
+        of_prompts = {place for worker, place in places.items() if worker.role == "prefill"}
         for worker, place in places.items():
             if place not in self.devices:
                 self.devices[place] = Device(clock, host)
-            device = self.devices[place]
-            self.workers[worker.name] = self._worker(worker.name, worker.role, device)
+            gives_way = worker.role == "decode" and place in of_prompts
+            weight = _WEIGHT_OF_ANSWERS if gives_way else 1.0
+            self.workers[worker.name] = self._worker(worker.name, worker.role, self.devices[place], weight)
             self.placement.holds(worker, self._kv_tokens(worker.role))
         self._gate = self._make_gate(flow) if flow and not self._colocated else None
         self._turns = Turns(clock, places, flow.turn_s if flow else 0.0)
@@ -135,13 +140,12 @@ class Deployment:
         lease.__enter__()
         return lease, self.workers[placed.worker.name]
 
-    def _worker(self, name: str, role: Role, device: Device) -> Worker:
+    def _worker(self, name: str, role: Role, device: Device, weight: float) -> Worker:
         profile = self.profile
         cost = profile.cost if role == "prefill" else profile.cost_of_decode
         cache = PrefixCache(self._kv_blocks(role))
-        return Worker(
-            name, device, cost, cache, profile.block_size, profile.max_num_seqs, profile.max_num_batched_tokens
-        )
+        seats, budget = profile.max_num_seqs, profile.max_num_batched_tokens
+        return Worker(name, device, cost, cache, profile.block_size, seats, budget, weight)
 
     def _kv_tokens(self, role: Role) -> int:
         """In whole blocks."""

@@ -46,17 +46,27 @@ class Worker:
     """
 
     def __init__(
-        self, name: str, device: Device, cost: Cost, cache: PrefixCache, block_size: int, seats: int, budget: int
+        self,
+        name: str,
+        device: Device,
+        cost: Cost,
+        cache: PrefixCache,
+        block_size: int,
+        seats: int,
+        budget: int,
+        weight: float = 1.0,
     ) -> None:
         """
         Args:
             seats: prompts at a time, vLLM's `max_num_seqs`.
             budget: tokens in one step, vLLM's `max_num_batched_tokens`.
+            weight: of its part of the device while others compute there.
         """
         self.name = name
         self.cache = cache
         self._device, self._cost = device, cost
         self._block_size, self._seats, self._budget = block_size, seats, budget
+        self._weight = weight
         self._waiting: deque[Job] = deque()
         self._prefilling: deque[Job] = deque()
         self._arrived: list[Job] = []  # will be in the next step
@@ -154,12 +164,12 @@ class Worker:
         if self._planned == 0:
             self._begin(now)
         elif self._planned > 1:  # the sequences only grow: stop them after the step that they are in
-            passed = self._device.received(now) - self._began
+            passed = (self._device.received(now) - self._began) * self._weight
             sequences = len(self._running)
             begun = self._cost.steps_begun(passed, sequences, self._kv_tokens)
             if begun < self._planned:
                 self._planned = begun
-                goal = self._began + self._cost.steps(begun, sequences, self._kv_tokens)
+                goal = self._began + self._cost.steps(begun, sequences, self._kv_tokens) / self._weight
                 self._device.shorten(now, self, goal)
 
     def _begin(self, now: float) -> None:
@@ -180,7 +190,7 @@ class Worker:
         else:
             return
         self._began = self._device.received(now)
-        self._device.start(now, self, seconds, work)
+        self._device.start(now, self, seconds, work, self._weight)
 
     def _mixed_step(self) -> float:
         """Running sequences first, then prompts in order, as many tokens as the budget has room for."""
