@@ -23,7 +23,7 @@ from prefillshare.windows import unproven_windows
 # What vLLM 0.32 accepts as --max-lora-rank; an adapter of another rank runs under the next larger one.
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
-# A fourth of the core's time while a prefill worker computes on it, and all of it when that is idle.
+# Linux then gives it a third as much time as the prefill worker while both compute.
 NICENESS = 5
 
 MAIN_MODULE = "prefillshare.engine.launch"  # of a worker's first process
