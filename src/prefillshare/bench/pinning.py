@@ -11,7 +11,7 @@ long as eight that may use both until they are ready. What is measured begins af
 import contextlib
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import psutil
 
@@ -26,13 +26,13 @@ def pin_engine(server: int, cores: Iterable[int]) -> None:
         OSError: a core does not exist or may not be used.
     """
     wanted = set(cores)
-    # Again until nothing is found loose: a thread that was just begun by a loose one is loose too.
-    while loose := [task for task in _tasks_of_descendants(server) if _cores(task) not in (wanted, set())]:
-        for task in loose:
-            with contextlib.suppress(ProcessLookupError):
-                os.sched_setaffinity(task, wanted)  # of several cores it takes those that there are, and says nothing
-                if missing := wanted - os.sched_getaffinity(task):
-                    raise OSError(errno.EINVAL, f"{os.strerror(errno.EINVAL)}: cores {sorted(missing)}")
+
+    def pin(task: int) -> None:
+        os.sched_setaffinity(task, wanted)  # of several cores it takes those that there are, and says nothing
+        if missing := wanted - os.sched_getaffinity(task):
+            raise OSError(errno.EINVAL, f"{os.strerror(errno.EINVAL)}: cores {sorted(missing)}")
+
+    _change_all(server, os.sched_getaffinity, wanted, pin)
 
 
 def give_way(server: int, niceness: int) -> None:
@@ -43,10 +43,20 @@ def give_way(server: int, niceness: int) -> None:
         psutil.NoSuchProcess: the server is gone.
     """
     wanted = min(psutil.Process(server).nice() + niceness, _LEAST_EAGER)
-    while eager := [task for task in _tasks_of_descendants(server) if _niceness(task) not in (wanted, None)]:
-        for task in eager:
+    _change_all(
+        server,
+        lambda task: os.getpriority(os.PRIO_PROCESS, task),
+        wanted,
+        lambda task: os.setpriority(os.PRIO_PROCESS, task, wanted),
+    )
+
+
+def _change_all(server: int, read: Callable[[int], object], wanted: object, change: Callable[[int], None]) -> None:
+    # Again until nothing is found loose: a thread that was just begun by a loose one is loose too.
+    while loose := [task for task in _tasks_of_descendants(server) if _is_loose(task, read, wanted)]:
+        for task in loose:
             with contextlib.suppress(ProcessLookupError):
-                os.setpriority(os.PRIO_PROCESS, task, wanted)
+                change(task)
 
 
 def _tasks_of_descendants(pid: int) -> list[int]:
@@ -57,17 +67,9 @@ def _tasks_of_descendants(pid: int) -> list[int]:
     return found
 
 
-def _cores(task: int) -> set[int]:
-    """Empty for one that has ended."""
+def _is_loose(task: int, read: Callable[[int], object], wanted: object) -> bool:
+    """Not of one that has ended."""
     try:
-        return os.sched_getaffinity(task)
+        return read(task) != wanted
     except ProcessLookupError:
-        return set()
-
-
-def _niceness(task: int) -> int | None:
-    """None for one that has ended."""
-    try:
-        return os.getpriority(os.PRIO_PROCESS, task)
-    except ProcessLookupError:
-        return None
+        return False
