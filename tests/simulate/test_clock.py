@@ -7,8 +7,9 @@ from prefillshare.simulate.cost import Slowdown, Work
 
 
 class Recorder:
-    def __init__(self) -> None:
+    def __init__(self, weight: float = 1.0) -> None:
         self.ends: list[float] = []
+        self.weight = weight
 
     def done(self, now: float) -> None:
         self.ends.append(now)
@@ -42,16 +43,16 @@ def test_a_device_is_shared_evenly() -> None:
 def test_a_device_is_shared_by_weights() -> None:
     clock = Clock()
     device = Device(clock)
-    heavy, light = Recorder(), Recorder()
-    clock.at(0.0, lambda now, _: device.start(now, light, 2.0, "decode", 0.25))
+    heavy, light = Recorder(), Recorder(0.25)
+    clock.at(0.0, lambda now, _: device.start(now, light, 2.0, "decode"))
     clock.at(1.0, lambda now, _: device.start(now, heavy, 4.0))
     clock.run()
     assert heavy.ends == [6.0]  # from 1 on, with four fifths
     assert light.ends == [pytest.approx(6.0)]  # the second that it had alone, and a fifth of the five after it
     clock = Clock()
     device = Device(clock)
-    alone = Recorder()
-    clock.at(0.0, lambda now, _: device.start(now, alone, 2.0, "decode", 0.25))
+    alone = Recorder(0.25)
+    clock.at(0.0, lambda now, _: device.start(now, alone, 2.0, "decode"))
     clock.run()
     assert alone.ends == [2.0]
 
@@ -60,7 +61,7 @@ def test_what_is_shortened_ends_earlier() -> None:
     clock = Clock()
     device = Device(clock)
     tenant = start(clock, device, 1.0, 10.0)
-    clock.at(3.0, lambda now, _: device.shorten(now, tenant, device.received(now) + 0.5))
+    clock.at(3.0, lambda now, _: device.shorten(now, tenant, device.received(now, tenant) + 0.5))
     clock.run()
     assert tenant.ends == [3.5]
 

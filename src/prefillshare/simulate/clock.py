@@ -37,6 +37,8 @@ class Clock:
 class Tenant(Protocol):
     """Who uses a device."""
 
+    weight: float  # of its part of the device while others run there
+
     def done(self, now: float) -> None:
         """The time it asked for is over."""
 
@@ -60,18 +62,16 @@ class Device:
         self._since = 0.0  # when `_received` was brought up to date
         self._goals: list[tuple[float, int, Tenant]] = []
         self._current: dict[Tenant, int] = {}  # the tenants that run, each with the number of its valid goal
-        self._weights: dict[Tenant, float] = {}  # of the tenants that run
-        self._weight = 0.0  # of all of them
+        self._weight = 0.0  # of all that run
         self._order = count()
         self._announced = 0  # number of the event that is valid
         self.busy_s = 0.0
 
-    def start(self, now: float, tenant: Tenant, seconds: float, work: Work = "prefill", weight: float = 1.0) -> None:
+    def start(self, now: float, tenant: Tenant, seconds: float, work: Work = "prefill") -> None:
         """`tenant`, which does not run here yet, is `done` when it has received that many device-seconds."""
         self._advance(now)
-        self._weights[tenant] = weight
-        self._weight += weight
-        self._aim(tenant, self._received + seconds / weight)
+        self._weight += tenant.weight
+        self._aim(tenant, self._received + seconds / tenant.weight)
         self._now_does(now, tenant, work)
         self._announce()
 
@@ -83,9 +83,9 @@ class Device:
             self._announce()
 
     def shorten(self, now: float, tenant: Tenant, goal: float) -> None:
-        """Lets `tenant` be done earlier: when the device-seconds are at `goal`."""
+        """Lets `tenant` be done earlier: when it has `received` as many device-seconds as `goal`."""
         self._advance(now)
-        self._aim(tenant, goal)
+        self._aim(tenant, goal / tenant.weight)
         self._announce()
 
     def busy(self, now: float) -> float:
@@ -93,11 +93,10 @@ class Device:
         self._advance(now)
         return self.busy_s
 
-    def received(self, now: float) -> float:
-        """Device-seconds that each of the present tenants of weight 1 has received, counted from the beginning of time;
-        a tenant of another weight has received so many times as much."""
+    def received(self, now: float, tenant: Tenant) -> float:
+        """Device-seconds that it has received, as if it had been running from the beginning of time."""
         self._advance(now)
-        return self._received
+        return self._received * tenant.weight
 
     def _now_does(self, now: float, tenant: Tenant, work: Work | None) -> None:
         if self._host is None:
@@ -135,7 +134,7 @@ class Device:
         goal, _, tenant = heappop(self._goals)
         self._received = goal  # exactly, so that rounding does not add up
         del self._current[tenant]
-        self._weight -= self._weights.pop(tenant)
+        self._weight -= tenant.weight
         self._now_does(now, tenant, None)
         self._announce()
         tenant.done(now)

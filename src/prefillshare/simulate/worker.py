@@ -66,7 +66,7 @@ class Worker:
         self.cache = cache
         self._device, self._cost = device, cost
         self._block_size, self._seats, self._budget = block_size, seats, budget
-        self._weight = weight
+        self.weight = weight
         self._waiting: deque[Job] = deque()
         self._prefilling: deque[Job] = deque()
         self._arrived: list[Job] = []  # will be in the next step
@@ -164,12 +164,12 @@ class Worker:
         if self._planned == 0:
             self._begin(now)
         elif self._planned > 1:  # the sequences only grow: stop them after the step that they are in
-            passed = (self._device.received(now) - self._began) * self._weight
+            passed = self._device.received(now, self) - self._began
             sequences = len(self._running)
             begun = self._cost.steps_begun(passed, sequences, self._kv_tokens)
             if begun < self._planned:
                 self._planned = begun
-                goal = self._began + self._cost.steps(begun, sequences, self._kv_tokens) / self._weight
+                goal = self._began + self._cost.steps(begun, sequences, self._kv_tokens)
                 self._device.shorten(now, self, goal)
 
     def _begin(self, now: float) -> None:
@@ -189,8 +189,8 @@ class Worker:
             seconds = self._cost.steps(self._planned, len(running), self._kv_tokens)
         else:
             return
-        self._began = self._device.received(now)
-        self._device.start(now, self, seconds, work, self._weight)
+        self._began = self._device.received(now, self)
+        self._device.start(now, self, seconds, work)
 
     def _mixed_step(self) -> float:
         """Running sequences first, then prompts in order, as many tokens as the budget has room for."""
