@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.section import write_section
+from experiments.section import around_section, write_section
 from prefillshare.bench.costs import FILE, read
 from prefillshare.bench.drive import salted
 from prefillshare.bench.figures import finished, percentile_with_cut, recorded
@@ -33,8 +33,8 @@ from prefillshare.workloads.tokens import Tokenise, load_tokenise
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "simulation.md"
-RESULTS = ROOT / "docs" / "results" / "calibration.json"
-START = "<!-- table: python -m experiments.calibration -->"
+START = "<!-- table: python -m experiments.calibration docs/results/{folder} -->"
+PREDICTED = "calibration.json"  # beside the costs, of a folder of published runs
 
 # What is compared, and its name in the table.
 FIGURES = {
@@ -230,10 +230,16 @@ def main() -> int:
     parser.add_argument("results", type=Path, help="a folder of `prefillshare bench run`, with costs.json")
     parser.add_argument("--base", type=Path, default=ROOT / "artifacts" / "base", help="the base of the runs")
     parser.add_argument(
-        "--publish", action="store_true", help="write docs/results/calibration.json and the table of docs/simulation.md"
+        "--publish",
+        action="store_true",
+        help=f"write RESULTS/{PREDICTED} and the table of docs/simulation.md that is named after RESULTS, which is a "
+        "folder that `python -m experiments.bench publish` made",
     )
     options = parser.parse_args()
+    start = START.format(folder=options.results.resolve().name)
     try:
+        if options.publish:
+            around_section(PAGE, start)  # or the page has no place for the table, which is known before minutes of work
         tokenise, costs = load_tokenise(options.base), options.results / FILE
         found = recorded(options.results)
         known = [(facts, rows) for facts, rows in found if facts["system"] != NOT_SIMULATED]
@@ -247,13 +253,9 @@ def main() -> int:
         return 2
     print(table(runs))
     if options.publish:
-        content = {
-            "costs": json.loads((options.results / FILE).read_text()),
-            "ratios": ratios(runs),
-            "runs": [vars(run) for run in runs],
-        }
-        RESULTS.write_text(json.dumps(content, indent=1) + "\n")
-        write_section(PAGE, START, table(runs))
+        content = {"ratios": ratios(runs), "runs": [vars(run) for run in runs]}
+        (options.results / PREDICTED).write_text(json.dumps(content, indent=1) + "\n")
+        write_section(PAGE, start, table(runs))
     return 0
 
 

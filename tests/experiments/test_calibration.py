@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from experiments import calibration
+from experiments.section import END, around_section
 from prefillshare.bench.matrix import Run, WorkloadConfig, workload_of
 from prefillshare.bench.systems import Machine, model_names
 from prefillshare.errors import UserError
@@ -190,6 +191,33 @@ def test_a_folder_without_runs_is_refused(
     monkeypatch.setattr("sys.argv", ["calibration", str(tmp_path)])
     assert calibration.main() == 2
     assert "no run has ended here" in capsys.readouterr().err
+
+
+def test_a_table_goes_where_the_page_names_its_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page, results, other = tmp_path / "page.md", tmp_path / "bench-one", tmp_path / "bench-two"
+    starts = [calibration.START.format(folder=folder) for folder in (results.name, "bench-three")]
+    page.write_text("\n".join(f"{start}\nas before\n{END}" for start in starts))
+    monkeypatch.setattr(calibration, "PAGE", page)
+    monkeypatch.setattr(calibration, "load_tokenise", lambda base: words)
+    compared = made_up(tmp_path, "shared")
+    monkeypatch.setattr(calibration, "compare", lambda *_: compared)
+    for folder in (results, other):
+        folder.mkdir()
+        write_run(folder, [CALL, SESSION])
+    monkeypatch.setattr("sys.argv", ["calibration", str(results), "--publish"])
+    assert calibration.main() == 0
+    before, after = around_section(page, starts[0])
+    assert calibration.table([compared]) in page.read_text()
+    assert before == ""
+    assert "as before" in after
+    assert "tool_heavy, 5 calls" in (results / calibration.PREDICTED).read_text()
+    capsys.readouterr()
+    monkeypatch.setattr("sys.argv", ["calibration", str(other), "--publish"])
+    monkeypatch.setattr(calibration, "compare", lambda *_: pytest.fail("it was known that there is no place"))
+    assert calibration.main() == 2
+    assert "docs/results/bench-two" in capsys.readouterr().err
 
 
 def test_roles_have_the_models_that_they_had_in_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
