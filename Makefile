@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 LOCK := requirements/cpu-py311.txt
 
 .PHONY: help setup browser demo test lint unit e2e exactness figures training-cost handoff-cost extension chaos overload
-.PHONY: overhead hostile accuracy simulation bench bench-full clean
+.PHONY: overhead hostile accuracy simulation bench bench-limits bench-full clean
 .DEFAULT_GOAL := help
 
 # Containers often forbid Python to keep what it compiled. Every worker would then compile all of vLLM again, which makes
@@ -92,7 +92,12 @@ simulation: setup  ## The figures of docs/simulation.md, but for the cluster's (
 bench: setup  ## Two systems on one workload, with a report in artifacts/bench/short (about 15 minutes)
 	$(BIN)/python -m experiments.bench short
 
-bench-full: setup  ## The tables and plots of README.md and docs/bench.md (hours on two cores; resumes)
+bench-limits: setup  ## The table and plot of README.md (15 hours on two cores; resumes)
+	$(BIN)/python -m experiments.bench limits
+	$(BIN)/python -m experiments.bench limits-more
+	$(BIN)/python -m experiments.bench publish artifacts/bench/limits artifacts/bench/limits-more
+
+bench-full: setup  ## More systems and loads, for docs/bench.md (a day on two cores; resumes)
 	$(BIN)/python -m experiments.bench full
 	$(BIN)/python -m experiments.bench publish artifacts/bench/full
 

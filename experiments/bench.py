@@ -1,20 +1,23 @@
-"""The benchmark's published figures: `python -m experiments.bench short | full | together | both-cores | models |
-float32 | short-contexts | repeats | publish`.
+"""The benchmark's published figures: `python -m experiments.bench short | full | together | both-cores |
+limits | limits-more | models | float32 | short-contexts | repeats | publish`.
 
     short           one load, two systems, in about 15 minutes on two cores
     full            every family, load and system, three times: hours; goes on where it was stopped
     together        ReAct and Reflexion on `shared` and ordinary vLLMs, which are up at the same time and take
                     turns with every load, three times: two hours and a half
     both-cores      the same with decode workers on both cores, of which one is also the prefill worker's
+    limits          every family on `shared` and ordinary vLLMs, which are up at the same time, at loads that `shared`
+                    just keeps up with on two cores of an EPYC, three times: six hours
+    limits-more     the same on `shared-lora` and disaggregation without sharing: nine hours
     models          whole tool-heavy sessions of one, two and four models, three times: four hours
     float32         whole tool-heavy sessions in float32, for cores without bfloat16 units: two hours
     short-contexts  ReAct and Reflexion in float32: 75 minutes
     repeats         ReAct in float32, three times with other sessions, also on one ordinary vLLM with all adapters: an
                     hour
-    publish         writes the tables and the plot of README.md and docs/bench.md from the records in
-                    docs/results/bench, or from those of a folder, which are copied there, with the runs of further
-                    folders in place of its own (`publish artifacts/bench/full artifacts/bench/together`). All but
-                    `full` and `together` have folders and tables of their own
+    publish         writes tables and plot of docs/bench.md, and of README.md if it has a place for them, from the
+                    records in docs/results/bench, or from those of a folder, which are copied there, with the runs of
+                    further folders in place of its own (`publish artifacts/bench/full artifacts/bench/together`). All
+                    but `full` and `together` have folders and tables of their own
 
 All but the last make the base when it is missing, measure what work costs here, run, and leave a report in
 artifacts/bench/. Timings are worth something on a machine that does nothing else.
@@ -86,6 +89,29 @@ TOGETHER = FULL.model_copy(
 
 # The same with decode workers also on the core of the prefill worker, which has time left where answers are the limit.
 BOTH_CORES = TOGETHER.model_copy(update={"machine": Machine(decode_cores=(1, 0))})
+
+# Open loops: as many sessions a second as `shared` just keeps up with on two cores of an EPYC with bfloat16 units.
+LIMITS = FULL.model_copy(
+    update={
+        "workloads": tuple(
+            workload.model_copy(update={"loads": loads, "minutes": minutes})
+            for workload, loads, minutes in zip(
+                FULL.workloads,
+                (
+                    ("closed:1", "closed:8", "closed:24", "poisson:0.27"),
+                    ("closed:1", "closed:8", "closed:24", "poisson:0.16"),
+                    ("closed:1", "closed:4", "closed:8", "poisson:0.03"),
+                ),
+                (3.0, 3.0, 6.0),
+                strict=True,
+            )
+        ),
+        "systems": ("shared", "colocated"),
+        "together": True,
+    }
+)
+# Four systems at the same time would take 40 GB.
+LIMITS_MORE = LIMITS.model_copy(update={"systems": ("shared-lora", "per-model")})
 
 # What one model more costs, with sharing and without. Eight would need sixteen workers under `per-model`, more memory
 # than a machine with two cores has.
@@ -174,13 +200,12 @@ def publish(results: Path, further: Sequence[Path] = ()) -> None:
     folder = PUBLISHED if is_full else PUBLISHED.with_name(f"bench-{results.name.removeprefix('bench-')}")
     start = START if is_full else OWN_START.format(folder=folder.name)
     texts = {page: tables(runs)}
-    if is_full or start in readme.read_text():  # not all of the others stand there
+    if start in readme.read_text():
         texts[readme] = summary(runs)
     for each in texts:
         around_section(each, start)  # or it has no place for them
     _replace(results, folder)
-    if is_full:
-        plot(runs, folder / PLOT)
+    plot(runs, folder / PLOT)
     for each, text in texts.items():
         write_section(each, start, text)
 
@@ -314,6 +339,8 @@ def main() -> int:
         "float32": (FLOAT32, None),
         "together": (TOGETHER, None),
         "both-cores": (BOTH_CORES, None),
+        "limits": (LIMITS, None),
+        "limits-more": (LIMITS_MORE, None),
         "models": (MODELS, None),
         "short-contexts": (SHORT_CONTEXTS, None),
         "repeats": (REPEATS, LONGEST_OF_REACT),

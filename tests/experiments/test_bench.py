@@ -83,6 +83,7 @@ PUBLISHED = {
     "short-contexts": bench.SHORT_CONTEXTS,
     "repeats": bench.REPEATS,
     "both-cores": bench.BOTH_CORES,
+    "limits": bench.LIMITS,
 }
 
 
@@ -198,13 +199,19 @@ def test_runs_in_float32_without_a_place_for_their_table_are_not_copied(results:
     assert not bench.PUBLISHED.with_name(f"bench-{results.name}").exists()
 
 
-def test_a_page_without_marks_is_refused(results: Path, pages: tuple[Path, Path]) -> None:
-    for page in pages:
-        written = page.read_text()
-        page.write_text("nothing")
-        with pytest.raises(UserError, match="are missing"):
-            bench.publish(results)
-        page.write_text(written)
+def test_a_page_without_marks_is_refused_and_the_readme_left_alone(results: Path, pages: tuple[Path, Path]) -> None:
+    readme, page = pages
+    written = page.read_text()
+    page.write_text("nothing")
+    before = readme.read_text()
+    with pytest.raises(UserError, match="are missing"):
+        bench.publish(results)
+    assert readme.read_text() == before
+    page.write_text(written)
+    readme.write_text("nothing")
+    bench.publish(results)
+    assert readme.read_text() == "nothing"
+    assert page.read_text() != written
 
 
 def test_what_is_incomplete_replaces_nothing(results: Path, tmp_path: Path) -> None:
