@@ -105,6 +105,12 @@ def test_matrices_of_published_folders_are_still_those() -> None:
     assert load_matrix(bench.ROOT / "docs" / "results" / "bench" / "matrix.json") == bench.FULL
 
 
+def test_the_readme_opens_with_a_published_table() -> None:
+    """`publish` leaves it alone where it has no place for one, so nothing else would say that it was lost."""
+    readme, _ = REAL["PAGES"]
+    assert bench.OWN_START.format(folder="bench-limits") in readme.read_text()
+
+
 def test_open_loops_have_tables_of_their_own(results: Path, pages: tuple[Path, Path]) -> None:
     for system, latency_s in (("shared", 3.0), ("per-model", 300.0)):
         one = {"calls": 1, "planned_calls": 1, "latency_s": latency_s}
