@@ -5,8 +5,8 @@ missed when it is switched off:
 
 - Only whole blocks of the prompt's first n-1 tokens enter the prefix cache, nothing of an answer. Not missed here: the
   few positions that an answer would leave seldom change a greedy token. test_exactness.py counts what is pulled.
-- A preempted request is refused, never computed again by the decode module. The `full` worker preempts in every wave:
-  wrong tokens in the same test.
+- A preempted request is refused, never computed again by the decode module: `test_answers_that_outgrow_the_cache`
+  counts the refusals. Whether the first test's answers meet in a full cache depends on the machine's speed.
 - A prompt without a handoff is refused, though all of its blocks be cached: `test_a_cached_prompt_needs_its_handoff`.
 - The blocks pulled are the prompt's, all and in order, also when the worker holds some of them. Starts are shared, left
   in mid-block and evicted: wrong tokens in the first test. Forged block lists are asked for in test_refusals.py.
@@ -24,7 +24,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig, AutoTokenizer
 
-from experiments.random_sessions import SENTENCES, Session, make_session
+from experiments.random_sessions import LONGEST_ANSWER, SENTENCES, Session, Turn, make_session
 from experiments.references import Call, Reference
 from prefillshare.engine.worker import WorkerSpec
 from prefillshare.module import DecodeModule
@@ -43,6 +43,7 @@ MODELS = ("full", "full", "full", "lora", "wide")
 # Numbers of sessions that no wave has, by test: nothing of them is in a cache yet.
 ONE_BY_ONE = range(100_000, 100_003)
 CROWDING = range(200_000, 200_200, 10)
+OUTGROWING = range(300_000, 300_020, 10)  # of two groups, so that they share no start
 
 LEASE_S = 30.0  # of blocks at the prefill worker that nobody fetches
 FLOAT32_BYTES = 4
@@ -98,17 +99,34 @@ def test_every_token_equals_the_reference(
         f"reference {referred - started:.0f} s, workers {time.monotonic() - referred:.0f} s"
     )
 
-    failures = [
-        describe(session, script, one.served[number], number, reference)
-        for session, script, one in zip(sessions, scripts, played, strict=True)
-        for number in one.wrong(script)
-        if one.served[number] != reference.answer(script[number])  # a batch's reference does not have the last word
-    ]
+    failures = wrong_answers(sessions, scripts, played, reference)
     assert not failures, "\n\n".join([f"{len(failures)} wrong answers", *failures[:5]])
     if len(wave) == WAVE:
-        assert preempted, "no request was preempted: the KV caches are too large for these sessions"
         assert evicted, "no block was evicted: the KV caches are too large for these sessions"
     wait_until_empty([workers.prefill, workers.full, workers.lora])
+
+
+def test_answers_that_outgrow_the_cache(
+    make_sessions: MakeSessions, reference: Reference, player: Player, workers: Workers
+) -> None:
+    """Two prompts fit into the `full` worker's KV cache together, their answers do not; another model goes on."""
+    prompt_tokens, answer_tokens = 4 * BLOCK_SIZE + 1, 4 * BLOCK_SIZE
+    assert 2 * blocks(range(prompt_tokens)) < SMALL_KV_BLOCKS < 2 * blocks(range(prompt_tokens + answer_tokens))
+    sessions = []
+    for session in make_sessions(OUTGROWING, ["lora"]):
+        text = [token for turn in session.turns for token in turn.new]
+        text = (text * prompt_tokens)[:prompt_tokens]
+        long = Turn("full", dropped=0, new=tuple(text), answer_tokens=answer_tokens)
+        after = Turn("lora", dropped=0, new=tuple(text[:BLOCK_SIZE]), answer_tokens=LONGEST_ANSWER)
+        sessions.append(replace(session, turns=(long, after)))
+    scripts = reference.scripts(sessions)
+    preempted_before = preemptions(workers)
+    with ThreadPoolExecutor(len(sessions)) as pool:
+        played = list(pool.map(play(player), sessions, scripts))
+    preempted = preemptions(workers) - preempted_before
+    assert not wrong_answers(sessions, scripts, played, reference)
+    assert preempted
+    assert sum((one.lost for one in played), Counter[str]())["preempted"] == preempted
 
 
 def test_kv_of_the_wrong_weights_would_show(make_sessions: MakeSessions, reference: Reference) -> None:
@@ -204,6 +222,18 @@ def wait_until_empty(specs: list[WorkerSpec]) -> None:
     while usage := {spec.name: used for spec in specs if (used := metric(spec, "vllm:kv_cache_usage_perc"))}:
         assert time.monotonic() < deadline, f"KV caches that hold blocks of no request: {usage}"
         time.sleep(0.5)
+
+
+def wrong_answers(
+    sessions: Sequence[Session], scripts: Sequence[list[Call]], played: Sequence[Played], reference: Reference
+) -> list[str]:
+    """A description of each call whose tokens are not the reference's."""
+    return [
+        describe(session, script, one.served[number], number, reference)
+        for session, script, one in zip(sessions, scripts, played, strict=True)
+        for number in one.wrong(script)
+        if one.served[number] != reference.answer(script[number])  # a batch's reference does not have the last word
+    ]
 
 
 def describe(session: Session, script: list[Call], served: list[int], number: int, reference: Reference) -> str:
