@@ -94,7 +94,6 @@ bench: setup  ## Two systems on one workload, with a report in artifacts/bench/s
 
 bench-limits: setup  ## The table and plot of README.md (15 hours on two cores; resumes)
 	$(BIN)/python -m experiments.bench limits
-	$(BIN)/python -m experiments.bench limits-more
 	$(BIN)/python -m experiments.bench publish artifacts/bench/limits artifacts/bench/limits-more
 
 bench-full: setup  ## More systems and loads, for docs/bench.md (a day on two cores; resumes)

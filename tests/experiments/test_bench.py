@@ -1,11 +1,12 @@
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from experiments import bench
 from experiments.section import END
 from prefillshare.bench.figures import Slo, read_runs
-from prefillshare.bench.matrix import load_matrix
+from prefillshare.bench.matrix import Matrix, load_matrix
 from prefillshare.errors import UserError
 from tests.bench.written import CALL, SESSION, WORKER, write_run
 
@@ -239,3 +240,49 @@ def test_long_prompts_are_left_out_where_there_is_no_time(
     monkeypatch.setattr("sys.argv", ["bench", what, "--output", str(tmp_path)])
     assert bench.main() == 0
     assert asked[1:] == [tmp_path, longest]
+
+
+def test_an_open_loops_summary_is_of_the_highest_load_that_shared_kept_up_with(
+    results: Path, pages: tuple[Path, Path]
+) -> None:
+    for load, gap_s, late_s in (("poisson:0.1", 10.0, 3.0), ("poisson:0.2", 5.0, 300.0)):
+        for system, latency_s in (("shared", late_s), ("per-model", 300.0)):
+            one = {"calls": 1, "planned_calls": 1, "latency_s": latency_s}
+            rows = [row | {"session": f"s-{n}", "at": gap_s * n} for n in range(20) for row in (CALL, SESSION)]
+            write_run(results, [row | one for row in rows], load=load, system=system)
+    bench.publish(results)
+    text = pages[0].read_text()
+    assert "| reflexion, open loop | kept up with, sessions arriving a minute | 6 (1.00) | < 6 (0.05) |  |" in text
+    assert "| reflexion, open loop, 6 arriving a minute | session p95, s | 3.0 | 300.0 | 100.00 x |" in text
+    assert "12 arriving" not in text
+
+
+def test_systems_of_two_matrices_have_one_measurement_of_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[tuple[str, ...]] = []
+    played: list[tuple[tuple[str, ...], Path]] = []
+    reported: list[bool] = []
+
+    def calibrate(matrix: Matrix, base: Path, output: Path, console: Console, **how: object) -> int:
+        measured.append(matrix.systems)
+        output.mkdir()
+        (output / "costs.json").write_text("of all")
+        return 0
+
+    def run(matrix: Matrix, base: Path, output: Path, console: Console) -> int:
+        output.mkdir(exist_ok=True)
+        played.append((matrix.systems, output))
+        return 0
+
+    def write_report(output: Path, slo: Slo) -> list[Path]:
+        reported.append((output / "costs.json").read_text() == "of all")
+        return []
+
+    monkeypatch.setattr(bench, "prepare_base", lambda folder: folder)
+    for each in (calibrate, run, write_report):
+        monkeypatch.setattr(bench, each.__name__, each)
+    for _ in range(2):  # what is measured is not measured again
+        assert bench.measure((bench.LIMITS, bench.LIMITS_MORE), tmp_path / "limits", None) == 0
+    assert measured == [("shared", "colocated", "shared-lora", "per-model")]
+    folders = (tmp_path / "limits", tmp_path / "limits-more")
+    assert played == [(bench.LIMITS.systems, folders[0]), (bench.LIMITS_MORE.systems, folders[1])] * 2
+    assert reported == [True] * 4

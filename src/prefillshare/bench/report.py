@@ -164,18 +164,29 @@ def kept_up_cells(runs: Sequence[Figures], systems: Sequence[SystemName]) -> lis
 
 
 def highest_kept_up(runs: Sequence[Figures]) -> str:
-    """The highest load of one system with which it kept up, and with all that are lower: one above a load that was too
-    much was kept up with by chance. In sessions a minute as they arrived, with *kept up* in brackets. At least (>=)
-    that if it was the highest measured, less than (<) the lowest if not even that was kept up with."""
-    loads = by_load(runs)
-    known = {load: _without_none(run.values["kept up"] for run in within) for load, within in loads.items()}
-    middle = {load: statistics.median(found) for load, found in known.items() if found}
+    """The highest load that one system kept up with (`loads_kept_up`), in sessions a minute as they arrived, with *kept
+    up* in brackets. At least (>=) that if it was the highest measured, less than (<) the lowest if not even that was
+    kept up with."""
+    middle = _kept_up_by_load(runs)
     if not middle:
         return "-"
-    kept = list(takewhile(lambda load: middle[load] >= KEEPS_UP, middle))
+    kept = loads_kept_up(runs)
     load = kept[-1] if kept else next(iter(middle))
     sign = "< " if not kept else "" if len(kept) < len(middle) else ">= "
-    return f"{sign}{arrived(loads[load])} ({middle[load]:.2f})"
+    return f"{sign}{arrived(by_load(runs)[load])} ({middle[load]:.2f})"
+
+
+def loads_kept_up(runs: Sequence[Figures]) -> list[str]:
+    """The loads of one system with which it kept up, and with all that are lower, ascending: one above a load that was
+    too much was kept up with by chance."""
+    middle = _kept_up_by_load(runs)
+    return list(takewhile(lambda load: middle[load] >= KEEPS_UP, middle))
+
+
+def _kept_up_by_load(runs: Sequence[Figures]) -> dict[str, float]:
+    """The median of a load's repeats, from the lowest load to the highest; of those of which it is known."""
+    known = {load: _without_none(run.values["kept up"] for run in within) for load, within in by_load(runs).items()}
+    return {load: statistics.median(found) for load, found in known.items() if found}
 
 
 def arrived(runs: Sequence[Figures]) -> str:
