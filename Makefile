@@ -92,7 +92,7 @@ simulation: setup  ## The figures of docs/simulation.md, but for the cluster's (
 bench: setup  ## Two systems on one workload, with a report in artifacts/bench/short (about 15 minutes)
 	$(BIN)/python -m experiments.bench short
 
-bench-limits: setup  ## The table and plot of README.md (15 hours on two cores; resumes)
+bench-limits: setup  ## The table and plot of README.md (18 hours on two cores; resumes)
 	$(BIN)/python -m experiments.bench limits
 	$(BIN)/python -m experiments.bench publish artifacts/bench/limits artifacts/bench/limits-more
 

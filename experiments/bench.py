@@ -8,7 +8,7 @@ limits | models | float32 | short-contexts | repeats | publish`.
     both-cores      the same with decode workers on both cores, of which one is also the prefill worker's
     limits          every family on `shared` and ordinary vLLMs, which are up at the same time, at loads that `shared`
                     just keeps up with on two cores of an EPYC, and then on `shared-lora` and disaggregation without
-                    sharing, for which there is a folder limits-more; three times: fifteen hours
+                    sharing, for which there is a folder limits-more; three times: 18 hours
     models          whole tool-heavy sessions of one, two and four models, three times: four hours
     float32         whole tool-heavy sessions in float32, for cores without bfloat16 units: two hours
     short-contexts  ReAct and Reflexion in float32: 75 minutes
@@ -99,8 +99,8 @@ TOGETHER = FULL.model_copy(
 # The same with decode workers also on the core of the prefill worker, which has time left where answers are the limit.
 BOTH_CORES = TOGETHER.model_copy(update={"machine": Machine(decode_cores=(1, 0))})
 
-# Open loops: as many sessions a second as `shared` just keeps up with on two cores of an EPYC with bfloat16 units, and
-# for longer: in three minutes a system that falls behind has hardly begun to.
+# Open loops: as many sessions a second as `shared` just keeps up with on two cores of an EPYC with bfloat16 units, of
+# Reflexion also more; and for longer: in three minutes a system that falls behind has hardly begun to.
 LIMITS = FULL.model_copy(
     update={
         "workloads": tuple(
