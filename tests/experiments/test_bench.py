@@ -39,6 +39,14 @@ def pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     return found
 
 
+def write_open_loop(folder: Path, load: str, *, gap_s: float, latencies: dict[str, float]) -> None:
+    """Twenty sessions of one call, one every `gap_s`; how long each takes, by system."""
+    for system, latency_s in latencies.items():
+        one = {"calls": 1, "planned_calls": 1, "latency_s": latency_s}
+        rows = [row | {"session": f"s-{n}", "at": gap_s * n} for n in range(20) for row in (CALL, SESSION)]
+        write_run(folder, [row | one for row in rows], load=load, system=system)
+
+
 def test_the_summary_is_of_the_highest_load(results: Path, pages: tuple[Path, Path]) -> None:
     bench.publish(results)
     text = pages[0].read_text()
@@ -113,10 +121,7 @@ def test_the_readme_opens_with_a_published_table() -> None:
 
 
 def test_open_loops_have_tables_of_their_own(results: Path, pages: tuple[Path, Path]) -> None:
-    for system, latency_s in (("shared", 3.0), ("per-model", 300.0)):
-        one = {"calls": 1, "planned_calls": 1, "latency_s": latency_s}
-        rows = [row | {"session": f"s-{n}", "at": 10.0 * n} for n in range(20) for row in (CALL, SESSION)]
-        write_run(results, [row | one for row in rows], load="poisson:0.1", system=system)
+    write_open_loop(results, "poisson:0.1", gap_s=10.0, latencies={"shared": 3.0, "per-model": 300.0})
     bench.publish(results)
     row = "| reflexion, open loop | kept up with, sessions arriving a minute | >= 6 (1.00) | < 6 (0.05) |  |"
     assert row in pages[0].read_text()
@@ -245,11 +250,8 @@ def test_long_prompts_are_left_out_where_there_is_no_time(
 def test_an_open_loops_summary_is_of_the_highest_load_that_shared_kept_up_with(
     results: Path, pages: tuple[Path, Path]
 ) -> None:
-    for load, gap_s, late_s in (("poisson:0.1", 10.0, 3.0), ("poisson:0.2", 5.0, 300.0)):
-        for system, latency_s in (("shared", late_s), ("per-model", 300.0)):
-            one = {"calls": 1, "planned_calls": 1, "latency_s": latency_s}
-            rows = [row | {"session": f"s-{n}", "at": gap_s * n} for n in range(20) for row in (CALL, SESSION)]
-            write_run(results, [row | one for row in rows], load=load, system=system)
+    write_open_loop(results, "poisson:0.1", gap_s=10.0, latencies={"shared": 3.0, "per-model": 300.0})
+    write_open_loop(results, "poisson:0.2", gap_s=5.0, latencies={"shared": 300.0, "per-model": 300.0})
     bench.publish(results)
     text = pages[0].read_text()
     assert "| reflexion, open loop | kept up with, sessions arriving a minute | 6 (1.00) | < 6 (0.05) |  |" in text
