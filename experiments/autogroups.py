@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.section import write_section
-from prefillshare.bench.figures import percentile, recorded
+from prefillshare.bench.figures import recorded
+from prefillshare.bench.percentiles import percentile
 from prefillshare.errors import UserError
 
 ROOT = Path(__file__).parents[1]

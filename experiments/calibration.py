@@ -19,8 +19,9 @@ import numpy as np
 from experiments.section import around_section, write_section
 from prefillshare.bench.costs import FILE, read
 from prefillshare.bench.drive import salted
-from prefillshare.bench.figures import finished, percentile_with_cut, recorded
+from prefillshare.bench.figures import finished, recorded
 from prefillshare.bench.matrix import Run, WorkloadConfig, workload_of
+from prefillshare.bench.percentiles import percentile_with_cut
 from prefillshare.bench.systems import FLOW, Machine, model_names
 from prefillshare.errors import UserError
 from prefillshare.simulate.cost import WorkerProfile

@@ -1,12 +1,12 @@
 """From the answers of a phase to its figures, and from those of all rounds to the table."""
 
-import math
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
 from experiments.intervals import median_interval
 from experiments.overload.load import Answer
+from prefillshare.bench.percentiles import percentile
 
 START = "<!-- table: python -m experiments.overload -->"
 Figures = dict[str, float]
@@ -42,19 +42,17 @@ def figures(answers: Sequence[Answer], seconds: float, warm_up_s: float) -> Figu
         "answered_per_s": len(done) / measured_s,
         "tokens_per_s": sum(answer.tokens for answer in done) / measured_s,
         "refused_percent": 100 * len(refused) / len(sent),
-        "refusal_p50_s": percentile(refused, 0.5),
-        "refusal_p99_s": percentile(refused, 0.99),
-        "queue_p95_s": percentile([answer.waited_s for answer in good], 0.95),
-        "first_token_p95_s": percentile([(answer.first_token or 0.0) - answer.sent for answer in good], 0.95),
-        "p50_s": percentile([answer.seconds for answer in good], 0.5),
-        "p95_s": percentile([answer.seconds for answer in good], 0.95),
+        "refusal_p50_s": _percentile(refused, 0.5),
+        "refusal_p99_s": _percentile(refused, 0.99),
+        "queue_p95_s": _percentile([answer.waited_s for answer in good], 0.95),
+        "first_token_p95_s": _percentile([(answer.first_token or 0.0) - answer.sent for answer in good], 0.95),
+        "p50_s": _percentile([answer.seconds for answer in good], 0.5),
+        "p95_s": _percentile([answer.seconds for answer in good], 0.95),
     }
 
 
-def percentile(values: Sequence[float], share: float) -> float:
-    """The nearest rank; 0 of nothing."""
-    ordered = sorted(values)
-    return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else 0.0
+def _percentile(values: Sequence[float], share: float) -> float:
+    return percentile(values, share) or 0.0  # of nothing
 
 
 def table(rounds: Sequence[dict[str, Figures]]) -> str:

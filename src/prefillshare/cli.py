@@ -191,13 +191,8 @@ def worker(
     router. With ports of its own it is one more worker like the one that is named, for `prefillshare workers add`.
     """
     from prefillshare.deployment.ports import require_free_ports
-    from prefillshare.engine.worker import (
-        on_other_ports,
-        plan_workers,
-        require_shared_secrets,
-        worker_command,
-        worker_environment,
-    )
+    from prefillshare.engine.command import worker_command, worker_environment
+    from prefillshare.engine.worker import on_other_ports, plan_workers, require_shared_secrets
 
     specs = plan_workers(load_deployment(deployment))
     if name is not None:

@@ -1,5 +1,5 @@
 from prefillshare.bench.plain import plain_command
-from prefillshare.engine.worker import MAIN_MODULE
+from prefillshare.engine.command import MAIN_MODULE
 
 
 def test_plain_vllm_has_nothing_of_ours() -> None:

@@ -20,7 +20,8 @@ from prefillshare.bench.systems import (
     plan_system_workers,
 )
 from prefillshare.deployment.local import routes
-from prefillshare.engine.worker import WorkerSpec, worker_command
+from prefillshare.engine.command import worker_command
+from prefillshare.engine.worker import WorkerSpec
 from prefillshare.errors import UserError
 
 MACHINE = Machine(dtype="bfloat16", prefill_kv_tokens=49_152, decode_kv_tokens=49_152)

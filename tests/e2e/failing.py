@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-from prefillshare.engine.worker import WorkerSpec, worker_command
+from prefillshare.engine.command import worker_command
+from prefillshare.engine.worker import WorkerSpec
 from tests.e2e.support import completion, key_of, metric
 
 BEFORE_READ = "before-read"  # the request has its blocks, nothing of the prefill worker's memory was read yet

@@ -14,7 +14,8 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from prefillshare.engine.worker import WorkerSpec, worker_command, worker_environment
+from prefillshare.engine.command import worker_command, worker_environment
+from prefillshare.engine.worker import WorkerSpec
 from prefillshare.urls import http_url
 
 STARTUP_TIMEOUT_S = 600.0

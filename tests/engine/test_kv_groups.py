@@ -18,8 +18,9 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.core.kv_cache_utils import get_kv_cache_groups
 from vllm.v1.kv_cache_interface import AttentionSpec, FullAttentionSpec, KVCacheGroupSpec, SlidingWindowSpec
 
+from prefillshare.engine.command import worker_command
 from prefillshare.engine.kv_groups import require_whole_prompts
-from prefillshare.engine.worker import ServedModel, WorkerSpec, worker_command
+from prefillshare.engine.worker import ServedModel, WorkerSpec
 from prefillshare.windows import unproven_windows
 
 BLOCK_SIZE = 128

@@ -1,65 +1,19 @@
 import json
-import os
-import shlex
 import subprocess
 import sys
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
 from prefillshare.config import BaseConfig, Deployment, ModuleConfig, WorkerConfig
-from prefillshare.engine.worker import WorkerSpec, giving_way, plan_workers, worker_command, worker_environment
+from prefillshare.engine.worker import WorkerSpec, giving_way, plan_workers
 from prefillshare.errors import UserError
 from prefillshare.hardware import preferred_dtype
 from prefillshare.identity import compute_identity
-from prefillshare.module import BaseReference, Manifest, ModuleKind, load_module, save_manifest
+from prefillshare.module import BaseReference, load_module, save_manifest
 from tests.conftest import write_checkpoint
-
-
-def write_module(folder: Path, base: Path, kind: ModuleKind = "full", adapter_config: object = None) -> Path:
-    folder.mkdir()
-    if kind == "full":
-        (folder / "config.json").write_text("{}")
-        (folder / "model.safetensors").touch()
-    else:
-        (folder / "adapter_config.json").write_text(json.dumps(adapter_config))
-        (folder / "adapter_model.safetensors").touch()
-    reference = BaseReference(name="base", identity=compute_identity(base))
-    save_manifest(folder, Manifest(name="name-in-manifest", kind=kind, base=reference))
-    return folder
-
-
-@pytest.fixture
-def deployment(checkpoint: Path, tmp_path: Path) -> Deployment:
-    return Deployment(
-        bases=(BaseConfig(path=checkpoint, name="smol", prefill_workers=2),),
-        modules=(
-            ModuleConfig(name="org/sql", path=write_module(tmp_path / "sql", checkpoint), decode_workers=2),
-            ModuleConfig(name="json", path=write_module(tmp_path / "json", checkpoint, "lora", {"r": 12})),
-        ),
-        workers=WorkerConfig(first_port=9100, first_side_channel_port=9200, dtype="float32", cores=(0, 3)),
-    )
-
-
-@pytest.fixture
-def specs(deployment: Deployment) -> dict[str, WorkerSpec]:
-    return {spec.name: spec for spec in plan_workers(deployment)}
-
-
-def option(spec: WorkerSpec, name: str) -> str:
-    """The one value of an option in the worker's command."""
-    command = worker_command(spec)
-    (place,) = (i for i, word in enumerate(command) if word == name)
-    return command[place + 1]
-
-
-def transfer_config(spec: WorkerSpec) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads(option(spec, "--kv-transfer-config"))
-    return config
+from tests.engine.conftest import write_module
 
 
 def test_prefill_workers_come_first_and_ports_count_up(deployment: Deployment) -> None:
@@ -88,22 +42,6 @@ def test_a_worker_knows_where_its_module_reads_instructions(deployment: Deployme
     assert planned == {"smol": "in_place", "org/sql": "behind_context", "json": "in_place"}
 
 
-def test_decode_workers_are_told_the_parsers_of_their_modules_and_prefill_workers_none(deployment: Deployment) -> None:
-    sql, json_ = deployment.modules
-    modules = (sql.model_copy(update={"tool_call_parser": "hermes", "reasoning_parser": "qwen3"}), json_)
-    base = deployment.bases[0].model_copy(update={"tool_call_parser": "llama3_json"})
-    # Only what a file says counts as said, and a copy is no file.
-    modules = tuple(ModuleConfig.model_validate(module.model_dump(exclude_none=True)) for module in modules)
-    specs = plan_workers(deployment.model_copy(update={"bases": (base,), "modules": modules}))
-    flags = ("--enable-auto-tool-choice", "--tool-call-parser", "--reasoning-parser")
-    found = {spec.name: [word for word in flags if word in worker_command(spec)] for spec in specs}
-    assert found["prefill-0"] == []
-    assert found["decode-org~sql-0"] == list(flags)
-    assert found["decode-json-0"] == list(flags[:2])
-    assert [option(spec, "--tool-call-parser") for spec in specs[2:]] == ["hermes", "hermes", "llama3_json"]
-    assert option(specs[2], "--reasoning-parser") == "qwen3"
-
-
 def test_dtype_auto_is_what_this_machine_computes_fast(deployment: Deployment) -> None:
     auto = deployment.model_copy(update={"workers": WorkerConfig()})
     assert {spec.dtype for spec in plan_workers(auto)} == {preferred_dtype()}
@@ -115,124 +53,12 @@ def test_a_module_without_manifest_is_not_planned(deployment: Deployment) -> Non
         plan_workers(deployment)
 
 
-def test_what_the_engine_process_imports_again_brings_nothing_of_vllm(specs: dict[str, WorkerSpec]) -> None:
-    module = option(specs["prefill-0"], "-m")
-    check = f"import sys, {module}; print([name for name in sys.modules if name.startswith('vllm')])"
-    shown = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
-    assert shown.stdout.strip() == "[]"
-
-
-def test_a_prefill_worker_runs_the_base(specs: dict[str, WorkerSpec], checkpoint: Path) -> None:
-    spec = specs["prefill-0"]
-    command = worker_command(spec)
-    assert option(spec, "--model") == str(checkpoint)
-    assert (option(spec, "--served-model-name"), spec.served_names) == ("smol", ("smol",))
-    assert "--enable-prefix-caching" in command
-    assert transfer_config(spec)["kv_role"] == "kv_producer"
-
-
-def test_a_decode_worker_runs_the_module_with_the_tokenizer_of_the_base(
-    specs: dict[str, WorkerSpec], checkpoint: Path, tmp_path: Path
-) -> None:
-    spec = specs["decode-org~sql-1"]
-    assert option(spec, "--model") == str(tmp_path / "sql")
-    assert option(spec, "--tokenizer") == str(checkpoint)
-    assert (option(spec, "--served-model-name"), spec.served_names) == ("org/sql", ("org/sql",))
-    assert "--enable-prefix-caching" in worker_command(spec)
-    assert transfer_config(spec)["kv_role"] == "kv_consumer"
-    assert transfer_config(spec)["kv_connector_extra_config"]["modules"] == [str(tmp_path / "sql")]
-
-
-def test_all_workers_name_the_base_report_reuse_and_never_recompute(
-    specs: dict[str, WorkerSpec], checkpoint: Path
-) -> None:
-    for spec in specs.values():
-        config = transfer_config(spec)
-        assert config["kv_connector_module_path"] == "prefillshare.engine.connector"
-        assert config["kv_connector_extra_config"]["base_identity"] == compute_identity(checkpoint).digest
-        assert config["kv_load_failure_policy"] == "fail"
-        assert "--enable-prompt-tokens-details" in worker_command(spec)
-        assert "engine_id" not in config  # vLLM draws a new one at every start
-
-
-def test_all_workers_know_how_long_blocks_are_kept(deployment: Deployment) -> None:
-    """The decode workers too: they time their heartbeats by it."""
-    workers = deployment.workers.model_copy(update={"kv_lease_s": 12})
-    for spec in plan_workers(deployment.model_copy(update={"workers": workers})):
-        assert transfer_config(spec)["kv_connector_extra_config"]["kv_lease_duration"] == 12
-
-
 def test_a_decode_worker_expects_the_base_of_its_manifest(deployment: Deployment, checkpoint: Path) -> None:
     trained_on = compute_identity(checkpoint).digest
     (checkpoint / "chat_template.jinja").write_text("another template")
     planned = plan_workers(deployment)
     assert planned[0].base_identity == compute_identity(checkpoint).digest != trained_on
     assert {spec.base_identity for spec in planned if spec.role == "decode"} == {trained_on}
-
-
-def test_workers_share_a_secret_that_is_in_no_command_and_no_log(
-    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for variable, field in (("PREFILLSHARE_HANDOFF_KEY", "handoff_key"), ("VLLM_API_KEY", "worker_key")):
-        monkeypatch.delenv(variable, raising=False)
-        planned = plan_workers(deployment)
-        (key,) = {worker_environment(spec)[variable] for spec in planned}
-        assert len(key) == 64
-        assert not any(key in part for spec in planned for part in [repr(spec), *worker_command(spec)])
-        assert getattr(plan_workers(deployment)[0], field) != key
-        monkeypatch.setenv(variable, "of all machines")
-        assert {getattr(spec, field) for spec in plan_workers(deployment)} == {"of all machines"}
-
-
-def test_an_adapter_is_served_on_the_base_by_its_own_name(
-    specs: dict[str, WorkerSpec], checkpoint: Path, tmp_path: Path
-) -> None:
-    spec = specs["decode-json-0"]
-    assert option(spec, "--model") == str(checkpoint)
-    assert option(spec, "--lora-modules") == f"json={tmp_path / 'json'}"
-    assert option(spec, "--max-lora-rank") == "16"  # the smallest that vLLM has for rank 12
-    assert spec.served_names == ("json",)
-
-
-@pytest.fixture
-def pooled(deployment: Deployment, checkpoint: Path, tmp_path: Path) -> Deployment:
-    """Two adapters of ranks 12 and 40 in one pool of two workers, beside a full module."""
-    xml = write_module(tmp_path / "xml", checkpoint, "lora", {"r": 40})
-    save_manifest(xml, load_module(xml).manifest.model_copy(update={"instructions": "behind_context"}))
-    modules = (
-        deployment.modules[0],
-        deployment.modules[1].model_copy(update={"pool": "text/all", "decode_workers": 2}),
-        ModuleConfig(name="xml", path=xml, pool="text/all", decode_workers=2),
-    )
-    return deployment.model_copy(update={"modules": modules})
-
-
-def test_adapters_of_one_pool_are_hosted_by_the_same_workers(
-    pooled: Deployment, checkpoint: Path, tmp_path: Path
-) -> None:
-    planned = plan_workers(pooled)
-    assert [spec.name for spec in planned[4:]] == ["decode-text~all-0", "decode-text~all-1"]
-    for spec in planned[4:]:
-        command = worker_command(spec)
-        place = command.index("--lora-modules")
-        assert command[place + 1 : place + 3] == [f"json={tmp_path / 'json'}", f"xml={tmp_path / 'xml'}"]
-        assert command[place + 3].startswith("--")
-        assert option(spec, "--max-loras") == "2"
-        assert option(spec, "--max-lora-rank") == "64"  # for rank 40; one limit holds for all
-        assert option(spec, "--model") == str(checkpoint)
-        assert spec.served_names == ("json", "xml")
-        assert [model.instructions for model in spec.models] == ["in_place", "behind_context"]
-
-
-def test_no_model_can_have_the_name_of_the_checkpoint_under_adapters(
-    deployment: Deployment, pooled: Deployment
-) -> None:
-    for spec in (*plan_workers(deployment)[4:], *plan_workers(pooled)[4:]):
-        checkpoint = option(spec, "--served-model-name")
-        assert checkpoint not in spec.served_names
-        with pytest.raises(ValidationError, match="name"):
-            ModuleConfig(name=checkpoint, path=Path("x"))
-        assert ModuleConfig(name=checkpoint.replace("~", "-"), path=Path("x"))  # it is the tilde
 
 
 def test_a_full_module_in_a_pool_is_refused_with_the_way_out(pooled: Deployment) -> None:
@@ -278,65 +104,8 @@ def test_workers_of_several_bases_each_get_what_is_their_bases(
     ours = [spec for spec in planned if spec.name in ("prefill-org~other-0", "decode-a-0", "decode-b-0")]
     for base, specs in ((other, ours), (checkpoint, [spec for spec in planned if spec not in ours])):
         assert {spec.base for spec in specs} == {base}
-        assert {option(spec, "--tokenizer") for spec in specs} == {str(base)}
         assert {spec.base_identity for spec in specs} == {compute_identity(base).digest}
-    assert [option(spec, "--model") for spec in ours] == [str(other), str(tmp_path / "a"), str(other)]
-
-
-@pytest.mark.parametrize(
-    ("adapter_config", "limit"),
-    [({"r": 1}, "1"), ({"r": 16}, "16"), ({"r": 17}, "32"), ({"r": 8, "rank_pattern": {"q_proj": 64}}, "64")],
-)
-def test_the_rank_limit_covers_the_adapter(
-    specs: dict[str, WorkerSpec], tmp_path: Path, adapter_config: object, limit: str
-) -> None:
-    (tmp_path / "json" / "adapter_config.json").write_text(json.dumps(adapter_config))
-    assert option(specs["decode-json-0"], "--max-lora-rank") == limit
-
-
-@pytest.mark.parametrize(("content", "message"), [('{"r": 1000}', "rank 1000"), ("{}", "rank r"), ("[", "rank r")])
-def test_an_adapter_that_cannot_be_served_is_named(
-    specs: dict[str, WorkerSpec], tmp_path: Path, content: str, message: str
-) -> None:
-    (tmp_path / "json" / "adapter_config.json").write_text(content)
-    with pytest.raises(UserError, match=message):
-        worker_command(specs["decode-json-0"])
-
-
-def test_every_worker_asks_for_its_key_before_anything_else(specs: dict[str, WorkerSpec]) -> None:
-    for spec in specs.values():
-        command = worker_command(spec)
-        middlewares = [word for before, word in pairwise(command) if before == "--middleware"]
-        assert middlewares[-1] == "prefillshare.engine.worker_key.WorkerKeyMiddleware"
-
-
-def test_prompts_and_usage_stay_on_the_machine(specs: dict[str, WorkerSpec]) -> None:
-    for spec in specs.values():
-        assert "--no-enable-log-requests" in worker_command(spec)
-        environment = worker_environment(spec)
-        assert environment["VLLM_NO_USAGE_STATS"] == environment["DO_NOT_TRACK"] == environment["HF_HUB_OFFLINE"] == "1"
-
-
-def test_engine_arguments_of_the_deployment_come_last_and_win(specs: dict[str, WorkerSpec]) -> None:
-    spec = replace(specs["prefill-0"], engine_args=("--no-enforce-eager", "--seed", "7"))
-    assert worker_command(spec)[-3:] == ["--no-enforce-eager", "--seed", "7"]
-
-
-def test_models_are_compiled_where_there_are_gpus(
-    specs: dict[str, WorkerSpec], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for is_cpu in (True, False):
-        monkeypatch.setattr("prefillshare.engine.worker.is_cpu_build", lambda is_cpu=is_cpu: is_cpu)
-        assert all(("--enforce-eager" in worker_command(spec)) is is_cpu for spec in specs.values())
-
-
-def test_a_worker_with_a_core_computes_with_one_thread_on_it(specs: dict[str, WorkerSpec]) -> None:
-    pinned = specs["prefill-1"]
-    assert worker_command(pinned)[:3] == ["taskset", "--cpu-list", "3"]
-    assert worker_environment(pinned)["OMP_NUM_THREADS"] == "1"
-    free = replace(pinned, core=None)
-    assert worker_command(free)[0] == sys.executable
-    assert "OMP_NUM_THREADS" not in worker_environment(free)
+    assert [spec.model for spec in ours] == [other, tmp_path / "a", other]
 
 
 def test_a_decode_worker_gives_way_to_a_prefill_worker_on_its_core(specs: dict[str, WorkerSpec]) -> None:
@@ -347,28 +116,10 @@ def test_a_decode_worker_gives_way_to_a_prefill_worker_on_its_core(specs: dict[s
         name for name, spec in specs.items() if spec.role == "decode" and name != "decode-json-0"
     }
     assert not any(spec.gives_way for spec in giving_way(alone))
-    (first, *_) = (spec for spec in giving_way(planned) if spec.gives_way)
-    assert worker_command(first)[:6] == ["nice", "-n", "5", "taskset", "--cpu-list", "3"]
-
-
-def test_side_channels_are_told_by_environment(specs: dict[str, WorkerSpec]) -> None:
-    environment = worker_environment(specs["decode-json-0"])
-    assert environment["VLLM_NIXL_SIDE_CHANNEL_PORT"] == "9204"
-    assert environment["VLLM_NIXL_SIDE_CHANNEL_HOST"] == "127.0.0.1"
-
-
-def test_command_and_environment_survive_a_shell(specs: dict[str, WorkerSpec]) -> None:
-    spec = replace(specs["decode-json-0"], core=None)
-    command = worker_command(spec)
-    show = "import json, os, sys; print(json.dumps([sys.argv[1:], os.environ['UCX_TLS']]))"
-    line = " ".join(f"{name}={shlex.quote(value)}" for name, value in worker_environment(spec).items())
-    line += " " + shlex.join([command[0], "-c", show, *command[1:]])
-    shell = subprocess.run(["sh", "-c", line], env={"PATH": os.environ["PATH"]}, capture_output=True, check=True)
-    assert json.loads(shell.stdout) == [command[1:], worker_environment(spec)["UCX_TLS"]]
 
 
 def test_planning_workers_loads_no_engine() -> None:
-    code = "import sys, prefillshare.engine.worker; sys.exit('vllm' in sys.modules or 'torch' in sys.modules)"
+    code = "import sys, prefillshare.engine.command; sys.exit('vllm' in sys.modules or 'torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -11,6 +11,7 @@ from prefillshare.bench.bound import Bound, bound
 from prefillshare.bench.costs import FILE, read
 from prefillshare.bench.matrix import WorkloadConfig
 from prefillshare.bench.open_loop import arrivals_a_minute, kept_up
+from prefillshare.bench.percentiles import percentile_with_cut, percentile_with_unknown
 from prefillshare.bench.systems import Machine, engine_cores
 from prefillshare.errors import UserError
 from prefillshare.workloads.arrivals import Closed, parse_arrivals
@@ -18,7 +19,6 @@ from prefillshare.workloads.arrivals import Closed, parse_arrivals
 _SHARES = (0.5, 0.95, 0.99)
 _TIMES = {"call s": "latency_s", "ttft s": "ttft_s", "queue s": "queue_s", "leg 1 s": "prefill_s"}
 _BUSY = 0.85  # a core used more than this is what limits
-_LEAST, _ENOUGH = 2, 5  # durations that must go on at a percentile of which some were cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,54 +73,6 @@ def recorded(output: Path) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
         (json.loads(file.read_text()), list(map(json.loads, file.with_suffix(".jsonl").read_text().splitlines())))
         for file in files
     ]
-
-
-def percentile(values: Sequence[float], share: float) -> float | None:
-    """The smallest value that at least this share of all does not exceed; None of none."""
-    if not values:
-        return None
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, max(0, -int(-share * len(ordered) // 1) - 1))]
-
-
-def percentile_with_cut(ended: Sequence[float], cut: Sequence[float], share: float) -> tuple[float | None, bool]:
-    """The percentile of durations of which some, `cut`, are known only to be longer than they say.
-
-    After Kaplan and Meier (1958): what was cut counts among those under way until then, and after that stands for
-    nothing. Where few are left under way, one of them would stand for all that were cut, so nothing is read from the
-    last one, nor from fewer than half of those that would be left were none cut; five are always enough. Returns the
-    longest duration that is known, or that all of so few have, and True, when the percentile lies beyond it; of none,
-    None.
-    """
-    under_way, surviving = len(ended) + len(cut), 1.0
-    left = int((1 - share) * under_way + 1e-9) + 1
-    enough = min(_ENOUGH, max(_LEAST, -(-left // 2))) if cut else 0
-    if not under_way:
-        return None, False
-    for duration, is_end in sorted([(value, True) for value in ended] + [(value, False) for value in cut], key=_order):
-        if under_way < enough:
-            return duration, True
-        if is_end:
-            surviving *= 1 - 1 / under_way
-            if surviving <= 1 - share + 1e-9:
-                return duration, False
-        under_way -= 1
-    return max([*ended, *cut]), True
-
-
-def percentile_with_unknown(values: Sequence[float], unknown: int, share: float) -> tuple[float | None, bool]:
-    """The percentile of these and of so many of which nothing is known: those that were under way at a run's end.
-
-    Where it may be one of the latter, it is at least as if they were the shortest of all; and True.
-    """
-    if unknown <= (1 - share) * (len(values) + unknown):
-        return percentile(values, share), False
-    return percentile([0.0] * unknown + list(values), share), True
-
-
-def _order(known: tuple[float, bool]) -> tuple[float, bool]:
-    """Of equal durations, those that ended come first."""
-    return known[0], not known[1]
 
 
 def _figures(facts: dict[str, Any], rows: Sequence[dict[str, Any]], slo: Slo, costs: Path | None) -> Figures:

@@ -33,7 +33,8 @@ from prefillshare.bench.systems import (
 )
 from prefillshare.deployment.local import LocalDeployment
 from prefillshare.deployment.supervision import StartupFailed, WorkerProcess
-from prefillshare.engine.worker import NICENESS, WorkerSpec
+from prefillshare.engine.command import NICENESS
+from prefillshare.engine.worker import WorkerSpec
 from prefillshare.errors import UserError
 
 

@@ -16,7 +16,8 @@ from prefillshare.deployment.marks import deployment_name, mark
 from prefillshare.deployment.ports import bind
 from prefillshare.deployment.processes import end, how_it_ended, kill_group, spawn, tail
 from prefillshare.deployment.supervision import StartupFailed
-from prefillshare.engine.worker import MAIN_MODULE, WorkerSpec, worker_command, worker_environment
+from prefillshare.engine.command import MAIN_MODULE, worker_command, worker_environment
+from prefillshare.engine.worker import WorkerSpec
 from prefillshare.errors import UserError
 from prefillshare.urls import http_url
 

@@ -11,8 +11,9 @@ from prefillshare.deployment.access import check_access
 from prefillshare.deployment.marks import deployment_name, marked
 from prefillshare.deployment.ports import check_ports
 from prefillshare.deployment.report import CheckFailed, CheckReport, Finding
+from prefillshare.engine.command import worker_command
 from prefillshare.engine.version import require_supported_vllm
-from prefillshare.engine.worker import plan_workers, require_adapter, worker_command
+from prefillshare.engine.worker import plan_workers, require_adapter
 from prefillshare.errors import UserError
 from prefillshare.extras import missing
 from prefillshare.identity import BaseMismatch, compute_identity

@@ -14,7 +14,8 @@ import aiohttp
 from prefillshare.deployment.events import Event, EventKind
 from prefillshare.deployment.guard import Guard
 from prefillshare.deployment.processes import end, how_it_ended, kill_group, spawn, tail
-from prefillshare.engine.worker import WorkerSpec, worker_command, worker_environment
+from prefillshare.engine.command import worker_command, worker_environment
+from prefillshare.engine.worker import WorkerSpec
 from prefillshare.errors import UserError
 from prefillshare.urls import http_url
 

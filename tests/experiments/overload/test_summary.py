@@ -1,7 +1,7 @@
 import pytest
 
 from experiments.overload.load import Answer
-from experiments.overload.summary import figures, percentile, table
+from experiments.overload.summary import figures, table
 
 
 def test_only_what_happened_after_the_warm_up_counts() -> None:
@@ -23,15 +23,13 @@ def test_only_what_happened_after_the_warm_up_counts() -> None:
     assert found["first_token_p95_s"] == 1.0
 
 
+def test_a_phase_without_refusals_has_none_to_wait_for() -> None:
+    assert figures([Answer(2.0, 3.0, 200, 10)], 10.0, 2.0)["refusal_p99_s"] == 0.0
+
+
 def test_a_phase_without_answers_says_so() -> None:
     with pytest.raises(ValueError, match="more seconds"):
         figures([Answer(3.0, 3.1, 429, 0)], 10.0, 2.0)
-
-
-def test_percentiles_are_values_that_there_were() -> None:
-    assert percentile([3.0, 1.0, 2.0], 0.5) == 2.0
-    assert percentile([3.0, 1.0, 2.0], 0.95) == 3.0
-    assert percentile([], 0.95) == 0.0
 
 
 def test_the_table_has_the_ratios_of_each_round() -> None:
