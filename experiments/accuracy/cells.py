@@ -87,21 +87,23 @@ class Record:
 
 
 def grid(families: list[Family], seeds: list[int], rates: tuple[float, ...] | None) -> Iterator[list[list[Cell]]]:
-    """For each seed and family six groups of cells whose best is scored on the test items: the base, all rates of full
-    fine-tuning, all rates of the decode module, its longer training, full fine-tuning's for as many passes, and one
-    pass of the decode module that starts from that (all three empty if their rate is left out).
+    """For each seed and family seven groups of cells whose best is scored on the test items: the base, all rates of
+    full fine-tuning, all rates of the decode module, its longer training, full fine-tuning's for as many passes, one
+    pass of the decode module that starts from that, and its longest training (the last four empty if their rate is left
+    out).
 
     Seed by seed, so that a run that stops early has every family.
     """
     for seed, family in product(seeds, families):
         tried = rates or family.rates
         full, decode = ([Cell(family.name, seed, system, rate) for rate in tried] for system in _TUNED)
-        longer, as_long = (
-            [Cell(family.name, seed, system, rate, passes) for rate, passes in family.longer if rate in tried]
-            for system in ("decode", "full")
+        longer, longest = (
+            [Cell(family.name, seed, "decode", rate, passes) for rate, passes in trainings if rate in tried]
+            for trainings in (family.longer, family.longest)
         )
+        as_long = [replace(cell, system="full") for cell in longer]
         from_full = [replace(cell, system="decode", passes=1, after=cell.passes) for cell in as_long]
-        yield [[Cell(family.name, seed, "base")], full, decode, longer, as_long, from_full]
+        yield [[Cell(family.name, seed, "base")], full, decode, longer, as_long, from_full, longest]
 
 
 def draw(family: Family, seed: int, items: int) -> Data:

@@ -52,7 +52,8 @@ class Family:
     """A task family with the budget that both systems get for it: as many steps at every rate.
 
     `longer` is what the decode module is trained besides, for the time that its cheaper steps leave: rates, and how
-    often to go through the rows. Full fine-tuning is, too, as a control.
+    often to go through the rows. Full fine-tuning is, too, as a control. `longest` is what the decode module is trained
+    in place of that for the time that those of full fine-tuning take.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Family:
     rates: tuple[float, ...]
     max_new_tokens: int
     longer: tuple[tuple[float, int], ...] = ()
+    longest: tuple[tuple[float, int], ...] = ()
 
 
 def epochs(rows: list[Item], length: int, shuffle: Callable[[list[Item]], None]) -> list[Item]:

@@ -90,18 +90,24 @@ def _same_time_table(families: list[FamilyResult]) -> list[str]:
 
 
 def _more_passes_table(families: list[FamilyResult]) -> list[str]:
-    known = [(result.family, result.more_passes) for result in families if result.more_passes]
+    known = [
+        (f"{result.family}, {how}", longer)
+        for result in families
+        for how, longer in (("as many steps", result.more_passes), ("as much time", result.as_long))
+        if longer
+    ]
     if not known:
         return []
-    lines = ["", "With as many steps again, and the longer training among the choices of both (test items):", ""]
+    lines = ["", "With more steps, and the longer training among the choices of both (test items):", ""]
     head = "| family | items x seeds | full fine-tuning | naive sharing | decode module | decode - full | naive - full"
-    lines += [f"{head} | seeds that chose more passes: full | decode |", "|---" * 9 + "|"]
+    lines += [f"{head} | seeds that chose more passes: full | decode | time of all trainings |", "|---" * 10 + "|"]
     for family, longer in known:
         bits = longer.bits
         cells = [f"{len(bits['full'][0])} x {len(bits['full'])}"]
         cells += [f"{100 * mean(bits[key]):.1f}" for key in ("full", "naive", "decode")]
         cells += [str(paired_difference([(bits[key], bits["full"])])) for key in _COMPARED]
         cells += [str(sum(passes > 1 for passes in longer.passes[system])) for system in ("full", "decode")]
+        cells += [f"{longer.time:.2f}x"]
         lines.append(f"| {family} | {' | '.join(cells)} |")
     return lines
 
@@ -154,6 +160,7 @@ def as_json(families: list[FamilyResult]) -> dict[str, Any]:
                 "training_seconds": result.training_s,
                 "same_time": result.same_time and _same_time_json(result, result.same_time),
                 "more_passes": result.more_passes and _more_passes_json(result.more_passes),
+                "as_long": result.as_long and _more_passes_json(result.as_long),
                 "from_full": result.from_full and _by_seed(result.from_full.bits),
             }
             for result in families
@@ -182,6 +189,7 @@ def _more_passes_json(longer: MorePasses) -> dict[str, Any]:
         "accuracy_by_seed": _by_seed(longer.bits),
         "passes": longer.passes,
         "points": {key: asdict(paired_difference([(longer.bits[key], longer.bits["full"])])) for key in _COMPARED},
+        "time": longer.time,
     }
 
 

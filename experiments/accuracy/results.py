@@ -1,10 +1,11 @@
 """What the records say of a family: the best of each system on the test items, and its sweep."""
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 from experiments.accuracy.cells import Answerer, Record, System, best, comparable
+from experiments.accuracy.families import FAMILIES
 from experiments.accuracy.statistics import Bits, mean
 from prefillshare.errors import UserError
 
@@ -17,8 +18,7 @@ _PER_SEED = {"data"}
 class SameTime:
     """The decode module with its longer training among its choices, over the same seeds as the rest of a family.
 
-    `time` is what all its trainings took, of what all of full fine-tuning's did. It goes by the ratio of a step's
-    times, the median over pairs of trainings at one rate, since machines and numbers of threads differ between rates.
+    `time` is as in `MorePasses`.
     """
 
     bits: list[list[int]]
@@ -28,10 +28,16 @@ class SameTime:
 
 @dataclass(frozen=True)
 class MorePasses:
-    """Each system with its longer training among its choices, over the seeds that have it of both systems."""
+    """Each system with a longer training among its choices, over the seeds that have it of both systems.
+
+    `time` is what all trainings of the decode module took, of what all of full fine-tuning's did. It goes by the ratio
+    of a step's times, the median over pairs of trainings at one rate, since machines and numbers of threads differ
+    between rates.
+    """
 
     bits: dict[Answerer, list[list[int]]]
     passes: dict[System, list[int]]  # what was chosen, by seed
+    time: float
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,8 @@ class FamilyResult:
     sweep: dict[float, dict[Answerer, float]]  # validation accuracy by rate and answerer, mean over these seeds
     training_s: dict[str, float]  # mean seconds of a training, by system
     same_time: SameTime | None  # None: not every seed has the longer training
-    more_passes: MorePasses | None  # None: no seed has those of both systems
+    more_passes: MorePasses | None  # as many for both; None: no seed has those of both systems
+    as_long: MorePasses | None  # for the decode module as many as the time of full fine-tuning's allows
     from_full: FromFull | None
 
     def pair(self, one: Answerer, other: Answerer) -> tuple[Bits, Bits]:
@@ -79,7 +86,9 @@ def family_result(name: str, records: list[Record]) -> FamilyResult | None:
     bits = {key: [chosen[seed][system].right("test", key) for seed in seeds] for key, system in _TRAINED.items()}
     tuned = [record for record in used if record.cell.system != "base"]
     systems = ("full", "decode")
-    longer = [record for record in records if record.cell.passes > 1]
+    longest = [record for record in records if (record.cell.rate, record.cell.passes) in FAMILIES[name].longest]
+    longer = [record for record in records if record.cell.passes > 1 and record not in longest]
+    of_full = [record for record in longer if record.cell.system == "full"]
     return FamilyResult(
         name,
         seeds,
@@ -89,34 +98,34 @@ def family_result(name: str, records: list[Record]) -> FamilyResult | None:
         {system: _mean_seconds([record for record in tuned if record.cell.system == system]) for system in systems},
         _same_time(tuned, longer, seeds),
         _more_passes(tuned, longer, seeds),
+        _more_passes(tuned, [*of_full, *longest], seeds),
         _from_full(records, seeds),
     )
 
 
 def _same_time(tuned: list[Record], longer: list[Record], seeds: list[int]) -> SameTime | None:
     chosen: list[Record] = []
-    steps: list[float] = []  # times of full fine-tuning's to the decode module's, at one rate
-    passes = rates = 0  # of all trainings of the decode module, and of full fine-tuning
+    used: list[Record] = []
     for seed in seeds:
-        full, decode, more = _of(tuned, seed, "full"), _of(tuned, seed, "decode"), _of(longer, seed, "decode")
+        decode, more = _of(tuned, seed, "decode"), _of(longer, seed, "decode")
         top = _best_of_both(decode, more)
         if top is None:
             return None
         chosen.append(top)
-        steps += [_seconds(one) / _seconds(other) for one, other in zip(full, decode, strict=True)]
-        passes += sum(record.cell.passes for record in (*decode, *more))
-        rates += len(full)
+        used += [*_of(tuned, seed, "full"), *decode, *more]
     bits = [record.right("test", "decode") for record in chosen]
-    return SameTime(bits, [record.cell.passes for record in chosen], time=passes / median(steps) / rates)
+    return SameTime(bits, [record.cell.passes for record in chosen], _time(used))
 
 
 def _more_passes(tuned: list[Record], longer: list[Record], seeds: list[int]) -> MorePasses | None:
     chosen: dict[System, list[Record]] = {"full": [], "decode": []}
+    used: list[Record] = []
     for seed in seeds:
         found = {system: _best_of_both(_of(tuned, seed, system), _of(longer, seed, system)) for system in chosen}
         for system, top in found.items():
             if top and all(found.values()):
                 chosen[system].append(top)
+                used += [*_of(tuned, seed, system), *_of(longer, seed, system)]
     if not chosen["full"]:
         return None
     bits = {
@@ -124,7 +133,20 @@ def _more_passes(tuned: list[Record], longer: list[Record], seeds: list[int]) ->
         for key, system in _TRAINED.items()
         if system != "base"
     }
-    return MorePasses(bits, {system: [record.cell.passes for record in tops] for system, tops in chosen.items()})
+    passes = {system: [record.cell.passes for record in tops] for system, tops in chosen.items()}
+    return MorePasses(bits, passes, _time(used))
+
+
+def _time(records: list[Record]) -> float:
+    """`MorePasses.time`, of all trainings of both systems."""
+    by_cell = {record.cell: _seconds(record) for record in records}
+    steps = [
+        seconds / by_cell[decode]
+        for cell, seconds in by_cell.items()
+        if cell.system == "full" and cell.in_sweep and (decode := replace(cell, system="decode")) in by_cell
+    ]
+    passes = {system: sum(cell.passes for cell in by_cell if cell.system == system) for system in ("full", "decode")}
+    return passes["decode"] / median(steps) / passes["full"]
 
 
 def _from_full(records: list[Record], seeds: list[int]) -> FromFull | None:

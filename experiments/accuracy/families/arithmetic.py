@@ -88,4 +88,5 @@ FAMILY = Family(
     rates=(3e-4, 6e-4, 1.2e-3),
     max_new_tokens=90,
     longer=((3e-4, 3),),
+    longest=((3e-4, 6),),
 )

@@ -142,7 +142,7 @@ FAMILY = Family(
     build=build,
     scorer="call",
     steps=50,
-    rates=(1e-4, 2e-4, 4e-4, 8e-4),
+    rates=(5e-5, 1e-4, 2e-4, 4e-4, 8e-4),
     max_new_tokens=88,
     longer=((2e-4, 3),),
 )

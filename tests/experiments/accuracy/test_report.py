@@ -1,11 +1,13 @@
 """The table comes from the records alone."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from experiments.accuracy.cells import ANSWERERS, Cell, Record, System, save
+from experiments.accuracy.families import FAMILIES
 from experiments.accuracy.report import START, write_report
 from experiments.section import END
 from prefillshare.errors import UserError
@@ -116,11 +118,25 @@ def test_a_rate_that_only_one_system_was_trained_at_does_not_count(docs: Path) -
     assert "| 100.0 |" in write_report(results, docs)
 
 
-def longer(folder: Path, seed: int, *, validation: str, test: str, system: System = "decode") -> None:
-    record = Record(Cell("sql", seed, system, 1e-3, passes=2), RECIPE, {"dtype": "float32"}, {"seconds": 12.0})
+def longer(folder: Path, seed: int, *, validation: str, test: str, system: System = "decode", passes: int = 2) -> None:
+    record = Record(Cell("sql", seed, system, 1e-3, passes=passes), RECIPE, {"dtype": "float32"}, {"seconds": 12.0})
     for part, right in (("validation", validation), ("test", test)):
         record.scores[part] = {key: {"right": right, "seconds": 1.0} for key in ANSWERERS[system]}
     save(record, folder)
+
+
+def leave_room(folder: Path, seed: int) -> None:
+    """Full fine-tuning gets a validation item wrong, so that a longer training can be better."""
+    for rate, was, now in (("0.0001", "10", "00"), ("0.001", "11", "10")):
+        file = folder / f"sql-s{seed}-full-{rate}.json"
+        file.write_text(file.read_text().replace(f'"right": "{was}"', f'"right": "{now}"'))
+
+
+def slow_down(folder: Path, seed: int, seconds: str) -> None:
+    """Steps of full fine-tuning, which were as long as the decode module's: 9 seconds."""
+    for rate in ("0.0001", "0.001"):
+        file = folder / f"sql-s{seed}-full-{rate}.json"
+        file.write_text(file.read_text().replace('"seconds": 9.0', f'"seconds": {seconds}'))
 
 
 def test_the_longer_training_counts_in_a_table_of_its_own(docs: Path) -> None:
@@ -144,9 +160,7 @@ def test_cheaper_steps_leave_time(docs: Path) -> None:
     results = docs / "results" / "accuracy"
     fill(results, 0)
     longer(results, 0, validation="11", test="1111")
-    for rate in ("0.0001", "0.001"):
-        file = results / f"sql-s0-full-{rate}.json"
-        file.write_text(file.read_text().replace('"seconds": 9.0', '"seconds": 36.0'))
+    slow_down(results, 0, "36.0")
     assert "| 1 of 1 | 0.50x |" in write_report(results, docs)
 
 
@@ -154,24 +168,47 @@ def test_the_longer_trainings_of_both_are_compared_for_the_seeds_that_have_them(
     results = docs / "results" / "accuracy"
     fill(results, 0)
     fill(results, 1)
-    for rate, was, now in (("0.0001", "10", "00"), ("0.001", "11", "10")):  # leaves room for a better training
-        file = results / f"sql-s1-full-{rate}.json"
-        file.write_text(file.read_text().replace(f'"right": "{was}"', f'"right": "{now}"'))
+    leave_room(results, 1)
     before = write_report(results, docs)
     longer(results, 0, validation="11", test="1110")
     longer(results, 1, validation="11", test="1110")
-    assert "With as many steps again" not in write_report(results, docs)  # full fine-tuning has none
+    assert "With more steps" not in write_report(results, docs)  # full fine-tuning has none
     longer(results, 1, validation="11", test="1111", system="full")
     after = write_report(results, docs)
     assert after.splitlines()[:5] == before.splitlines()[:5]
-    assert "| sql | 4 x 1 | 100.0 | 100.0 | 75.0 | -25.0 (" in after
+    assert "| sql, as many steps | 4 x 1 | 100.0 | 100.0 | 75.0 | -25.0 (" in after
     longer(results, 0, validation="00", test="1111", system="full")  # no better: the shorter one stays, with 3 of 4
     after = write_report(results, docs)
-    assert "| sql | 4 x 2 | 87.5 | 62.5 | 75.0 | -12.5 (" in after
-    assert after.count("| 1 | 2 |") == 1  # seeds that chose more passes
+    assert "| sql, as many steps | 4 x 2 | 87.5 | 62.5 | 75.0 | -12.5 (" in after
+    assert after.count("| 1 | 2 | 1.00x |") == 1  # seeds that chose more passes
     summary = json.loads((docs / "results" / "accuracy.json").read_text())["families"]["sql"]["more_passes"]
     assert summary["passes"] == {"full": [1, 2], "decode": [2, 2]}
     assert summary["accuracy_by_seed"]["full"] == [0.75, 1.0]
+
+
+def test_the_longest_training_of_the_decode_module_is_compared_with_the_longer_one_of_full_fine_tuning(
+    docs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FAMILIES, "sql", replace(FAMILIES["sql"], longest=((1e-3, 4),)))
+    results = docs / "results" / "accuracy"
+    fill(results, 0)
+    leave_room(results, 0)
+    slow_down(results, 0, "18.0")
+    longer(results, 0, validation="11", test="1111", system="full")
+    longer(results, 0, validation="11", test="1110", passes=4)
+    after = write_report(results, docs)
+    # Six passes, of which one takes half as long, against four.
+    assert "| sql, as much time | 4 x 1 | 100.0 | 100.0 | 75.0 | -25.0 (" in after
+    assert "| 1 | 1 | 0.75x |" in after
+    assert "With as much time" not in after  # it is none of the choices there
+    assert "| sql, as many steps | 4 x 1 | 100.0 |" not in after
+    longer(results, 0, validation="11", test="1111")
+    after = write_report(results, docs)
+    assert "| sql, as many steps | 4 x 1 | 100.0 | 100.0 | 100.0 | +0.0 (" in after  # without the longest one
+    assert "| sql, as much time | 4 x 1 | 100.0 | 100.0 | 75.0 | -25.0 (" in after
+    summary = json.loads((docs / "results" / "accuracy.json").read_text())["families"]["sql"]
+    assert summary["as_long"]["passes"] == {"full": [2], "decode": [4]}
+    assert summary["more_passes"]["passes"] == {"full": [2], "decode": [2]}
 
 
 def test_decode_modules_that_started_from_full_fine_tuning_are_shown_beside_it(docs: Path) -> None:

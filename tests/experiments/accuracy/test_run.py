@@ -169,6 +169,13 @@ def test_the_longer_trainings_have_tests_of_their_own(
     trained.clear()
     go(replace(grid, rates=(1e-2,)))
     assert not trained  # its rate is not asked for
+    monkeypatch.setitem(FAMILIES, "toy", replace(family, longer=((1e-3, 3),), longest=((1e-3, 6),)))
+    go(grid)
+    assert trained == [
+        "train toy seed 0 decode 0.001 x6",
+        "toy seed 0 decode 0.001 x6: decode, validation items",
+        "toy seed 0 decode 0.001 x6: decode, test items",
+    ]
 
 
 def test_the_checkpoint_that_a_training_starts_from_is_trained_again_in_its_dtype(
