@@ -274,7 +274,9 @@ def summary(runs: Sequence[Figures]) -> str:
         kept_up = loads_kept_up(by_system(shown).get("shared", [])) if panel.is_open else []
         load = (kept_up or list(loads))[-1]
         within = loads[load]
-        how = f"{arrived(within)} arriving a minute" if panel.is_open else f"{in_figures(load)} at a time"
+        # Repeats that not every system has draw other arrivals; the row before says what `shared` kept up with.
+        met = arrived(by_system(within).get("shared", within))
+        how = f"{met} arriving a minute" if panel.is_open else f"{in_figures(load)} at a time"
         # How many sessions an open loop plays a minute is its load.
         names = [*["sessions a minute"] * (not panel.is_open), "session s p95", "prefix hit ratio"]
         for name in names:
