@@ -4,6 +4,7 @@ Accelerate turns processes on accelerators into FSDP and leaves processes on CPU
 FSDP runs on CPU. This does for CPU what AcceleratorState does for GPUs, and nothing else.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,9 @@ def _init_as_on_gpus(self: AcceleratorState, *args: Any, fsdp_plugin: Any = None
 class _Telling(run.CacheConditionedTrainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         done = super().train(*args, **kwargs)
-        print(self.accelerator.distributed_type, "sharded" if isinstance(self.model, FSDPModule) else "whole")
+        how = "sharded" if isinstance(self.model, FSDPModule) else "whole"
+        # In one write: print makes several where output is not buffered, and the other process writes in between.
+        os.write(sys.stdout.fileno(), f"{self.accelerator.distributed_type} {how}\n".encode())
         return done
 
 
