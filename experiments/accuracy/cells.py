@@ -101,9 +101,9 @@ def grid(families: list[Family], seeds: list[int], rates: tuple[float, ...] | No
             [Cell(family.name, seed, "decode", rate, passes) for rate, passes in trainings if rate in tried]
             for trainings in (family.longer, family.longest)
         )
-        as_long = [replace(cell, system="full") for cell in longer]
-        from_full = [replace(cell, system="decode", passes=1, after=cell.passes) for cell in as_long]
-        yield [[Cell(family.name, seed, "base")], full, decode, longer, as_long, from_full, longest]
+        as_often = [replace(cell, system="full") for cell in longer]
+        from_full = [replace(cell, system="decode", passes=1, after=cell.passes) for cell in as_often]
+        yield [[Cell(family.name, seed, "base")], full, decode, longer, as_often, from_full, longest]
 
 
 def draw(family: Family, seed: int, items: int) -> Data:

@@ -141,9 +141,9 @@ def _time(records: list[Record]) -> float:
     """`MorePasses.time`, of all trainings of both systems."""
     by_cell = {record.cell: _seconds(record) for record in records}
     steps = [
-        seconds / by_cell[decode]
+        seconds / by_cell[replace(cell, system="decode")]
         for cell, seconds in by_cell.items()
-        if cell.system == "full" and cell.in_sweep and (decode := replace(cell, system="decode")) in by_cell
+        if cell.system == "full" and cell.in_sweep
     ]
     passes = {system: sum(cell.passes for cell in by_cell if cell.system == system) for system in ("full", "decode")}
     return passes["decode"] / median(steps) / passes["full"]

@@ -87,13 +87,13 @@ class Grid:
             family = FAMILIES[base[0].family]
             data = draw(family, base[0].seed, self.items)
             wanted = recipe(family, data, identity)
-            of_base, full, decode, longer, as_long, from_full, longest = (
+            of_base, full, decode, longer, as_often, from_full, longest = (
                 Group(self, data, [load(cell, wanted, self.results) for cell in cells]) for cells in (base, *tuned)
             )
-            for of_full, of_decode in ((full, decode), (as_long, longer)):
+            for of_full, of_decode in ((full, decode), (as_often, longer)):
                 for number, pair in enumerate(zip(of_full.records, of_decode.records, strict=True)):
                     of_full.records[number], of_decode.records[number] = _in_one_dtype(*pair)
-            further = (group for group in (longer, as_long, from_full, longest) if group.records)
+            further = (group for group in (longer, as_often, from_full, longest) if group.records)
             groups += [of_base, full, decode, *further]
         return groups
 

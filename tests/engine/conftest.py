@@ -9,16 +9,14 @@ from prefillshare.config import BaseConfig, Deployment, ModuleConfig, WorkerConf
 from prefillshare.engine.worker import WorkerSpec, plan_workers
 from prefillshare.identity import compute_identity
 from prefillshare.module import BaseReference, Manifest, ModuleKind, load_module, save_manifest
+from tests.conftest import write_safetensors
 
 
 def write_module(folder: Path, base: Path, kind: ModuleKind = "full", adapter_config: object = None) -> Path:
     folder.mkdir()
-    if kind == "full":
-        (folder / "config.json").write_text("{}")
-        (folder / "model.safetensors").touch()
-    else:
-        (folder / "adapter_config.json").write_text(json.dumps(adapter_config))
-        (folder / "adapter_model.safetensors").touch()
+    weights, config = {"full": ("model", "config"), "lora": ("adapter_model", "adapter_config")}[kind]
+    write_safetensors(folder / f"{weights}.safetensors", {"a": b"1"})
+    (folder / f"{config}.json").write_text(json.dumps(adapter_config or {}))
     reference = BaseReference(name="base", identity=compute_identity(base))
     save_manifest(folder, Manifest(name="name-in-manifest", kind=kind, base=reference))
     return folder

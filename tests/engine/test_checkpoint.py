@@ -8,18 +8,8 @@ import pytest
 from prefillshare.engine.checkpoint import require_base
 from prefillshare.errors import UserError
 from prefillshare.identity import compute_identity
-from prefillshare.module import BaseReference, Manifest, ModuleKind, save_manifest
 from tests.conftest import write_checkpoint, write_safetensors
-
-
-def write_module(folder: Path, base: Path, kind: ModuleKind) -> Path:
-    folder.mkdir()
-    weights, config = {"full": ("model", "config"), "lora": ("adapter_model", "adapter_config")}[kind]
-    write_safetensors(folder / f"{weights}.safetensors", {"a": b"1"})
-    (folder / f"{config}.json").write_text("{}")
-    reference = BaseReference(name="base", identity=compute_identity(base))
-    save_manifest(folder, Manifest(name="sql", kind=kind, base=reference))
-    return folder
+from tests.engine.conftest import write_module
 
 
 def test_a_prefill_worker_runs_the_base_that_was_planned(checkpoint: Path) -> None:

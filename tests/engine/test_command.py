@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from prefillshare.config import Deployment, ModuleConfig
+from prefillshare.config import BaseConfig, Deployment, ModuleConfig
 from prefillshare.engine.command import worker_command, worker_environment
 from prefillshare.engine.worker import WorkerSpec, plan_workers
 from prefillshare.errors import UserError
 from prefillshare.identity import compute_identity
+from tests.conftest import write_checkpoint
+from tests.engine.conftest import write_module
 
 
 def option(spec: WorkerSpec, name: str) -> str:
@@ -143,6 +145,38 @@ def test_no_model_can_have_the_name_of_the_checkpoint_under_adapters(
         with pytest.raises(ValidationError, match="name"):
             ModuleConfig(name=checkpoint, path=Path("x"))
         assert ModuleConfig(name=checkpoint.replace("~", "-"), path=Path("x"))  # it is the tilde
+
+
+def test_workers_of_several_bases_each_get_what_is_their_bases(
+    deployment: Deployment, checkpoint: Path, tmp_path: Path
+) -> None:
+    other = write_checkpoint(tmp_path / "other", weights=b"efgh")
+    bases = (*deployment.bases, BaseConfig(path=other, name="org/other"))
+    sql, json_ = deployment.modules
+    modules = (
+        sql.model_copy(update={"base": "smol"}),
+        json_.model_copy(update={"base": "smol"}),
+        ModuleConfig(name="a", path=write_module(tmp_path / "a", other), base="org/other"),
+        ModuleConfig(name="b", path=write_module(tmp_path / "b", other, "lora", {"r": 4}), base="org/other"),
+    )
+    planned = plan_workers(deployment.model_copy(update={"bases": bases, "modules": modules}))
+    assert [spec.name for spec in planned] == [
+        "prefill-smol-0",
+        "prefill-smol-1",
+        "prefill-org~other-0",
+        "decode-org~sql-0",
+        "decode-org~sql-1",
+        "decode-json-0",
+        "decode-a-0",
+        "decode-b-0",
+    ]
+    assert [spec.port for spec in planned] == list(range(9100, 9108))
+    ours = [spec for spec in planned if spec.name in ("prefill-org~other-0", "decode-a-0", "decode-b-0")]
+    for base, specs in ((other, ours), (checkpoint, [spec for spec in planned if spec not in ours])):
+        assert {spec.base for spec in specs} == {base}
+        assert {option(spec, "--tokenizer") for spec in specs} == {str(base)}
+        assert {spec.base_identity for spec in specs} == {compute_identity(base).digest}
+    assert [option(spec, "--model") for spec in ours] == [str(other), str(tmp_path / "a"), str(other)]
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from prefillshare.config import BaseConfig, Deployment, ModuleConfig, WorkerConfig
+from prefillshare.config import Deployment, WorkerConfig
 from prefillshare.engine.worker import WorkerSpec, giving_way, plan_workers
 from prefillshare.errors import UserError
 from prefillshare.hardware import preferred_dtype
 from prefillshare.identity import compute_identity
 from prefillshare.module import BaseReference, load_module, save_manifest
 from tests.conftest import write_checkpoint
-from tests.engine.conftest import write_module
 
 
 def test_prefill_workers_come_first_and_ports_count_up(deployment: Deployment) -> None:
@@ -75,37 +74,6 @@ def test_modules_of_a_pool_that_were_trained_on_different_bases_are_refused(pool
     save_manifest(module.path, module.manifest.model_copy(update={"base": reference}))
     with pytest.raises(UserError, match="'text/all' were trained on different bases"):
         plan_workers(pooled)
-
-
-def test_workers_of_several_bases_each_get_what_is_their_bases(
-    deployment: Deployment, checkpoint: Path, tmp_path: Path
-) -> None:
-    other = write_checkpoint(tmp_path / "other", weights=b"efgh")
-    bases = (*deployment.bases, BaseConfig(path=other, name="org/other"))
-    sql, json_ = deployment.modules
-    modules = (
-        sql.model_copy(update={"base": "smol"}),
-        json_.model_copy(update={"base": "smol"}),
-        ModuleConfig(name="a", path=write_module(tmp_path / "a", other), base="org/other"),
-        ModuleConfig(name="b", path=write_module(tmp_path / "b", other, "lora", {"r": 4}), base="org/other"),
-    )
-    planned = plan_workers(deployment.model_copy(update={"bases": bases, "modules": modules}))
-    assert [spec.name for spec in planned] == [
-        "prefill-smol-0",
-        "prefill-smol-1",
-        "prefill-org~other-0",
-        "decode-org~sql-0",
-        "decode-org~sql-1",
-        "decode-json-0",
-        "decode-a-0",
-        "decode-b-0",
-    ]
-    assert [spec.port for spec in planned] == list(range(9100, 9108))
-    ours = [spec for spec in planned if spec.name in ("prefill-org~other-0", "decode-a-0", "decode-b-0")]
-    for base, specs in ((other, ours), (checkpoint, [spec for spec in planned if spec not in ours])):
-        assert {spec.base for spec in specs} == {base}
-        assert {spec.base_identity for spec in specs} == {compute_identity(base).digest}
-    assert [spec.model for spec in ours] == [other, tmp_path / "a", other]
 
 
 def test_a_decode_worker_gives_way_to_a_prefill_worker_on_its_core(specs: dict[str, WorkerSpec]) -> None:

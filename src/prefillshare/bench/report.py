@@ -2,7 +2,7 @@
 
 import html
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 
@@ -170,16 +170,19 @@ def highest_kept_up(runs: Sequence[Figures]) -> str:
     middle = _kept_up_by_load(runs)
     if not middle:
         return "-"
-    kept = loads_kept_up(runs)
+    kept = _kept_up(middle)
     load = kept[-1] if kept else next(iter(middle))
     sign = "< " if not kept else "" if len(kept) < len(middle) else ">= "
-    return f"{sign}{arrived(by_load(runs)[load])} ({middle[load]:.2f})"
+    return f"{sign}{arrived([run for run in runs if run.load == load])} ({middle[load]:.2f})"
 
 
 def loads_kept_up(runs: Sequence[Figures]) -> list[str]:
     """The loads of one system with which it kept up, and with all that are lower, ascending: one above a load that was
     too much was kept up with by chance."""
-    middle = _kept_up_by_load(runs)
+    return _kept_up(_kept_up_by_load(runs))
+
+
+def _kept_up(middle: Mapping[str, float]) -> list[str]:
     return list(takewhile(lambda load: middle[load] >= KEEPS_UP, middle))
 
 
