@@ -106,6 +106,15 @@ class RouterClient:
         raise RouterRefused(status, code, message)
 
 
+def connect(url: str, key_file: Path | None) -> RouterClient:
+    """A client with the operator's key, if there is one.
+
+    Raises:
+        UserError: the URL or the key is none (`RouterClient`, `find_key`).
+    """
+    return RouterClient(url, find_key(key_file))
+
+
 def find_key(key_file: Path | None, environment: Mapping[str, str] = os.environ) -> str | None:
     """The operator's key, from the file or the environment: on a command line everybody on the machine could read it.
 

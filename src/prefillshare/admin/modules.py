@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from prefillshare.admin.options import DEFAULT_ROUTER, AsJson, Force, KeyFile, Router, Timeout, Wait, say
+from prefillshare.admin.client import connect
+from prefillshare.admin.options import DEFAULT_ROUTER, AsJson, Force, KeyFile, Router, Timeout, Wait, say, status
 from prefillshare.admin.tables import modules_table
-from prefillshare.admin.workers import connect
 from prefillshare.errors import UserError
 from prefillshare.instructions import Placement
 
@@ -89,7 +89,8 @@ def remove(
     --force it goes at once, and calls that have not reached their decode worker end with a 404.
     """
     client = connect(router, key_file)
-    answer = client.send("DELETE", f"/modules/{name}", wait_s=timeout if wait else 0.0, force=force)
+    with status(f"{name}: waiting for the calls under way" if wait else ""):
+        answer = client.send("DELETE", f"/modules/{name}", wait_s=timeout if wait else 0.0, force=force)
     gone = ", ".join(answer["workers"])
     say(answer, f"{name} is removed" + (f", and with it {gone}" if gone else ""), as_json=as_json)
 

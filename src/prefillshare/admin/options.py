@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.status import Status
 
 Router = Annotated[
     str, typer.Option("--router", envvar="PREFILLSHARE_ROUTER", metavar="URL", help="Where clients reach the router.")
@@ -26,3 +28,8 @@ DEFAULT_ROUTER = "http://127.0.0.1:8000"
 def say(answer: Mapping[str, Any], text: str, *, as_json: bool) -> None:
     """The router's answer for programs, or what it means for people."""
     typer.echo(json.dumps(answer, indent=2) if as_json else text)
+
+
+def status(text: str) -> Status:
+    """What the command waits for, on a terminal, as long as it does; nothing where the text is empty."""
+    return Console(stderr=True, quiet=not text).status(text)

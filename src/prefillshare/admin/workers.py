@@ -3,13 +3,12 @@
 import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from prefillshare.admin.client import RouterClient, RouterRefused, find_key
+from prefillshare.admin.client import RouterClient, RouterRefused, connect
 from prefillshare.admin.options import (
     DEFAULT_ROUTER,
     AsJson,
@@ -20,6 +19,7 @@ from prefillshare.admin.options import (
     Wait,
     WorkerName,
     say,
+    status,
 )
 from prefillshare.admin.tables import under_way, workers_table
 from prefillshare.errors import Refused
@@ -33,10 +33,6 @@ app = typer.Typer(
 )
 
 _POLL_S = 1.0
-
-
-def connect(router: str, key_file: Path | None) -> RouterClient:
-    return RouterClient(router, find_key(key_file))
 
 
 @app.command("list")
@@ -126,14 +122,14 @@ def remove(
     wait); calls on it go on all the same. The last worker of a pool that is ready goes by --force alone.
     """
     client = connect(router, key_file)
-    with _status(f"{name}: waiting for the calls under way" if wait else ""):
+    with status(f"{name}: waiting for the calls under way" if wait else ""):
         answer = client.send("DELETE", f"/workers/{name}", wait_s=timeout if wait else 0.0, force=force)
     say(answer, f"{name} is removed", as_json=as_json)
 
 
 def _until_reached(ask: Callable[[], dict[str, Any]], seconds: float) -> dict[str, Any]:
     deadline = time.monotonic() + seconds
-    with _status("waiting for the worker to answer" if seconds else ""):
+    with status("waiting for the worker to answer" if seconds else ""):
         while True:
             try:
                 return ask()
@@ -145,15 +141,11 @@ def _until_reached(ask: Callable[[], dict[str, Any]], seconds: float) -> dict[st
 
 def _until_idle(client: RouterClient, row: dict[str, Any], seconds: float) -> dict[str, Any]:
     deadline = time.monotonic() + seconds
-    with Console(stderr=True).status(under_way(row)) as status:
+    with status(under_way(row)) as shown:
         while not row["idle"]:
             if time.monotonic() > deadline:
                 raise Refused(f"not idle after {seconds:g} s: {under_way(row)}; it goes on draining")
             time.sleep(_POLL_S)
             row = client.get(f"/workers/{row['name']}")
-            status.update(under_way(row))
+            shown.update(under_way(row))
     return row
-
-
-def _status(text: str) -> Any:
-    return Console(stderr=True, quiet=not text).status(text)
