@@ -22,7 +22,7 @@ from prefillshare.bench.drive import salted
 from prefillshare.bench.figures import finished, recorded
 from prefillshare.bench.matrix import Run, WorkloadConfig, workload_of
 from prefillshare.bench.percentiles import percentile_with_cut
-from prefillshare.bench.systems import FLOW, Machine, model_names
+from prefillshare.bench.systems import Machine, flow_of, model_names
 from prefillshare.errors import UserError
 from prefillshare.simulate.cost import WorkerProfile
 from prefillshare.simulate.layout import Layout
@@ -106,7 +106,7 @@ def compare(facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], tokenis
     profile = _of_one_worker(fitted, facts["workers"])
     simulated = Records()
     layout, arrivals = _layout(run, machine), run.arrivals(workload)
-    flow = FLOW.model_copy(update={"turn_s": facts.get("turn_s", 0.0)})  # from before there were turns, none
+    flow = flow_of(machine, facts.get("turn_s", 0.0))  # from before there were turns, none
     Simulation(layout, profile, shapes, arrivals, simulated, preamble_tokens=preamble, flow=flow).run()
     until = facts["limit_s"]
     cut["simulated"] = [until - begun for begun, ended in simulated.sessions if begun < until < ended]

@@ -86,6 +86,11 @@ def test_turns_are_as_long_as_the_machine_says(base: Path) -> None:
         assert plan("shared", 2, base, base.parent / "x", machine).router.flow.turn_s == turn_s
 
 
+def test_prompts_that_are_cached_go_first_for_as_long_as_the_machine_says(base: Path) -> None:
+    for machine, seconds in ((MACHINE, 86400.0), (MACHINE.model_copy(update={"cached_first_s": 15.0}), 15.0)):
+        assert plan("per-model", 2, base, base.parent / "x", machine).router.flow.cached_first_s == seconds
+
+
 def test_a_model_of_per_model_is_prefilled_by_itself(base: Path) -> None:
     deployment = plan("per-model", 3, base, base.parent / "x", MACHINE)
     found = routes(deployment, plan_system_workers("per-model", MACHINE, deployment))

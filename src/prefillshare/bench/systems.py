@@ -43,12 +43,13 @@ _POOL = "together"
 _GROUPED_LORA = ("--worker-extension-cls", "prefillshare.engine.grouped_lora.GroupedLora")
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Every call is served, however long it waits: a system that refused calls would look fast.
-FLOW = FlowConfig(queue_share=1e6, queue_calls=1_000_000, max_wait_s=86400.0, cached_first_s=86400.0)
+FLOW = FlowConfig(queue_share=1e6, queue_calls=1_000_000, max_wait_s=86400.0)
 Core = Annotated[int, Field(ge=0)]
 
 
 class Machine(Section):
-    """What every system gets. KV is in tokens, in total: workers of a kind divide it evenly. `turn_s` is of routers."""
+    """What every system gets. KV is in tokens, in total: workers of a kind divide it evenly. `turn_s` and
+    `cached_first_s` are of routers (docs/flow.md)."""
 
     prefill_cores: Annotated[tuple[Core, ...], Field(min_length=1)] = (0,)
     decode_cores: Annotated[tuple[Core, ...], Field(min_length=1)] = (1,)
@@ -59,6 +60,7 @@ class Machine(Section):
     max_model_len: Count = 8192
     max_num_seqs: Count = 16
     turn_s: Annotated[float, Field(ge=0)] = 5.0
+    cached_first_s: Annotated[float, Field(ge=0)] = 86400.0
     first_port: Port = 8400
     first_side_channel_port: Port = 5900
     engine_args: tuple[str, ...] = ()
@@ -73,6 +75,10 @@ class Machine(Section):
     def cores(self) -> tuple[int, ...]:
         """Of both kinds, each once."""
         return tuple(dict.fromkeys((*self.prefill_cores, *self.decode_cores)))
+
+
+def flow_of(machine: Machine, turn_s: float) -> FlowConfig:
+    return FLOW.model_copy(update={"turn_s": turn_s, "cached_first_s": machine.cached_first_s})
 
 
 def model_names(count: int) -> tuple[str, ...]:
@@ -111,7 +117,7 @@ def plan(system: SystemName, models: int, base: Path, folder: Path, machine: Mac
         ),
         router=RouterConfig(
             port=machine.first_port,
-            flow=FLOW.model_copy(update={"turn_s": machine.turn_s}),
+            flow=flow_of(machine, machine.turn_s),
             # Probes would take part of a system's time. Workers that take turns on a core can have a step of half a
             # minute and a prompt of ten, which is no fault of theirs: taken for stalled, they would lose their calls.
             health=HealthConfig(token_every_s=86400.0, stalled_after_s=86400.0),
