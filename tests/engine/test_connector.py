@@ -346,6 +346,20 @@ def test_a_structure_that_no_answer_can_have_is_the_clients_mistake(
     assert [reason for _, reason, _ in stats.data["refusals"]] == (["grammar_failed"] if told else [])
 
 
+def test_a_refused_request_is_not_told_as_a_structure_without_an_answer() -> None:
+    """Preempted with all base KV still here, it is loaded and failed behind its prompt."""
+    connector = make_connector()
+    asked = SimpleNamespace(grammar="compiled")
+    request = Request(HANDOFF, structured_output_request=asked)
+    assert outcome(connector, request) == "pulled"
+    schedule(connector, request)
+    request.status, request.num_computed_tokens = RequestStatus.FINISHED_ERROR, 70
+    connector.request_finished_all_groups(request, ())
+    counted = finished(connector, request.request_id, failed=(request.request_id,))
+    assert REFUSALS.get(request.request_id).reason == "preempted"
+    assert [reason for _, reason, _ in counted["refusals"]] == ["preempted"]
+
+
 def test_other_ends_of_structured_answers_are_no_mistake() -> None:
     connector = make_connector()
     request = Request(HANDOFF, structured_output_request=SimpleNamespace(grammar="compiled"), num_computed_tokens=80)
@@ -377,6 +391,22 @@ def test_a_call_that_never_ran_releases_the_blocks_of_its_handoff() -> None:
     connector.on_new_request(request)
     connector.request_finished(request, [])
     assert "request" in connector.build_connector_meta(SimpleNamespace()).reqs_to_recv
+
+
+def test_a_call_that_never_ran_uses_its_handoff_up() -> None:
+    """Its blocks are given away. A second one must not have blocks given away that a call is reading."""
+    connector = make_connector()
+    for rejected in (Request(HANDOFF, prompt_tokens=1, abort_immediately=True) for _ in range(2)):
+        connector.on_new_request(rejected)
+        connector.request_finished(rejected, [])
+    assert outcome(connector, Request(HANDOFF)) == "used_handoff"
+
+    connector = make_connector()
+    assert outcome(connector, Request(HANDOFF)) == "pulled"
+    rejected = Request(HANDOFF, prompt_tokens=1, abort_immediately=True, request_id="rejected")
+    connector.on_new_request(rejected)
+    connector.request_finished(rejected, [])
+    assert "rejected" not in connector.build_connector_meta(SimpleNamespace()).reqs_to_recv
 
 
 @pytest.mark.parametrize("change", [{"remote_host": None}, {"remote_request_id": "of another session"}])
@@ -469,6 +499,17 @@ def test_a_pull_without_an_answer_is_given_up_but_its_blocks_are_not(monkeypatch
     assert [reason for _, reason, _ in counted["refusals"]] == ["pull_failed"]
     assert "pulled_tokens" not in counted
     assert finished(connector, "stuck") == {}  # and counted once
+    assert finished(connector, "stuck", failed=("stuck",)) == {}  # also when the read ends with an error after all
+
+
+def test_a_pull_that_fails_when_its_caller_has_left_is_no_refusal() -> None:
+    connector, request = make_connector(), Request(HANDOFF, request_id="left")
+    connector.on_new_request(request)
+    schedule(connector, request)
+    request.status = RequestStatus.FINISHED_ABORTED
+    connector.request_finished_all_groups(request, ())
+    connector.get_kv_connector_stats()
+    assert finished(connector, "left", failed=("left",)) == {}
 
 
 @pytest.mark.parametrize(("seconds_left", "failed"), [(5.0, set()), (-1.0, {"late"}), (2.4, {"late"})])

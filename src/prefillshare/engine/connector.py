@@ -38,6 +38,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.nixl.connector import NixlPull
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.metadata import NixlConnectorMetadata
 from vllm.logger import init_logger
 from vllm.platforms import current_platform
+from vllm.v1.request import RequestStatus
 
 from prefillshare.engine import hooks
 from prefillshare.engine.checkpoint import require_base
@@ -136,6 +137,7 @@ class SharedPrefillConnector(NixlPullConnector):
         self._block_size: int = vllm_config.cache_config.block_size
         self._used_handoffs: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._pulls: dict[str, tuple[int, float]] = {}  # scheduler side, by request: tokens, and since when
+        self._refusing: set[str] = set()  # scheduler side: until the worker has reported them
         self._stats = HandoffStats()
         self._reads: dict[str, _Read] = {}  # worker side, by request
         self._pull_timeout_s: float = extra["pull_timeout_s"]
@@ -213,6 +215,7 @@ class SharedPrefillConnector(NixlPullConnector):
                 logger.warning("refusing request %s: %s", request.request_id, refusal.reason)
                 REFUSALS.note(request.request_id, refusal)
             self._refused.add(request.request_id)
+            self._refusing.add(request.request_id)
             return
         params = request.kv_transfer_params
         if self._decodes and params and params["do_remote_prefill"]:  # once; vLLM comes again when the KV is there
@@ -236,7 +239,10 @@ class SharedPrefillConnector(NixlPullConnector):
         super().update_connector_output(connector_output)
         failed = connector_output.failed_recving or set()
         for request_id in failed:
-            self._pulls.pop(request_id, None)
+            # A pull that was given up may fail yet, long after its request was refused.
+            if self._pulls.pop(request_id, None) is None and request_id not in self._refusing:
+                continue
+            self._refusing.discard(request_id)
             refusal = REFUSALS.get(request_id) or Refusal("pull_failed", _MESSAGES["pull_failed"])
             self._stats.record_refusal(request_id, refusal)
         for request_id in (connector_output.finished_recving or set()) - failed:
@@ -247,7 +253,10 @@ class SharedPrefillConnector(NixlPullConnector):
     def request_finished_all_groups(
         self, request: "Request", block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
-        if self._decodes and (why := hooks.grammar_failed(request)):
+        if request.status == RequestStatus.FINISHED_ABORTED:
+            self._pulls.pop(request.request_id, None)  # if it fails now, that is nobody's refusal
+        # A request that was refused ends with an error, too, and may have come as far as one without an answer.
+        if self._decodes and not REFUSALS.get(request.request_id) and (why := hooks.grammar_failed(request)):
             message = f"no answer can be made with the structure asked for: {why[:_LONGEST_REASON]}"
             refusal = Refusal("grammar_failed", message)
             REFUSALS.note(request.request_id, refusal)
@@ -263,16 +272,19 @@ class SharedPrefillConnector(NixlPullConnector):
         if not self._decodes:
             return prefill_refusal(params)
         refusal = decode_refusal(params) or seal_refusal(params, self._key)
-        if refusal is not None or request.abort_immediately:  # aborted: only tells the prefill worker to let go
+        if refusal is not None:
             return refusal
         assert params is not None
-        refusal = prompt_refusal(params, request.prompt_token_ids or [], self._block_size)
-        if refusal is None and (request.skip_reading_prefix_cache or request.resumable):
-            refusal = Refusal(
-                "local_prefill_asked",
-                "prompt_logprobs, and prompts that come in parts, need the prompt to be computed here, with the decode "
-                "module's weights",
-            )
+        # Aborted at once: comes with another prompt, and only tells the prefill worker to let go. It uses the handoff
+        # up all the same, and must not have blocks given away that a call is reading.
+        if not request.abort_immediately:
+            refusal = prompt_refusal(params, request.prompt_token_ids or [], self._block_size)
+            if refusal is None and (request.skip_reading_prefix_cache or request.resumable):
+                refusal = Refusal(
+                    "local_prefill_asked",
+                    "prompt_logprobs, and prompts that come in parts, need the prompt to be computed here, with the "
+                    "decode module's weights",
+                )
         return refusal or self._why_not_again((params["remote_engine_id"], params["remote_request_id"]))
 
     def _why_not_again(self, handoff: tuple[str, str]) -> Refusal | None:

@@ -180,7 +180,7 @@ def grammar_failed(request: Request) -> str | None:
 
     vLLM has no status of its own for it. Without a grammar, the request holds an exception in its place. With one that
     lets no token through (a grammar that cannot be followed to an end passes as well-formed), it ends behind its
-    prompt, where nothing else ends a request with an error.
+    prompt, where nothing but a refusal ends a request with an error.
     """
     asked = request.structured_output_request
     if asked is None or request.status != RequestStatus.FINISHED_ERROR:
