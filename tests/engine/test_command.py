@@ -12,6 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from prefillshare.config import BaseConfig, Deployment, ModuleConfig
+from prefillshare.engine import command as command_module
 from prefillshare.engine.command import worker_command, worker_environment
 from prefillshare.engine.worker import WorkerSpec, plan_workers
 from prefillshare.errors import UserError
@@ -250,8 +251,37 @@ def test_side_channels_are_told_by_environment(specs: dict[str, WorkerSpec]) -> 
 def test_command_and_environment_survive_a_shell(specs: dict[str, WorkerSpec]) -> None:
     spec = replace(specs["decode-json-0"], core=None)
     command = worker_command(spec)
-    show = "import json, os, sys; print(json.dumps([sys.argv[1:], os.environ['UCX_TLS']]))"
+    show = "import json, os, sys; print(json.dumps([sys.argv[1:], os.environ['VLLM_NIXL_SIDE_CHANNEL_PORT']]))"
     line = " ".join(f"{name}={shlex.quote(value)}" for name, value in worker_environment(spec).items())
     line += " " + shlex.join([command[0], "-c", show, *command[1:]])
     shell = subprocess.run(["sh", "-c", line], env={"PATH": os.environ["PATH"]}, capture_output=True, check=True)
-    assert json.loads(shell.stdout) == [command[1:], worker_environment(spec)["UCX_TLS"]]
+    assert json.loads(shell.stdout) == [command[1:], worker_environment(spec)["VLLM_NIXL_SIDE_CHANNEL_PORT"]]
+
+
+@pytest.mark.parametrize(
+    ("vendor", "kind", "given", "limited"),
+    [
+        ("0x1af4", "0x030000", None, True),
+        ("0x10de", "0x020000", None, True),  # a network card of theirs
+        ("0x10de", "0x030200", None, False),
+        ("0x1af4", "0x030000", "tcp", False),
+    ],
+)
+def test_transports_are_only_limited_where_nixl_starts_with_that(
+    vendor: str,
+    kind: str,
+    given: str | None,
+    limited: bool,
+    specs: dict[str, WorkerSpec],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It does not on a machine with a GPU. The caller's own limit stays."""
+    monkeypatch.setattr(command_module, "_PCI", tmp_path)
+    monkeypatch.delenv("UCX_TLS", raising=False)
+    if given:
+        monkeypatch.setenv("UCX_TLS", given)
+    (tmp_path / "0000:00:01.0").mkdir()
+    (tmp_path / "0000:00:01.0" / "vendor").write_text(vendor + "\n")
+    (tmp_path / "0000:00:01.0" / "class").write_text(kind + "\n")
+    assert ("UCX_TLS" in worker_environment(specs["decode-json-0"])) == limited

@@ -1,6 +1,7 @@
 """The command line and environment of a prefill or decode worker. Builds them; imports no vLLM, starts nothing."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -17,6 +18,9 @@ _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 NICENESS = 5
 
 MAIN_MODULE = "prefillshare.engine.launch"  # of a worker's first process
+
+_PCI = Path("/sys/bus/pci/devices")
+_NVIDIA, _DISPLAY = "0x10de", "0x03"
 
 
 def worker_command(spec: WorkerSpec) -> list[str]:
@@ -81,11 +85,27 @@ def worker_environment(spec: WorkerSpec) -> dict[str, str]:
         "VLLM_NIXL_SIDE_CHANNEL_PORT": str(spec.side_channel_port),
         KEY_VARIABLE: spec.handoff_key,
         WORKER_KEY_VARIABLE: spec.worker_key,
-        "UCX_TLS": "cma,posix,sysv,self,tcp",  # shared memory first; probing for RDMA devices takes seconds
     }
+    if "UCX_TLS" not in os.environ and not _has_nvidia_gpu():
+        # Shared memory first; probing for RDMA devices takes seconds. NIXL does not start with such a list where there
+        # is a GPU, used or not.
+        environment["UCX_TLS"] = "cma,posix,sysv,self,tcp"
     if spec.core is not None:
         environment["OMP_NUM_THREADS"] = "1"
     return environment
+
+
+def _has_nvidia_gpu() -> bool:
+    """Whether the machine has one, by its PCI devices, as NIXL looks for it: a container may not be given it."""
+    vendors = (device for device in _PCI.glob("*/vendor") if _read(device) == _NVIDIA)
+    return any(_read(vendor.with_name("class")).startswith(_DISPLAY) for vendor in vendors)
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text().strip()
+    except OSError:  # gone meanwhile
+        return ""
 
 
 def _checkpoint_name(spec: WorkerSpec) -> str:
