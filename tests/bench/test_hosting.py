@@ -5,6 +5,7 @@ import signal
 import time
 from pathlib import Path
 
+import aiohttp
 import psutil
 import pytest
 from rich.console import Console
@@ -79,3 +80,14 @@ async def test_what_a_signal_stopped_has_not_succeeded(number: signal.Signals, c
     told = io.StringIO()
     assert await hosting.to_the_end(work(), Console(file=told), stopped="to be gone on with") == code
     assert "to be gone on with" in told.getvalue()
+
+
+async def test_a_worker_that_is_gone_is_told_in_a_line() -> None:
+    """Killed for want of memory, for instance, while another system started."""
+
+    async def work() -> None:
+        raise aiohttp.ClientError("Cannot connect to host 127.0.0.1:8401")
+
+    told = io.StringIO()
+    assert await hosting.to_the_end(work(), Console(file=told), stopped="") == 1
+    assert "failed: a worker does not answer: Cannot connect to host 127.0.0.1:8401; its log is" in told.getvalue()

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 from rich.console import Console
 
 from prefillshare.bench.host import Hosted, HostRequest
@@ -27,9 +28,9 @@ class HostFailed(Exception):
 
 
 async def to_the_end(work: Coroutine[Any, Any, None], console: Console, *, stopped: str) -> int:
-    """Runs the work of a command that hosts systems; returns its exit code: 1 when a system did not start, and what
-    shells expect after a signal, 130 after Ctrl-C and 143 after SIGTERM, which prints `stopped`. A second one ends the
-    process at once; hosts then end by themselves."""
+    """Runs the work of a command that hosts systems; returns its exit code: 1 when a system did not start, or when a
+    worker of it is gone between two runs, and what shells expect after a signal, 130 after Ctrl-C and 143 after
+    SIGTERM, which prints `stopped`. A second one ends the process at once; hosts then end by themselves."""
     with StopSignals(on_first=partial(say_stopping, console), kill=lambda: os._exit(130)) as signals:
         try:
             await work
@@ -38,6 +39,16 @@ async def to_the_end(work: Coroutine[Any, Any, None], console: Console, *, stopp
                 raise
             console.print(stopped)
             return 128 + signals.received
+        except aiohttp.ClientError as error:
+            console.print(
+                f"failed: a worker does not answer: {error}; its log is under `systems` in the output folder, and the "
+                "same command goes on with the run that was under way",
+                style="red",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+            return 1
         except HostFailed as error:
             console.print(f"failed: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
             return 1
