@@ -46,6 +46,11 @@ def test_overrides_replace_fields_and_have_their_types(tmp_path: Path) -> None:
         (MINIMAL, ["max_steps=0"], "max_steps: must be positive .found 0"),
         (MINIMAL + "trl: {seed: 1}\n", [], "trl: not a field"),
         (MINIMAL, ["report_to=comet_ml"], "report_to: 'comet_ml' is not installed"),
+        (MINIMAL, ["dtype=bf16"], "dtype: must be one of auto, bfloat16, float16, float32 .found 'bf16'"),
+        (MINIMAL, ["loss_type=dtf"], "loss_type: must be one of nll, dft, chunked_nll .found 'dtf'"),
+        (MINIMAL + "datasets: [{path: x}]\n", [], "datasets: a mixture is one folder here"),
+        (MINIMAL, ["test_split_size=0.1"], "test_split_size: rows are split beforehand"),
+        (MINIMAL + "env: {X: 1}\n", [], "env: set environment variables where the command is started"),
         (MINIMAL, ["seed=[1"], "override 'seed=\\[1': the value is not valid YAML"),
         ("output_dir: x\n", [], "dataset_name: Field required"),
     ],
@@ -70,6 +75,8 @@ def test_what_cannot_be_used_is_named(tmp_path: Path, content: str, overrides: l
         ("dataset_config=default", "a part of a data set of the Hub"),
         ("dataset_text_field=story", "plain text have no prompt"),
         ("eval_packing=true", "one to a row"),
+        ("loss_type=chunked_nll", "computes nll and dft"),
+        ("router_aux_loss_coef=0.1", "has experts"),
     ],
 )
 def test_options_that_cannot_work_on_base_kv_are_refused_with_the_reason(

@@ -191,10 +191,32 @@ def test_a_template_whose_response_does_not_follow_the_generation_prompt_is_refu
         read_row({"messages": [USER, ANSWER]}, tokenizer)
 
 
+@pytest.mark.parametrize(
+    ("row", "field"),
+    [
+        ({"prompt": "How many?", "completion": "one <|im_end|> two"}, "completion"),
+        ({"messages": [USER, {"role": "assistant", "content": "one <|im_end|> two"}]}, "messages"),
+        ({"messages": [USER, ANSWER | {"reasoning_content": "<|im_end|>x"}]}, "messages"),
+    ],
+)
+def test_a_response_that_would_end_in_its_middle_is_refused(row: dict[str, Any], field: str) -> None:
+    with pytest.raises(BadRow, match=rf"field '{field}': the response has '<\|im_end\|>' in its text"):
+        read_row(row, TOKENIZER)
+
+
+def test_a_response_may_bring_its_end() -> None:
+    ours, theirs = ([{"prompt": "How many?", "completion": f"Three.{end}"}] for end in ("", "<|im_end|>\n"))
+    assert [read_row(row, TOKENIZER) for row in ours] == [read_row(row, TOKENIZER) for row in theirs]
+
+
 # Conversations in which texts hold what tokenizers and templates trip over.
-pieces = st.sampled_from(["a", "b", "T", " ", "\n", "é", "<|im_end|>", "<|im_start|>"])
-texts = st.lists(pieces, max_size=6).map("".join)
-answers = st.builds(str.__add__, st.sampled_from(["a", " T", "é\n"] * 3 + ["\nb"]), texts)
+pieces = ["a", "b", "T", " ", "\n", "é", "<|im_start|>"]
+texts = st.lists(st.sampled_from([*pieces, "<|im_end|>"]), max_size=6).map("".join)
+answers = st.builds(
+    str.__add__,
+    st.sampled_from(["a", " T", "é\n"] * 3 + ["\nb"]),
+    st.lists(st.sampled_from(pieces), max_size=6).map("".join),
+)
 
 
 @st.composite

@@ -31,7 +31,7 @@ FSDP = DDP | {
         "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
         "fsdp_reshard_after_forward": True,
         "fsdp_state_dict_type": "FULL_STATE_DICT",
-        "fsdp_cpu_ram_efficient_loading": False,
+        "fsdp_cpu_ram_efficient_loading": True,  # Accelerate's default: Transformers loads one process's weights
     },
 }
 
@@ -89,6 +89,13 @@ def test_two_processes_have_the_losses_of_one(recipe: Path, launcher: str, use_p
     )
     assert losses(folder / "two") == pytest.approx(losses(alone.path), abs=1e-4)
     assert load_module(folder / "two").kind == alone.kind
+
+
+def test_deepspeed_is_refused_when_the_launcher_asks_for_it(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_train_config(recipe)
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(UserError, match=r"accelerate launch: DeepSpeed is not proven .* use FSDP"):
+        train(config)
 
 
 @pytest.mark.parametrize("asked", ["field", "launcher"])

@@ -18,7 +18,7 @@ from prefillshare.training.dataset import read_examples
 from prefillshare.training.output import RECORD_NAME, UNFINISHED
 from prefillshare.training.reference import generate, load_base, load_decode
 from prefillshare.training.sources import digest
-from tests.training.tiny import byte_tokenizer, save_base, tiny_model
+from tests.training.tiny import byte_tokenizer, save_base, single, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -291,6 +291,15 @@ def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(
         run.train(config.changed(resume_from_checkpoint=str(cut)), show_progress=False)
 
 
+def test_a_checkpoint_of_weights_alone_is_refused(config: TrainConfig) -> None:
+    """Transformers would go on from it without a word, with a new optimiser and another warm-up."""
+    run.train(one_step(config).changed(save_only_model=True), show_progress=False)
+    checkpoint = config.output_dir / "checkpoint-1"
+    for named in (True, str(checkpoint)):
+        with pytest.raises(UserError, match=rf"{checkpoint} has no optimiser and schedule .*save_only_model"):
+            run.train(config.changed(resume_from_checkpoint=named), show_progress=False)
+
+
 def one_step(config: TrainConfig) -> TrainConfig:
     return config.changed(max_steps=1, save_strategy="steps", save_steps=1)
 
@@ -312,6 +321,8 @@ def test_a_checkpoint_of_something_else_is_refused_by_name(
             ({"dataset_name": other_data}, f"dataset_name: was {digest(config.dataset_name)}, is {digest(other_data)}"),
             ({"use_peft": True}, "use_peft: was full, is lora"),
             ({"instructions": "behind_context"}, "instructions: was in_place, is behind_context"),
+            ({"shuffle_dataset": True}, "shuffle_dataset: was False, is True"),
+            ({"seed": 7}, "seed: was 42, is 7"),
         ):
             with pytest.raises(UserError, match=r"checkpoint-1 was made with .*overwrite_output_dir=true") as caught:
                 run.train(again.changed(**change), show_progress=False)
@@ -449,6 +460,18 @@ def test_packed_rows_train_the_same_conversations(config: TrainConfig) -> None:
     assert sum(len(row["conversations"]) for row in packed) == len(examples)
     run.train(config, show_progress=False)
     assert answer(config, "say two: ") == "two"
+
+
+def test_packed_rows_are_as_long_as_those_of_trl(config: TrainConfig, tmp_path: Path) -> None:
+    """And not as the base's context, of which an epoch would be a few rows; longer only where a conversation is."""
+    wide = tiny_model()
+    wide.config.max_position_embeddings = 4096
+    config = config.changed(packing=True, model_name_or_path=save_base(tmp_path / "wide", wide))
+    for longest, lengths in ((100, [1000, 1000]), (1500, [1500, 1500])):
+        examples = [single([1] * 90, [2] * 10)] * 20
+        examples[0] = single([1] * (longest - 10), [2] * 10)
+        rows = run.make_trainer(config, examples, byte_tokenizer()).train_dataset
+        assert sorted(rows["length"])[-2:] == lengths
 
 
 def test_rows_are_shuffled_by_the_seed_where_it_is_asked_for(config: TrainConfig) -> None:

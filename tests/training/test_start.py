@@ -139,6 +139,13 @@ def test_what_no_module_can_start_from_is_refused_before_the_model_is_loaded(
         ({"peft_type": "IA3"}, {}, r"start_from: .* is of type 'IA3'; only LoRA adapters can be served"),
         ({"use_dora": True}, {}, r"start_from: .* has use_dora, which vLLM does not serve"),
         ({"modules_to_save": ["lm_head"]}, {}, r"start_from: .* has modules_to_save"),
+        ({"bias": "lora_only"}, {}, r"start_from: .* has bias, which vLLM does not serve"),
+        ({"layer_replication": [[0, 2]]}, {}, r"start_from: .* has layer_replication"),
+        (
+            {"init_lora_weights": "pissa_niter_4"},
+            {},
+            r"'pissa_niter_4', with which PEFT changes the base's own weights",
+        ),
         ({}, {"lora_r": 8, "lora_alpha": 4}, r"lora_alpha: the adapter .* its own; leave lora_alpha, lora_r out"),
         ({"r": 5}, {}, r"start_from: .*adapter does not fit the base"),
     ],

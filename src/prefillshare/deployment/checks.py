@@ -18,9 +18,10 @@ from prefillshare.errors import UserError
 from prefillshare.extras import missing
 from prefillshare.identity import BaseMismatch, compute_identity
 from prefillshare.module import DecodeModule, load_module, verify_module
+from prefillshare.proven import unproven
 from prefillshare.router.placement.table import policies
 from prefillshare.router.tracing import check_installed
-from prefillshare.windows import unproven_windows, windows_of
+from prefillshare.windows import windows_of
 
 _WORKER_GIB = 2.0  # a CPU worker without its KV cache: measured 3.0 GB PSS with 1 GB of KV
 
@@ -72,7 +73,7 @@ def _check_base(field: str, base: BaseConfig, max_model_len: int) -> Iterator[Fi
             f"set it to at most {longest}"
         )
         yield Finding("workers.max_model_len", "problem", detail)
-    if why := unproven_windows(config):
+    if why := unproven(config):
         yield Finding(f"{field}.path", "problem", f"{base.path.resolve()}: {why}")
     windows = windows_of(config)
     if windows is not None and windows.of_every_layer and max_model_len > windows.tokens:

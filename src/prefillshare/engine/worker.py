@@ -16,7 +16,7 @@ from prefillshare.hardware import resolve_dtype
 from prefillshare.identity import compute_identity
 from prefillshare.instructions import Placement
 from prefillshare.module import DecodeModule, load_module
-from prefillshare.windows import unproven_windows
+from prefillshare.proven import unproven
 
 NO_PARSERS = Parsers(None, None)
 
@@ -163,7 +163,7 @@ def _prefill_parts(deployment: Deployment) -> Iterator[_Part]:
         path = base.path.resolve()
         identity = compute_identity(path).digest
         # Here too, not in `check` alone: whoever starts workers one by one may never call that.
-        if why := unproven_windows(json.loads((path / "config.json").read_text())):
+        if why := unproven(json.loads((path / "config.json").read_text())):
             raise UserError(f"base {base.served_name!r} at {path}: {why}")
         pool = "prefill" if len(deployment.bases) == 1 else f"prefill-{_in_file_names(base.served_name)}"
         for number in range(base.prefill_workers):

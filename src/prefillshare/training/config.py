@@ -20,7 +20,7 @@ from prefillshare.errors import UserError
 from prefillshare.fields import ModelName, RelativePath
 from prefillshare.hardware import DType, resolve_dtype
 from prefillshare.instructions import Placement
-from prefillshare.training.refusals import refusal
+from prefillshare.training.refusals import ELSEWHERE, refusal
 
 _PATHS = ("model_name_or_path", "dataset_name", "output_dir", "start_from")
 _TRL = (SFTConfig, ModelConfig, ScriptArguments)
@@ -60,6 +60,8 @@ class TrainConfig(BaseModel):
             raise ValueError("trl: not a field; write TRL's fields beside the others")
         own, trl = {}, {}
         for key, value in given.items():
+            if key in ELSEWHERE:
+                raise ValueError(f"{key}: {ELSEWHERE[key]}")
             if key in _trl_fields():
                 trl[key] = value
             elif key == "warmup_ratio":  # gone from Transformers 5, where warmup_steps below 1 are the ratio
@@ -75,6 +77,9 @@ class TrainConfig(BaseModel):
                 self.trl[key] = _trl_fields()[key].validate_python(_as_on_the_command_line(key, value))
             except ValidationError as error:
                 raise ValueError(f"{key}: {error.errors()[0]['msg']} (found {value!r})") from None
+            choices = _choices().get(key)
+            if choices and self.trl[key] is not None and self.trl[key] not in choices:
+                raise ValueError(f"{key}: must be one of {', '.join(choices)} (found {value!r})")
             reason = refusal(key, self.trl[key])
             if reason:
                 raise ValueError(f"{key}: {value!r} cannot be used here: {reason}")
@@ -179,6 +184,12 @@ def _trl_fields() -> dict[str, TypeAdapter[Any]]:
             if f.init and f.name not in ("output_dir", "dataset_name", "model_name_or_path"):
                 adapters[f.name] = TypeAdapter(hints[f.name], config=ConfigDict(arbitrary_types_allowed=True))
     return adapters
+
+
+@cache
+def _choices() -> dict[str, list[str]]:
+    """What TRL's command line lets one choose from, by field; its dataclasses take anything."""
+    return {f.name: list(f.metadata["choices"]) for kind in _TRL for f in fields(kind) if f.metadata.get("choices")}
 
 
 def _as_on_the_command_line(key: str, value: Any) -> Any:

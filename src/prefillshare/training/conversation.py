@@ -82,6 +82,8 @@ def read_row(row: Row, tokenizer: PreTrainedTokenizerBase, instructions: Placeme
                 for some, open_end in ((context, True), ([*context, served[place]], False))
             )
             _check_calls(served[place], whole[len(prompt) :], field)
+            for part in ("content", "reasoning_content"):
+                _check_end(served[place].get(part) or "", field, tokenizer)
             turns.append(_Turn(prompt, whole))
     except ValueError as error:
         raise BadRow(field, str(error)) from None
@@ -162,6 +164,18 @@ def _check_calls(response: Message, rendered: str, field: str) -> None:
             raise BadRow(field, f"the base's chat template leaves tool calls out, here of {call['function']['name']!r}")
 
 
+def _check_end(response: str, field: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """At the end of a response its end-of-sequence token may stand already; elsewhere it would end there."""
+    eos = tokenizer.eos_token
+    _, found, after = response.partition(eos)
+    if found and after.strip():
+        raise BadRow(
+            field,
+            f"the response has {eos!r} in its text, with which the base ends an answer, so that {after.strip()!r:.80} "
+            "would never be said; write it in another way",
+        )
+
+
 def _text_example(row: Row, tokenizer: PreTrainedTokenizerBase) -> Example:
     prompt, completion = row["prompt"], row.get("completion")
     if not prompt:
@@ -170,6 +184,7 @@ def _text_example(row: Row, tokenizer: PreTrainedTokenizerBase) -> Example:
         raise BadRow("completion", f"expected text as in 'prompt', found {type(completion).__name__}")
     if not completion.strip():
         raise BadRow("completion", "the response is empty")
+    _check_end(completion, "completion", tokenizer)
     # With the special tokens that the tokenizer adds, as /v1/completions does.
     before, whole = tokenizer([prompt, prompt + completion])["input_ids"]
     return _alone(before, whole, "completion", tokenizer)

@@ -1,14 +1,19 @@
 """Checkpoints as models that compute what the project has proven: architecture and attention are checked here."""
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from prefillshare.errors import UserError
+from prefillshare.proven import unproven
 from prefillshare.training.masks import PROVEN_ARCHITECTURES, has_soft_capped_attention
-from prefillshare.windows import unproven_windows
+
+_RAM_EFFICIENT = "FSDP_CPU_RAM_EFFICIENT_LOADING"
 
 
 def load_model(
@@ -31,11 +36,27 @@ def load_model(
     return model
 
 
+@contextmanager
+def whole_on_every_process() -> Iterator[None]:
+    """Models that are loaded meanwhile have their weights on every process.
+
+    Under FSDP's RAM-efficient loading, Accelerate's default, Transformers leaves them zero on all but one, for FSDP to
+    fill. It does not fill the base, which is not sharded.
+    """
+    before = os.environ.pop(_RAM_EFFICIENT, None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[_RAM_EFFICIENT] = before
+
+
 def require_proven(checkpoint: Path) -> None:
     """Makes sure that a module of this base can be trained exactly, and served as it was trained.
 
     Raises:
-        UserError: the checkpoint is of an architecture that is not proven, or has windows that are not.
+        UserError: the checkpoint is of an architecture that is not proven, or its attention windows or
+            rotary embeddings are not.
     """
     # Not by AutoConfig, which raises for what it does not know before it can be named here.
     config = json.loads((checkpoint / "config.json").read_text())
@@ -45,5 +66,5 @@ def require_proven(checkpoint: Path) -> None:
             f"model_name_or_path: {checkpoint} is of architecture {architecture!r}, for which training on base KV is "
             f"not proven; use a base of {', '.join(PROVEN_ARCHITECTURES)}"
         )
-    if why := unproven_windows(config):
+    if why := unproven(config):
         raise UserError(f"model_name_or_path: {checkpoint}: {why}")

@@ -8,10 +8,10 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from prefillshare.errors import UserError
@@ -40,12 +40,13 @@ class RunRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format_version: Literal[1] = 1
+    format_version: Literal[2] = 2
     base: str
     data: str
     kind: ModuleKind
     start: str | None = None  # digest of the fine-tuned model that it started from
     instructions: Placement
+    order: dict[str, Any]  # the fields, with their values, that decide which rows a batch holds
 
 
 def check_output(config: TrainConfig, resume_from: Path | None) -> None:
@@ -108,7 +109,7 @@ def checkpoint_to_resume(config: TrainConfig, *, tell: bool = True) -> Path | No
     passed over are named on stderr, with `tell`.
 
     Raises:
-        UserError: there is no such checkpoint, or it was not written to its end.
+        UserError: there is no such checkpoint, or it was not written to its end, or holds weights alone.
     """
     wanted = config.get("resume_from_checkpoint")
     if not wanted:
@@ -118,7 +119,7 @@ def checkpoint_to_resume(config: TrainConfig, *, tell: bool = True) -> Path | No
         for step in sorted((step for step in steps if step.isdecimal()), key=int, reverse=True):
             found = config.output_dir / f"checkpoint-{step}"
             if (found / TRAINER_STATE_NAME).is_file():
-                return found
+                return _with_optimizer(found)
             if tell:
                 print(f"resume_from_checkpoint: passed over {found}, which was not written to its end", file=sys.stderr)
         raise UserError(
@@ -133,7 +134,17 @@ def checkpoint_to_resume(config: TrainConfig, *, tell: bool = True) -> Path | No
             f"resume_from_checkpoint: {wanted} is not a finished checkpoint: it has no {TRAINER_STATE_NAME}; name "
             "another checkpoint-N folder, or true"
         )
-    return Path(os.path.abspath(wanted))
+    return _with_optimizer(Path(os.path.abspath(wanted)))
+
+
+def _with_optimizer(checkpoint: Path) -> Path:
+    """Transformers goes on from a checkpoint of weights alone without a word, with a new optimiser and warm-up."""
+    if not any(checkpoint.glob("optimizer*")) or not (checkpoint / SCHEDULER_NAME).is_file():
+        raise UserError(
+            f"resume_from_checkpoint: {checkpoint} has no optimiser and schedule to go on with (save_only_model leaves "
+            f"them out); {_AGAIN}, or train on from its weights with start_from"
+        )
+    return checkpoint
 
 
 def is_of_run(checkpoint: Path | None, output: Path) -> bool:
@@ -157,10 +168,13 @@ def require_same_run(checkpoint: Path, record: RunRecord) -> None:
         ) from None
     except (OSError, UnicodeDecodeError, ValidationError) as error:
         raise UserError(f"resume_from_checkpoint: cannot use {file}: {error}; {_AGAIN}") from None
+    then, now = (
+        {field: getattr(made, part) for part, field in _FIELDS.items()} | made.order for made in (before, record)
+    )
     differing = [
-        f"\n  {field}: was {getattr(before, part)}, is {getattr(record, part)}"
-        for part, field in _FIELDS.items()
-        if getattr(before, part) != getattr(record, part)
+        f"\n  {field}: was {then.get(field)}, is {now.get(field)}"
+        for field in then | now
+        if then.get(field) != now.get(field)
     ]
     if differing:
         raise UserError(

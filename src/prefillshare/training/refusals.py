@@ -13,6 +13,7 @@ _TEMPLATE = (
 )
 _ADAPTER = "vLLM does not serve such adapters; train all weights with use_peft: false"
 _QUANTISED = "the KV of a quantised base is not the KV that a server of the base computes"
+DEEPSPEED = "not proven with two models in one step; use FSDP through `accelerate launch`"
 _LIGER = "it replaces the loss that is computed on base KV; leave the option out"
 
 
@@ -52,13 +53,23 @@ _REFUSED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "eval_packing": (_is_set, "held-out conversations are evaluated one to a row, with the same loss; leave it out"),
     "dataset_streaming": (_is_set, "all rows are checked before training starts; save the dataset to a folder"),
+    "loss_type": (lambda value: value not in ("nll", "dft"), "SFTTrainer computes nll and dft"),
+    "router_aux_loss_coef": (_is_set, "no architecture that is proven on base KV has experts; leave it out"),
     "use_liger_kernel": (_is_set, _LIGER),
     "lora_modules_to_save": (_is_set, _ADAPTER),
     "lora_target_parameters": (_is_set, _ADAPTER),
     "use_dora": (_is_set, _ADAPTER),
-    "deepspeed": (_is_set, "not proven with two models in one step; use FSDP through `accelerate launch`"),
+    "deepspeed": (_is_set, DEEPSPEED),
     "push_to_hub": (_is_set, "the manifest has to travel with the weights; upload the output folder when it is done"),
     "model_revision": (lambda value: value != "main", "the base is a local folder; check out the revision there"),
+}
+
+# What `trl sft` reads besides, and where it belongs here.
+ELSEWHERE: Mapping[str, str] = {
+    "datasets": "a mixture is one folder here: save the rows of all its data sets to it, and name it in dataset_name",
+    "streaming": "all rows are checked before training starts; save the data set to a folder",
+    "test_split_size": "rows are split beforehand: save a folder with the splits train and test",
+    "env": "set environment variables where the command is started",
 }
 
 

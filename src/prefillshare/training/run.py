@@ -28,7 +28,7 @@ from prefillshare.module import BaseReference, DecodeModule, Manifest, ModuleKin
 from prefillshare.training.config import TrainConfig
 from prefillshare.training.conversation import Example
 from prefillshare.training.dataset import LoadedData, read_examples
-from prefillshare.training.models import load_model, require_proven
+from prefillshare.training.models import load_model, require_proven, whole_on_every_process
 from prefillshare.training.output import (
     UNFINISHED,
     RunRecord,
@@ -41,10 +41,13 @@ from prefillshare.training.output import (
 )
 from prefillshare.training.packing import pack, to_dataset
 from prefillshare.training.progress import with_progress
+from prefillshare.training.refusals import DEEPSPEED
 from prefillshare.training.sources import require_splits
 from prefillshare.training.start import adapted, check_start
 from prefillshare.training.trainer import CacheConditionedTrainer
 
+_ORDER = ("packing", "shuffle_dataset", "train_sampling_strategy", "seed", "data_seed")
+_PACKED_LENGTH = 1024  # tokens; what max_length is in TRL unless set
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "merges.txt", "tokenizer.model", "chat_template.jinja", "generation_config.json",
@@ -61,7 +64,7 @@ def train(config: TrainConfig, *, show_progress: bool = True) -> DecodeModule:
     Raises:
         UserError: no such base or data, a base of an architecture that is not proven, nothing of it to start from, a
             row that cannot be used, no rows of their own to evaluate on, an output folder that is in use, a checkpoint
-            of another run, or LoRA under FSDP.
+            of another run, LoRA under FSDP, or DeepSpeed.
     """
     _check_processes(config)
     main = int(os.environ.get("RANK", "0")) == 0
@@ -80,7 +83,14 @@ def train(config: TrainConfig, *, show_progress: bool = True) -> DecodeModule:
     if evaluated:
         held_out = read(config, tokenizer, config.get("dataset_test_split"), show_progress=show_progress and main)
     kind: ModuleKind = "lora" if config.use_peft else "full"
-    record = RunRecord(base=identity.digest, data=data.digest, kind=kind, start=start, instructions=config.instructions)
+    record = RunRecord(
+        base=identity.digest,
+        data=data.digest,
+        kind=kind,
+        start=start,
+        instructions=config.instructions,
+        order={field: config.get(field) for field in (*_ORDER, *(("max_length",) if config.get("packing") else ()))},
+    )
     if resume_from is not None:
         require_same_run(resume_from, record)
     started = time.monotonic()
@@ -159,7 +169,8 @@ def make_trainer(
     """The trainer with its model loaded. Decode weights are float32 whatever the compute dtype.
 
     Raises:
-        UserError: LoRA targets that the base does not have, or an adapter to start from that does not fit.
+        UserError: LoRA targets that the base does not have, an adapter to start from that does not fit, or what only
+            the trainer finds wrong with the config.
     """
     arguments = config.arguments()
     set_seed(arguments.seed)
@@ -174,7 +185,8 @@ def make_trainer(
     else:
         model = load_model(config.start_from or config.model_name_or_path, attn_implementation=attention)
         # Loaded again, not copied with .to(): that would round the rotary frequencies too, and with them all base KV.
-        base = load_model(config.model_name_or_path, dtype=compute, attn_implementation=attention)
+        with whole_on_every_process():
+            base = load_model(config.model_name_or_path, dtype=compute, attn_implementation=attention)
     try:
         trainer = trainer_class(
             model=model,
@@ -186,9 +198,8 @@ def make_trainer(
             peft_config=_peft_config(config),
         )
     except ValueError as error:
-        if not config.use_peft:
-            raise
-        raise UserError(f"lora_target_modules: {error}") from None
+        about_targets = config.use_peft and "target" in str(error).lower()
+        raise UserError(f"{'lora_target_modules' if about_targets else 'training config'}: {error}") from error
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -240,7 +251,10 @@ def final_loss(trainer: Trainer) -> float | None:
 def _dataset(config: TrainConfig, examples: Sequence[Example]) -> Dataset:
     rows = [[example] for example in examples]
     if config.get("packing"):
-        rows = pack(examples, row_length=_max_length(config))
+        # Unless told otherwise rows are as long as TRL packs them, not as long as the base's context: an epoch of a
+        # few huge rows would be a few steps.
+        longest = max(len(example.ids) for example in examples)
+        rows = pack(examples, row_length=config.get("max_length") or max(_PACKED_LENGTH, longest))
     dataset = to_dataset(rows)
     # Here, as TRL does it where it prepares datasets, which it does not do with ours.
     return dataset.shuffle(seed=config.get("seed")) if config.get("shuffle_dataset") else dataset
@@ -261,7 +275,10 @@ def _peft_config(config: TrainConfig) -> PeftConfig | None:
 
 def _check_processes(config: TrainConfig) -> None:
     # Asked for by a field, or by `accelerate launch` through the environment.
-    fsdp = config.get("fsdp") or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    fsdp, deepspeed = (os.environ.get(f"ACCELERATE_USE_{way}", "").lower() == "true" for way in ("FSDP", "DEEPSPEED"))
+    if deepspeed:
+        raise UserError(f"accelerate launch: DeepSpeed is {DEEPSPEED}")
+    fsdp = fsdp or bool(config.get("fsdp"))
     if fsdp and config.use_peft:
         raise UserError(
             "use_peft: LoRA cannot be trained under FSDP: the base pass runs through the sharded model, whose every "

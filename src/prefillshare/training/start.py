@@ -18,6 +18,12 @@ from prefillshare.module import MANIFEST_NAME, load_module
 from prefillshare.training.config import TrainConfig
 
 _ADAPTER, _CHECKPOINT = "adapter_config.json", "config.json"
+# What adapters have that vLLM refuses to serve. With some, the base without the adapter would not be the base any more.
+_NOT_SERVED = (
+    "use_dora", "modules_to_save", "bias", "lora_bias", "alora_invocation_tokens", "layer_replication", "use_bdlora",
+    "use_qalora", "trainable_token_indices", "target_parameters",
+)  # fmt: skip
+_INITIAL = frozenset({"gaussian", "eva", "orthogonal"})  # ways to initialise that leave the base's weights alone
 # Fields of a model's config that may differ from the base's: who wrote it, and what generation goes by.
 _FREE = frozenset(
     {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "architectures"}
@@ -78,9 +84,16 @@ def _check_adapter(config: TrainConfig, start: Path) -> None:
         raise UserError(
             f"start_from: {start} is of type {adapter.get('peft_type')!r}; only LoRA adapters can be served"
         )
-    for field in ("use_dora", "modules_to_save"):
-        if adapter.get(field):
+    for field in _NOT_SERVED:
+        if adapter.get(field) and not (field == "bias" and adapter[field] == "none"):
             raise UserError(f"start_from: {start} has {field}, which vLLM does not serve; merge it into the checkpoint")
+    initial = adapter.get("init_lora_weights")
+    if isinstance(initial, str) and initial.lower() not in _INITIAL:
+        raise UserError(
+            f"start_from: {start} has init_lora_weights {initial!r}, with which PEFT changes the base's own weights as "
+            "it loads the adapter; convert it to an ordinary LoRA adapter (path_initial_model_for_weight_conversion of "
+            "PEFT's save_pretrained), or merge it into the checkpoint"
+        )
     if told := sorted(key for key in config.trl if key.startswith("lora_")):
         raise UserError(f"{told[0]}: the adapter that start_from names brings its own; leave {', '.join(told)} out")
 
