@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from prefillshare.training.base_cache import BaseKV, base_pass
+from prefillshare.training.base_cache import BaseKV, base_pass, pays
 from prefillshare.training.masks import EVERYONE, Columns, conversation_mask
 from tests.training.tiny import ragged_examples, tiny_model, tokens_computed
 
@@ -74,6 +74,30 @@ def test_a_pass_goes_on_from_a_known_start_in_whatever_way_it_differs() -> None:
         kv = base_pass(model, alone(prefixes), known)
         assert counts == computed
         assert_same_as_one_by_one(model, kv, alone(prefixes))
+
+
+@torch.no_grad()
+def test_a_short_header_before_long_prompts_is_computed_with_them() -> None:
+    """Behind its KV all of them would need a mask, with which attention takes twice the work."""
+    model = tiny_model()
+    counts = tokens_computed(model)
+    rows = [[[1, *range(first, first + 100)]] for first in (2, 120)]
+    kv = base_pass(model, rows)
+    assert counts == [2 * 101]
+    assert kv.shared.ids == ()
+    assert_same_as_one_by_one(model, kv, rows)
+    known = base_pass(model, rows[:1]).shared
+    counts.clear()
+    base_pass(model, rows[1:], known)
+    assert counts == [101]
+
+
+@pytest.mark.parametrize(
+    ("shared", "rest", "worth"), [(0, 100, False), (30, 100, True), (1, 10, True), (1, 100, False)]
+)
+def test_what_is_shared_pays_by_the_products_that_it_saves(shared: int, rest: int, worth: bool) -> None:
+    assert pays(tiny_model(), shared=shared, rest=rest) == worth
+    assert pays(tiny_model(architecture="gemma3"), shared=shared, rest=rest)  # has a mask anyway
 
 
 @torch.no_grad()

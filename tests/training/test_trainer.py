@@ -107,16 +107,28 @@ example = st.builds(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=st.lists(st.lists(example, min_size=1, max_size=3), min_size=1, max_size=3),
-    architecture=st.sampled_from(["llama", "mistral-window", "gemma3"]),
+    architecture=st.sampled_from(ARCHITECTURES),
 )
 def test_loss_and_gradients_equal_turn_by_turn_for_random_conversations(
     tmp_path: Path, rows: list[list[Example]], architecture: str
 ) -> None:
     base, model = tiny_model(0, architecture), tiny_model(1, architecture)
     assert_equal_to_turn_by_turn(make_trainer(tmp_path, model, base, rows), base, rows)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_in_bfloat16_they_are_those_of_float32_but_for_rounding(tmp_path: Path, architecture: str) -> None:
+    base, model = tiny_model(0, architecture), tiny_model(1, architecture)
+    exact, gradient = loss_and_gradients(make_trainer(tmp_path, model, base, PACKED), PACKED)
+    trainer = make_trainer(tmp_path, model, copy.deepcopy(base).to(torch.bfloat16), PACKED, bf16=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded, ours = loss_and_gradients(trainer, PACKED)
+    torch.testing.assert_close(rounded, exact, atol=0, rtol=0.01)
+    ours, theirs = (torch.cat([part.flatten() for part in found.values()]) for found in (ours, gradient))
+    assert torch.cosine_similarity(ours, theirs, dim=0) > 0.99
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -183,6 +195,17 @@ def test_contexts_may_alternate_and_grow_without_being_computed_again(tmp_path: 
     assert counts == [42, 42, 1, 1, 42, 1, 1, 1]  # every context once, and of the other batches what is new
     expected = [turn_by_turn_loss(base, trainer.model, [row[0] for row in batch]).item() for batch in batches]
     assert losses == pytest.approx(expected, abs=1e-5)
+
+
+def test_prompts_that_share_nothing_push_no_context_out(tmp_path: Path) -> None:
+    base = tiny_model()
+    first = [[single([*range(start, start + 40), 7], [7])] for start in (0, 60, 120)]
+    alone = [[single([200 + start], [7, 8])] for start in range(2)]  # no base KV, or none in common
+    trainer = make_trainer(tmp_path, tiny_model(1), base, first[:1])
+    counts = tokens_computed(base)
+    for batch in ([first[0]], [first[1]], [first[2]], alone, [first[0]]):
+        trainer.compute_loss(trainer.model, collate(batch))
+    assert counts == [40, 40, 40]
 
 
 def test_the_first_logged_loss_is_the_loss_and_training_lowers_it(tmp_path: Path) -> None:

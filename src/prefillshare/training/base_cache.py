@@ -16,7 +16,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from prefillshare.training.masks import PADDING, Columns, conversation_mask, padded
+from prefillshare.training.masks import PADDING, Columns, config_of, conversation_mask, has_windows, padded
 
 TokenIds = Sequence[int]
 LayerKV = tuple[torch.Tensor, torch.Tensor]  # keys and values, each [rows, KV heads, columns, head size]
@@ -48,18 +48,22 @@ class BaseKV:
 
 
 def base_pass(model: Any, rows: Sequence[Sequence[TokenIds]], known: SharedKV | None = None) -> BaseKV:
-    """Runs `model` over every prefix; what all of them share is computed once.
+    """Runs `model` over every prefix; what all of them share is computed once, where that pays.
 
     Args:
         model: a causal language model, or a wrapper that passes its arguments on (PEFT, DDP). Not FSDP: how many
             forward passes it takes depends on the rows, and every process would have to take the same.
         rows: token ids of each row's prefixes. A row has one conversation's prefix, or several when it is packed; a
             prefix may be empty.
-        known: the `shared` of an earlier pass of the same weights. Its common part with this batch is not computed.
+        known: the `shared` of an earlier pass of the same weights. Its common part with this batch is not computed,
+            where that pays.
 
     Gradients flow when they are enabled, so call it under `torch.no_grad()` for a frozen base.
     """
     length = common_length([prefix for row in rows for prefix in row])
+    longest = max(len(prefix) for row in rows for prefix in row)
+    if all(len(row) == 1 for row in rows) and not pays(model, shared=length, rest=longest - length):
+        length = 0
     device = next(model.parameters()).device
     shared = _extend(model, known, tuple(rows[0][0][:length]))
     rests = [[list(prefix[length:]) for prefix in row] for row in rows]
@@ -71,6 +75,21 @@ def base_pass(model: Any, rows: Sequence[Sequence[TokenIds]], known: SharedKV | 
         ids = padded(flat, rest.positions.shape[1], 0).to(device)
         layers = _forward(model, layers, ids, head, rest)
     return BaseKV(layers, Columns.concatenated(head, rest), shared)
+
+
+def pays(model: Any, *, shared: int, rest: int) -> bool:
+    """Whether it takes less to compute `rest` tokens behind the KV of `shared` ones than to compute all of them.
+
+    Behind KV attention needs a mask, [rest, shared + rest], with which kernels compute all of it; without one they
+    leave out what lies above the diagonal. A header of a chat template in front of a long prompt is not worth that.
+    Counted in multiplications a layer, of a layer with 12 d² weights: 12 d² a token, and 2 d for a query and a key.
+    """
+    if has_windows(model):  # these need a mask anyway
+        return True
+    width: int = config_of(model).hidden_size
+    saved = 12 * width**2 * shared
+    above_the_diagonal = (rest + shared) * (rest - shared) / 2
+    return saved > 2 * width * above_the_diagonal
 
 
 def common_length(rows: Sequence[TokenIds]) -> int:
@@ -97,7 +116,8 @@ def _columns(rows: Sequence[Sequence[TokenIds]], *, first_position: int, device:
 
 
 def _extend(model: Any, known: SharedKV | None, ids: tuple[int, ...]) -> SharedKV:
-    start = known.first(common_length([known.ids, ids])) if known else SharedKV((), [])
+    same = common_length([known.ids, ids]) if known else 0
+    start = known.first(same) if known and pays(model, shared=same, rest=len(ids) - same) else SharedKV((), [])
     rest = ids[len(start.ids) :]
     if not rest:
         return start

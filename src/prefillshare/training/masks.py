@@ -102,6 +102,11 @@ def has_soft_capped_attention(config: PretrainedConfig) -> bool:
     return getattr(config, "attn_logit_softcapping", None) is not None
 
 
+def has_windows(model: Any) -> bool:
+    """Whether some of the model's layers see no farther back than a window."""
+    return bool(_windows(config_of(model)))
+
+
 def _as_model_takes_it(model: Any, visible: torch.Tensor, queries: Columns, keys: Columns) -> Mask:
     """`visible`, [rows, queries, keys] bool, cut to the layers' attention windows. The last keys are the queries."""
     config = config_of(model)
@@ -110,10 +115,12 @@ def _as_model_takes_it(model: Any, visible: torch.Tensor, queries: Columns, keys
     width = queries.owners.shape[1]
     visible[:, :, -width:] |= blank & torch.eye(width, dtype=torch.bool, device=visible.device)
     windows = _windows(config)
-    distance = _queries(queries.positions) - _keys(keys.positions)
 
     def cut(window: int | None) -> torch.Tensor:
-        seen = (visible if window is None else visible & (distance < window)).unsqueeze(1)
+        seen = visible
+        if window is not None:  # the distances take eight bytes where the mask takes one
+            seen = visible & (_queries(queries.positions) - _keys(keys.positions) < window)
+        seen = seen.unsqueeze(1)
         if config._attn_implementation == "sdpa":
             return seen
         dtype = next(model.parameters()).dtype

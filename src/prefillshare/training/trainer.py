@@ -120,7 +120,9 @@ class CacheConditionedTrainer(SFTTrainer):
         with torch.no_grad(), self._base_role(model) as base:
             kv = base_pass(base, prefixes, known)
         others = [shared for shared in self._known if common_length([shared.ids, kv.shared.ids]) < len(shared.ids)]
-        self._known = [kv.shared, *others][:_KEPT]  # without the earlier stages of the same context
+        self._known = [shared for shared in (kv.shared, *others) if shared.ids][
+            :_KEPT
+        ]  # no earlier stages of a context
         return kv
 
     def compute_loss(
