@@ -148,6 +148,9 @@ def test_costs_are_found_written_and_read(tmp_path: Path) -> None:
     assert (again.cost, again.link, again.leg_s) == (profile.cost, profile.link, profile.leg_s)
     assert again.slowdown is None
     assert again.decode_kv_tokens == 8192
+    assert again.max_num_batched_tokens == 2048
+    smaller = MACHINE.model_copy(update={"engine_args": ("--max-num-batched-tokens", "256")})
+    assert read(tmp_path / FILE, smaller, 1000).max_num_batched_tokens == 256
 
 
 def test_what_work_takes_beside_other_work_is_kept_too(tmp_path: Path) -> None:

@@ -81,6 +81,15 @@ def test_decode_workers_of_a_core_share_it_as_a_device_also_when_they_start_on_a
         assert {worker.device for route in found for worker in route.prefill.workers} == {None}
 
 
+@pytest.mark.parametrize(
+    ("arguments", "tokens"),
+    [((), 2048), (("--max-num-batched-tokens", "256"), 256), (("--seed", "1", "--max-num-batched-tokens=512"), 512)],
+)
+def test_a_step_is_as_long_as_the_engine_is_told(arguments: tuple[str, ...], tokens: int) -> None:
+    machine = Machine(engine_args=arguments)
+    assert machine.batched_tokens == tokens
+
+
 def test_turns_are_as_long_as_the_machine_says(base: Path) -> None:
     for machine, turn_s in ((MACHINE, 5.0), (MACHINE.model_copy(update={"turn_s": 0.0}), 0.0)):
         assert plan("shared", 2, base, base.parent / "x", machine).router.flow.turn_s == turn_s

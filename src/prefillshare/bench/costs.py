@@ -41,7 +41,6 @@ _CONTEXTS = (128, 1024)
 _FEWEST_LENGTHS, _FEWEST_SIZES = 3, 3  # of prompts, of batches
 _FEW, _MANY = 9, 48  # output tokens
 _ROOM = 64  # for the chat template
-_BATCHED_TOKENS = 2048  # of a step, vLLM's default on CPUs
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +253,7 @@ def _profile(cost: Cost, link: Link, leg_s: float, machine: Machine, kv_bytes_pe
         decode_kv_tokens=machine.decode_kv_tokens,
         block_size=machine.block_size,
         max_num_seqs=machine.max_num_seqs,
-        max_num_batched_tokens=_BATCHED_TOKENS,
+        max_num_batched_tokens=machine.batched_tokens,
         leg_s=leg_s,
     )
 

@@ -15,6 +15,7 @@ The one of `colocated-lora` has them all at once: it prefills and decodes, so it
 """
 
 import json
+from argparse import ArgumentParser
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
@@ -35,6 +36,7 @@ SYSTEMS: tuple[SystemName, ...] = get_args(SystemName)
 WITH_ADAPTERS: tuple[SystemName, ...] = ("shared-lora", "colocated-lora")
 ORDINARY: tuple[SystemName, ...] = ("colocated", "colocated-lora")  # nothing of PrefillShare handles a call
 
+_BATCHED_TOKENS = 2048  # vLLM's default on CPUs
 _PORTS = 32  # that a system may take, of either kind: eight models have sixteen workers
 _BASE = "base"
 _POOL = "together"
@@ -70,6 +72,13 @@ class Machine(Section):
         shift = place * _PORTS
         ports = {"first_port": self.first_port, "first_side_channel_port": self.first_side_channel_port}
         return self.model_copy(update={name: port + shift for name, port in ports.items()})
+
+    @property
+    def batched_tokens(self) -> int:
+        """How many tokens a step of an engine computes at most, by `engine_args`."""
+        options = ArgumentParser(add_help=False, allow_abbrev=False)
+        options.add_argument("--max-num-batched-tokens", type=int, default=_BATCHED_TOKENS)
+        return int(options.parse_known_args(self.engine_args)[0].max_num_batched_tokens)
 
     @property
     def cores(self) -> tuple[int, ...]:
