@@ -172,6 +172,16 @@ def test_another_matrix_is_not_mixed_into_the_same_folder(started: list[str], tm
         run(tmp_path, MATRIX.model_copy(update={"repeats": 3}))
 
 
+@pytest.mark.parametrize("wrong", [{"models": (8,)}, {"workloads": (WorkloadConfig(source="none.jsonl"),)}])
+def test_a_matrix_that_cannot_run_does_not_claim_the_folder(
+    started: list[str], tmp_path: Path, wrong: dict[str, Any]
+) -> None:
+    with pytest.raises(UserError, match=r"decode_kv_tokens|none\.jsonl"):
+        run(tmp_path / "results", MATRIX.model_copy(update=wrong))
+    assert not (tmp_path / "results").exists()
+    assert run(tmp_path / "results") == 0
+
+
 def test_a_matrix_from_before_there_was_a_field_goes_on(started: list[str], tmp_path: Path) -> None:
     run(tmp_path)
     file = tmp_path / "matrix.json"

@@ -68,7 +68,7 @@ async def _run(matrix: Matrix, base: Path, output: Path, console: Console, only:
         example = next(runs(matrix)).name
         given = " ".join(f"--only {part}" for part in only)
         raise UserError(f"{given}: no run of this matrix has that in its name; they are as {example}")
-    _claim(output, matrix)
+    _check_free(output, matrix)
     missing = [each for each in wanted if not _result(output, each).exists()]
     identity = ""
     if missing:
@@ -81,6 +81,7 @@ async def _run(matrix: Matrix, base: Path, output: Path, console: Console, only:
         workload = workload_of(each, tokenise, matrix.machine.max_model_len)  # says what is wrong with it
         _check_ends(each, workload, matrix.limit_of(each.workload))
         _check_cast(output, each, workload)
+    _claim(output, matrix)  # not by one that cannot run: mended, it would be another
     console.print(f"{len(missing)} runs to do; what is done is in {output / 'runs'}", markup=False, soft_wrap=True)
 
     async def play_all() -> None:
@@ -179,14 +180,16 @@ async def one_run(
     write_whole(result, json.dumps(facts, indent=1) + "\n")
 
 
-def _claim(output: Path, matrix: Matrix) -> None:
+def _check_free(output: Path, matrix: Matrix) -> None:
     """Runs of one folder are compared with each other, so they must come from one matrix."""
-    file = output / MATRIX
     with suppress(FileNotFoundError):
-        if not _is(matrix, file.read_text()):
+        if not _is(matrix, (output / MATRIX).read_text()):
             raise UserError(f"{output} holds the runs of another matrix; give another folder, or remove it")
+
+
+def _claim(output: Path, matrix: Matrix) -> None:
     output.mkdir(parents=True, exist_ok=True)
-    write_whole(file, matrix.model_dump_json(indent=1) + "\n")
+    write_whole(output / MATRIX, matrix.model_dump_json(indent=1) + "\n")
 
 
 def _is(matrix: Matrix, written: str) -> bool:
