@@ -6,7 +6,7 @@ import pytest
 from prefillshare.errors import UserError
 from prefillshare.workloads.session import prompt_tokens
 from prefillshare.workloads.sources import open_workload
-from tests.workloads.tokenisers import words
+from tests.workloads.tokenisers import characters, words
 
 STEP = {"thought": "so far", "action": "Search[x]", "observation": "x is y"}
 
@@ -48,6 +48,15 @@ def test_sessions_end_where_they_would_outgrow_the_context() -> None:
 def test_an_unknown_source_is_refused_with_those_there_are(source: str) -> None:
     with pytest.raises(UserError, match=f"workload '{source}': give react, reflexion, tool_heavy, a .jsonl file"):
         open_workload(source, words)
+
+
+def test_a_tokenizer_for_which_no_text_can_be_made_up_is_refused(tmp_path: Path) -> None:
+    row = {"timestamp": 0, "input_length": 5, "output_length": 2, "hash_ids": [0]}
+    lengths = {"session": "a", "turns": [{"role": "r", "output_tokens": 3}]}
+    trace, own = written(tmp_path / "trace.jsonl", row), written(tmp_path / "own.jsonl", lengths)
+    for source in ("react", f"mooncake:{trace}", str(own)):
+        with pytest.raises(UserError, match=r"^workload '.*': only 0 of .* ordinary words .* give a base with another"):
+            open_workload(source, characters, sessions=1)
 
 
 def test_roles_are_those_of_the_source_whatever_is_drawn(tmp_path: Path) -> None:

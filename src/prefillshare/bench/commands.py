@@ -134,7 +134,6 @@ def workload(
     Examples: `prefillshare bench workload reflexion sessions.jsonl --base ./base --sessions 100`, and to take them to
     another tool `prefillshare bench workload sessions.jsonl trace.jsonl --base ./base --format mooncake`
     """
-    from prefillshare.errors import UserError
     from prefillshare.workloads.arrivals import Poisson
     from prefillshare.workloads.mooncake import write_trace
     from prefillshare.workloads.recorded import write_sessions
@@ -142,10 +141,7 @@ def workload(
     from prefillshare.workloads.tokens import load_tokenise
 
     tokenise = load_tokenise(base)
-    try:
-        opened = open_workload(source, tokenise, sessions=sessions, seed=seed, context_limit=context)
-    except ValueError as error:
-        raise UserError(f"{base}: {error}") from None
+    opened = open_workload(source, tokenise, sessions=sessions, seed=seed, context_limit=context)
     if form is Format.jsonl:
         write_sessions(output, opened)
     else:

@@ -42,10 +42,13 @@ def open_workload(
         begun_within_s: more than `sessions`, if more are recorded to have begun so soon after the first.
 
     Raises:
-        UserError: no such source, or what its reader finds wrong.
-        ValueError: text of a given length cannot be made up for this tokenizer.
+        UserError: no such source, what its reader finds wrong, or a tokenizer for which text of a given length cannot
+            be made up.
     """
-    workload = _open(source, tokenise, sessions, seed)
+    try:
+        workload = _open(source, tokenise, sessions, seed)
+    except ValueError as error:
+        raise UserError(f"workload {source!r}: {error}") from None
     workload = replace(workload, declared=workload.roles())
     if context_limit is not None:
         workload = within(workload, context_limit)

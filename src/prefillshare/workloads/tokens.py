@@ -12,6 +12,7 @@ from prefillshare.extras import missing
 Tokenise = Callable[[str], Sequence[int]]  # of plain text, without the marks that begin or end a prompt
 
 _ENOUGH = 50
+_WAY_OUT = "text of a given length cannot be made up for it; give a base with another one"
 
 
 def load_tokenise(folder: Path) -> Tokenise:
@@ -57,9 +58,9 @@ def _single_token_words(tokenise: Tokenise) -> tuple[str, ...]:
     if len(words) < _ENOUGH:
         raise ValueError(
             f"only {len(words)} of {len(candidates)} ordinary words are one token of this tokenizer, "
-            f"{_ENOUGH} are needed; text of a given length cannot be made up for it"
+            f"{_ENOUGH} are needed; {_WAY_OUT}"
         )
     sample = " ".join(words)
     if len(tokenise(sample)) != len(words):
-        raise ValueError("this tokenizer joins words to one token, so text of a given length cannot be made up for it")
+        raise ValueError(f"this tokenizer joins words to one token; {_WAY_OUT}")
     return words
