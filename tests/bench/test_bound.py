@@ -73,8 +73,17 @@ def test_more_cores_bound_less_and_ordinary_vllms_have_all_for_both() -> None:
     assert both
     assert two.prefill_s == pytest.approx(one.prefill_s / 2)
     assert two.decode_s == one.decode_s
-    assert both.prefill_s == both.decode_s == pytest.approx((one.prefill_s + one.decode_s) / 2)
+    # The first of ten tokens comes with the prompt.
+    assert both.prefill_s == both.decode_s == pytest.approx((one.prefill_s + 0.9 * one.decode_s) / 2)
     assert both.handoff_s == 0
+
+
+@pytest.mark.parametrize(("system", "cores"), [("colocated", 1), ("colocated-lora", 2)])
+def test_an_ordinary_vllm_serves_a_call_in_one_leg(system: str, cores: int) -> None:
+    """Whose only token comes with the prompt."""
+    alone = bound(FACTS | {"system": system, "load": "closed:1"}, [call("a", 100, 100, 1)], {}, PROFILE)
+    assert alone
+    assert alone.seconds == pytest.approx(0.5 + PREFILL[0] / cores)
 
 
 def test_an_engine_on_all_cores_may_be_that_many_times_as_fast_with_twice_the_batch() -> None:
@@ -84,9 +93,9 @@ def test_an_engine_on_all_cores_may_be_that_many_times_as_fast_with_twice_the_ba
     assert both
     assert wide
     assert (wide.prefill_s, wide.decode_s, wide.handoff_s) == (both.prefill_s, both.decode_s, 0)
-    alone = PREFILL[0] + PREFILL[1] + 10 * (0.24 + 0.0001 * 240)
-    assert both.session_s == pytest.approx(4 * 0.5 + alone + 7.0)
-    assert wide.session_s == pytest.approx(4 * 0.5 + alone / 2 + 7.0)
+    alone = PREFILL[0] + PREFILL[1] + 9 * (0.24 + 0.0001 * 240)
+    assert both.session_s == pytest.approx(2 * 0.5 + alone + 7.0)
+    assert wide.session_s == pytest.approx(2 * 0.5 + alone / 2 + 7.0)
     assert wide.turns_s < both.turns_s
 
 

@@ -3,8 +3,9 @@
 Five limits that no system on the same cores can go below: prompts (every token that no earlier prompt of its session
 holds is computed once), answers (all calls that the load can have under way at once form one batch, whichever model
 they call), bytes (the KV of every new token is handed over once), the session that takes longest when nobody else is
-there, and, in a closed loop, as many at a time as it lets in. Ordinary vLLMs hand nothing over, and have all cores for
-both prompts and answers. One that computes on all of them at once is at best that many times as fast as on one.
+there, and, in a closed loop, as many at a time as it lets in. Ordinary vLLMs hand nothing over, have all cores for both
+prompts and answers, and serve a call in one leg, whose first token comes out of the prompt's last step; elsewhere a
+decode worker computes that one too. One on all cores at once is at best that many times as fast as on a single one.
 
 Steps are those of models without adapters: what adapters add to them is a choice of one system, and no limit of the
 cores.
@@ -65,13 +66,14 @@ def bound(
         for call in calls
     ]
     at_once = _at_once(facts["load"], calls_at_a_time(system, machine))
+    legs, with_prompt = (1, 1) if system in ORDINARY else (2, 0)  # the latter: tokens without a decode step
     sessions: dict[str, float] = {}
     decode_s = 0.0
     for call, prefill_s in zip(calls, prefill, strict=True):
-        read = call["prompt_tokens"] + call["output_tokens"] / 2
-        decode_s += call["output_tokens"] * cost.step(0, 0.0, at_once, at_once * read) / at_once
-        computed_s = prefill_s + call["output_tokens"] * cost.step(0, 0.0, 1, read)
-        alone = 2 * profile.leg_s + computed_s / engine_cores
+        read, steps = call["prompt_tokens"] + call["output_tokens"] / 2, call["output_tokens"] - with_prompt
+        decode_s += steps * cost.step(0, 0.0, at_once, at_once * read) / at_once
+        computed_s = prefill_s + steps * cost.step(0, 0.0, 1, read)
+        alone = legs * profile.leg_s + computed_s / engine_cores
         name = call["session"]
         sessions[name] = sessions.get(name, max(0.0, think_s.get(name, 0.0))) + alone
     prefill_s, session_s = sum(prefill), max(sessions.values())
