@@ -104,7 +104,7 @@ BOTH_CORES = TOGETHER.model_copy(update={"machine": Machine(decode_cores=(1, 0))
 LIMITS = FULL.model_copy(
     update={
         "workloads": tuple(
-            workload.model_copy(update={"loads": loads})
+            workload.model_copy(update={"loads": loads, "minutes": None})
             for workload, loads in zip(
                 FULL.workloads,
                 (

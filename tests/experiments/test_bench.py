@@ -6,8 +6,10 @@ from rich.console import Console
 from experiments import bench
 from experiments.section import END
 from prefillshare.bench.figures import Slo, read_runs
-from prefillshare.bench.matrix import Matrix, load_matrix
+from prefillshare.bench.matrix import Matrix, load_matrix, runs
+from prefillshare.bench.open_loop import FEWEST
 from prefillshare.errors import UserError
+from prefillshare.workloads.arrivals import Poisson, parse_arrivals
 from tests.bench.written import CALL, SESSION, WORKER, write_run
 
 REAL = {"START": bench.START, "PAGES": bench.PAGES}  # before `pages` puts others in their place
@@ -112,6 +114,13 @@ def test_matrices_of_published_folders_are_still_those() -> None:
     for name, matrix in PUBLISHED.items():
         assert load_matrix(bench.ROOT / "docs" / "results" / f"bench-{name}" / "matrix.json") == matrix
     assert load_matrix(bench.ROOT / "docs" / "results" / "bench" / "matrix.json") == bench.FULL
+
+
+@pytest.mark.parametrize("matrix", [bench.FULL, bench.LIMITS, bench.LIMITS_MORE], ids=["full", "limits", "more"])
+def test_open_loops_have_enough_sessions_to_say_what_was_kept_up_with(matrix: Matrix) -> None:
+    opened = [run for run in runs(matrix) if isinstance(parse_arrivals(run.load), Poisson)]
+    assert {run.workload.source for run in opened} == {"react", "reflexion", "tool_heavy"}
+    assert {run.name: run.workload.sessions for run in opened if run.workload.sessions < FEWEST} == {}
 
 
 def test_the_readme_opens_with_a_published_table() -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 KEEPS_UP = 0.95  # a system of which `kept_up` says no less does
-_FEWEST = 10  # sessions, to say anything
+FEWEST = 10  # sessions, to say anything
 
 
 def kept_up(calls: Sequence[Mapping[str, Any]], sessions: Sequence[Mapping[str, Any]]) -> float | None:
@@ -25,7 +25,7 @@ def kept_up(calls: Sequence[Mapping[str, Any]], sessions: Sequence[Mapping[str, 
         None if there were too few sessions to tell.
     """
     last = max((session["at"] for session in sessions), default=0.0)
-    if len(sessions) < _FEWEST or not last:
+    if len(sessions) < FEWEST or not last:
         return None
     planned = {session["session"]: session["planned_calls"] for session in sessions}
     done = [
