@@ -51,7 +51,7 @@ def test_rates_count_sessions_by_the_calls_that_they_made(tmp_path: Path) -> Non
     assert values["calls a minute"] == 3
     assert values["sessions a minute"] == 1.5
     assert values["goodput, calls a minute"] == 1
-    assert (values["unfinished sessions"], values["failed calls"]) == (1, 1)
+    assert (values["sessions"], values["unfinished sessions"], values["failed calls"]) == (2, 1, 1)
 
 
 def test_hits_are_measured_where_prompts_are_computed(tmp_path: Path) -> None:

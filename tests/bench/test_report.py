@@ -33,6 +33,7 @@ def test_systems_stand_side_by_side_with_the_range_of_their_repeats(written: Pat
     rows = dict(line.strip("| ").split(" | ", 1) for line in text.splitlines() if line.startswith("| "))
     assert rows["session s p95"] == "21.0 (20.0 to 22.0) | 63.0 (60.0 to 66.0)"
     assert rows["prefix hit ratio"] == "0.900 (0.900 to 0.900) | 0.500 (0.500 to 0.500)"
+    assert rows["sessions"] == "1 (1 to 1) | 1 (1 to 1)"  # what a p95 rests on
     assert rows["limit"] == "core 0 (prefill) | core 0 (prefill)"
     assert "a processor, 2 cores" in text
     assert "machine load before the runs 0.1 to 0.1" in text

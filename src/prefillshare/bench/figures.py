@@ -174,6 +174,7 @@ def _rates(calls: Sequence[Any], sessions: Sequence[Any], seconds: float, slo: S
         # Sessions that the limit cut off count for the calls that they made.
         "sessions a minute": 60 * _done(sessions) / seconds,
         "goodput, calls a minute": 60 * len(kept) / seconds,
+        "sessions": float(len(sessions)),
         "unfinished sessions": float(sum(not finished(session) for session in sessions)),
         "failed calls": float(len(calls) - len(good)),
     }

@@ -37,6 +37,7 @@ SHOWN = {
     "prefill tokens a session": 0,
     "KV moved a session, MB": 0,
     "peak KV, MB": 0,
+    "sessions": 0,
     "unfinished sessions": 0,
     "failed calls": 0,
     "preemptions": 0,
@@ -102,7 +103,8 @@ def _about(runs: Sequence[Figures], slo: Slo) -> str:
             f"{machine['prefill_kv_tokens'] + machine['decode_kv_tokens']:,} tokens of KV in total and at most "
             f"{machine['max_num_seqs']} calls at a time in a worker{_more_at_a_time(runs)}. Mode {facts['mode']}.",
             "",
-            "A figure is the median over the repeats, with their range in brackets where there are several. Session "
+            "A figure is the median over the repeats, with their range in brackets where there are several. A p95 of "
+            "fewer than 20 sessions is the slowest of them. Session "
             "latency holds think time; sessions that the limit cut off count as long as they were seen (Kaplan-Meier), "
             "which may leave no more to say than that a percentile is at least (>=) so long. So do calls that were "
             "under way then. In rates sessions that were cut off count for the calls that they made. Goodput is of "
