@@ -119,7 +119,8 @@ def test_a_stricter_goal_for_the_time_between_tokens_needs_more_decode_workers()
 
 def test_a_large_load_is_planned_as_equal_cells(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = plan(demand(12.0), PROFILE, GOAL, "shared")
-    monkeypatch.setattr("prefillshare.simulate.plan.CELL_CALLS", 200)
+    for most in ("CELL_CALLS", "MOST_CALLS"):
+        monkeypatch.setattr(f"prefillshare.simulate.plan.{most}", 200)
     need = plan(demand(12.0), PROFILE, GOAL, "shared")
     assert whole.cells == 1 < need.cells
     assert all(workers % need.cells == 0 for workers in (*need.prefill_workers, *need.decode_workers))
@@ -127,6 +128,41 @@ def test_a_large_load_is_planned_as_equal_cells(monkeypatch: pytest.MonkeyPatch)
     assert sum(need.decode_workers) >= sum(whole.decode_workers)
     assert need.workers <= 2.5 * whole.workers
     assert need.computed_tokens_per_s == pytest.approx(whole.computed_tokens_per_s, rel=0.15)
+
+
+def test_sessions_that_think_for_long_are_not_divided_into_cells_with_idle_workers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They are some 800 at a time, which make a call in a minute each. When they are, no more calls count than ever."""
+    monkeypatch.setattr("prefillshare.simulate.plan.CELL_CALLS", 1000)
+    monkeypatch.setattr("prefillshare.simulate.plan.LONG_CALLS", 3000)
+    seconds: list[float] = []
+
+    def by_model(since: float, until: float) -> ByModel:
+        seconds.append(until - since)
+        return ByModel(since, until)
+
+    monkeypatch.setattr("prefillshare.simulate.plan.ByModel", by_model)
+    shapes = [tuple(replace(call, think_s=60.0) for call in shape) for shape in SHAPES]
+    asked = Demand(shapes, MODELS, 4.0, PREAMBLE)
+    need = plan(asked, PROFILE, GOAL, "shared")
+    assert need.cells == 1
+    assert need.workers <= 6
+    calls_per_s = 4.0 * Alone(Layout("shared", MODELS), asked, PROFILE).calls
+    assert seconds == pytest.approx([3000 / calls_per_s] * len(seconds))
+
+
+@pytest.mark.parametrize(("most_calls", "cells"), [(120_000, 2), (1000, 3)])
+def test_cells_are_as_many_as_have_work_for_their_workers(
+    most_calls: int, cells: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six workers prefill and one decodes. Two cells need eight in all, three nine, and twelve 24, unless runs would be
+    too long otherwise."""
+    monkeypatch.setattr("prefillshare.simulate.plan.CELL_CALLS", 250)
+    monkeypatch.setattr("prefillshare.simulate.plan.MOST_CALLS", most_calls)
+    monkeypatch.setattr("prefillshare.simulate.plan._Run.tried", lambda _, layout, goal: (layout, layout))
+    monkeypatch.setattr("prefillshare.simulate.plan._Run.need", lambda run, measured: run)
+    assert plan(Demand(SECOND, ("planner",), 11.6), ONE_A_SECOND, PATIENT, "shared").cells == cells
 
 
 def test_the_pool_that_has_more_to_do_gets_more_workers() -> None:

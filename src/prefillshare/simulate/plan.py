@@ -4,7 +4,8 @@ From the fewest workers that the work could be done by, pools grow where a goal 
 router's own placement meets all goals. Large pools grow by an eighth at a time, of which the last is halved until one
 worker less is too few. A number of workers is tried in a short run first. What passes has to pass a longer one, too,
 and keep up in it: in a short time sessions may happen to be few, and a backlog has no time to grow. A load that needs
-many workers is planned as equal cells, each with a router and workers of its own.
+many workers is planned as equal cells, each with a router and workers of its own; one that needs few is not, also where
+sessions think for so long that very many are under way at a time.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +22,9 @@ from prefillshare.simulate.simulation import Outcome, Simulation, intervals
 from prefillshare.simulate.workload import many
 from prefillshare.workloads.arrivals import Poisson
 
-CELL_CALLS = 24_000  # simulated at most; more load means more cells
+CELL_CALLS = 24_000  # in three lengths of a session, which a run lasts; more load means more cells,
+CELLS_COST = 1.25  # unless all of them have more workers to begin with than so many times those of a single cell;
+MOST_CALLS = 120_000  # but a run of more would take too long
 SHORT_CALLS, LONG_CALLS = 3_000, 12_000  # measured at least, in runs of either kind
 TOO_MANY = 6  # times the fewest workers; what then still misses a goal does so for another reason than load
 SMALL_STEPS = 512  # tokens: workers that prefill and decode are planned with this budget too, which decodes smoothly
@@ -89,7 +92,7 @@ def plan(
 def _plan(layout: Layout, demand: Demand, profile: WorkerProfile, goal: Goal, seed: int) -> Need:
     alone = Alone(layout, demand, profile, seed)
     alone.check(goal)
-    run = _Run(demand, profile, alone, seed)
+    run = _Run(demand, profile, alone, seed, _cells(demand, alone, goal))
     too_few, layout = None, alone.fewest(goal, run.demand.rate)
     most = TOO_MANY * layout.workers()
     measured, grown = run.tried(layout, goal)
@@ -106,6 +109,17 @@ def _plan(layout: Layout, demand: Demand, profile: WorkerProfile, goal: Goal, se
         else:
             too_few = between
     return run.need(measured)
+
+
+def _cells(demand: Demand, alone: Alone, goal: Goal) -> int:
+    """As many as keep runs short, or fewer, where workers would be idle: a cell has one in each pool at least."""
+    calls = 3 * alone.session_s * demand.rate * alone.calls
+    most, least = (max(1, ceil(calls / of_a_cell)) for of_a_cell in (CELL_CALLS, MOST_CALLS))
+    affordable = CELLS_COST * alone.fewest(goal, demand.rate).workers()
+    for cells in range(most, least, -1):
+        if cells * alone.fewest(goal, demand.rate / cells).workers() <= affordable:
+            return cells
+    return least
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +139,10 @@ class _Measured:
 class _Run:
     """The simulation of a cell: it fills for one and a half lengths of a session, then calls count."""
 
-    def __init__(self, demand: Demand, profile: WorkerProfile, alone: Alone, seed: int) -> None:
-        self._session_s = alone.session_s
-        calls_per_s = demand.rate * alone.calls
-        self.cells = max(1, ceil(3 * self._session_s * calls_per_s / CELL_CALLS))
-        self._calls_per_s = calls_per_s / self.cells
-        self.demand = replace(demand, rate=demand.rate / self.cells)
+    def __init__(self, demand: Demand, profile: WorkerProfile, alone: Alone, seed: int, cells: int) -> None:
+        self._session_s, self.cells = alone.session_s, cells
+        self.demand = replace(demand, rate=demand.rate / cells)
+        self._calls_per_s = self.demand.rate * alone.calls
         self._profile, self._seed = profile, seed
 
     def tried(self, layout: Layout, goal: Goal) -> tuple[_Measured, Layout]:
@@ -146,7 +158,8 @@ class _Run:
 
     def _measure(self, layout: Layout, session_s: float, calls: int, *, tell_kept_up: bool) -> _Measured:
         since = 1.5 * session_s
-        seconds = max(since, calls / self._calls_per_s)
+        # As long as it fills, but for the sake of sessions that think for long, no longer than most runs are.
+        seconds = max(min(since, LONG_CALLS / self._calls_per_s), calls / self._calls_per_s)
         demand, until = self.demand, since + seconds
         seen, arrivals = ByModel(since, until), Poisson(demand.rate, self._seed)
         # As many as arrive until the end: with fewer, the load would be less by then.
