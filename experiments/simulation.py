@@ -5,7 +5,7 @@
     python -m experiments.simulation tool_heavy   # each of these takes less than a minute
     python -m experiments.simulation models       # 1 to 8 models, as many GPUs for prefill and for decode
     python -m experiments.simulation day          # 1,000 GPUs through a day, in windows: some minutes
-    python -m experiments.simulation cluster      # 1,000 GPUs and a million sessions, call by call: 45 min of a core
+    python -m experiments.simulation cluster      # 1,000 GPUs and a million sessions, call by call: 90 min of a core
 
 Each writes its figures to docs/results/ as JSON and, but for the last, a plot. The same command gives the same figures.
 """
