@@ -1,5 +1,5 @@
 """The benchmark's published figures: `python -m experiments.bench short | full | together | both-cores |
-limits | models | float32 | short-contexts | repeats | publish`.
+limits | models | float32 | small-steps | short-contexts | repeats | publish`.
 
     short           one load, two systems, in about 15 minutes on two cores
     full            every family, load and system, three times: hours; goes on where it was stopped
@@ -11,6 +11,7 @@ limits | models | float32 | short-contexts | repeats | publish`.
                     sharing, for which there is a folder limits-more; three times: 18 hours
     models          whole tool-heavy sessions of one, two and four models, three times: four hours
     float32         whole tool-heavy sessions in float32, for cores without bfloat16 units: two hours
+    small-steps     four of these on `shared` and ordinary vLLMs whose steps are of 256 tokens: half an hour
     short-contexts  ReAct and Reflexion in float32: 75 minutes
     repeats         ReAct in float32, three times with other sessions, also on one ordinary vLLM with all adapters: an
                     hour
@@ -70,6 +71,15 @@ FLOAT32 = Matrix(
     rounds=1,
     limit_s=5400.0,  # per-model needs an hour for eight
     machine=Machine(dtype="float32"),
+)
+
+# An ordinary vLLM whose steps are short decodes between the parts of a long prompt, where it otherwise stands still.
+SMALL_STEPS = FLOAT32.model_copy(
+    update={
+        "systems": ("shared", "colocated"),
+        "loads": ("closed:4",),
+        "machine": Machine(dtype="float32", engine_args=("--max-num-batched-tokens", "256")),
+    }
 )
 
 # Two rounds, so that the last session to end is not one of those that began together; nothing is cut off.
@@ -365,6 +375,7 @@ def main() -> int:
         "short": ((SHORT,), SHORT_PROMPT),
         "full": ((FULL,), None),
         "float32": ((FLOAT32,), None),
+        "small-steps": ((SMALL_STEPS,), None),
         "together": ((TOGETHER,), None),
         "both-cores": ((BOTH_CORES,), None),
         "limits": ((LIMITS, LIMITS_MORE), None),
