@@ -7,6 +7,9 @@ from starlette.requests import Request
 
 from prefillshare.router.admission import Call, Endpoint, admit, read_body
 from prefillshare.router.errors import RouterError
+from prefillshare.router.flow.need import need_of
+from prefillshare.router.legs import prefill_body
+from prefillshare.router.placement.chunks import chain_of_request
 
 CHAT: dict[str, Any] = {"model": "sql", "messages": [{"role": "user", "content": "hi"}]}
 TEXT: dict[str, Any] = {"model": "sql", "prompt": "hi"}
@@ -103,6 +106,29 @@ def test_a_chat_may_ask_for_log_probabilities(value: object) -> None:
 def test_refused_fields_may_say_that_they_are_not_used() -> None:
     unused = {"n": 1, "best_of": None, "echo": False, "prompt_logprobs": None, "priority": 0, "suffix": None}
     admit_body(CHAT | unused | {"modalities": ["text"], "functions": [], "verbosity": "medium"})
+
+
+def test_a_worker_is_not_sent_what_is_not_used() -> None:
+    assert admit_body(TEXT | {"suffix": "", "echo": False}, endpoint="completions").body == TEXT
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "body", "field", "value"),
+    [
+        ("chat/completions", CHAT, "prompt", None),
+        ("chat/completions", CHAT, "prompt", ""),
+        ("chat/completions", CHAT, "prompt", []),
+        ("completions", TEXT, "messages", None),
+        ("completions", TEXT, "messages", []),
+    ],
+)
+def test_a_prompt_that_says_nothing_does_not_hide_the_one_that_is_read(
+    endpoint: Endpoint, body: dict[str, Any], field: str, value: object
+) -> None:
+    long = json.loads(json.dumps(body).replace("hi", "word " * 8000))
+    call = admit_body(long | {field: value}, endpoint=endpoint)
+    assert need_of(endpoint, call.body, 512).prompt == pytest.approx(10_000, rel=0.01)
+    assert chain_of_request(prefill_body(call, "base")).tokens == pytest.approx(10_000, rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from openai.types.chat import completion_create_params as chat_create_params
 from prefillshare.router.admission import Endpoint
 from prefillshare.router.errors import RouterError
 from prefillshare.router.legs import PROMPT_FIELDS
-from prefillshare.router.unsupported import OF_THE_OTHER, REFUSED, check_fields, without_refused
+from prefillshare.router.unsupported import OF_THE_OTHER, REFUSED, check_fields, without_unused
 
 DOCS = Path(__file__).parents[2] / "docs" / "openai.md"
 ROWS = dict(re.findall(r"^\| `(\w+)` \| (supported|prompt|ignored|refused) \|", DOCS.read_text(), re.MULTILINE))
@@ -70,7 +70,10 @@ def test_what_the_other_endpoint_has_may_say_that_it_is_not_used() -> None:
     check_fields("chat/completions", {"prompt": ""})
 
 
-def test_a_worker_is_not_sent_what_is_not_used() -> None:
-    body = {"suffix": "", "echo": False, "stop": "x"}
+def test_what_is_not_used_can_be_left_out() -> None:
+    body = {"suffix": "", "echo": False, "prompt": "x", "messages": [], "tools": []}
     check_fields("completions", body)
-    assert without_refused(body) == {"stop": "x"}
+    assert without_unused("completions", body) == {"prompt": "x"}
+    body = {"messages": [], "tools": [], "prompt": None}
+    check_fields("chat/completions", body)
+    assert without_unused("chat/completions", body) == {"messages": [], "tools": []}

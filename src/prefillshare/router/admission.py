@@ -12,7 +12,7 @@ from prefillshare.router.errors import RouterError, bad_request, model_not_found
 from prefillshare.router.flow.deadline import patience_s
 from prefillshare.router.flow.ticket import UNLIMITED, Ticket
 from prefillshare.router.sessions import SessionKey, session_key
-from prefillshare.router.unsupported import check_fields
+from prefillshare.router.unsupported import check_fields, without_unused
 
 Endpoint = Literal["chat/completions", "completions"]
 
@@ -22,7 +22,7 @@ _OBJECTS = ("structured_outputs",)
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One admitted request. `body` is the client's, unchanged; legs make copies of it."""
+    """One admitted request. `body` is the client's, less what it says it does not use; legs make copies of it."""
 
     request_id: str
     endpoint: Endpoint
@@ -83,7 +83,7 @@ def admit(
         request_id=request_id,
         endpoint=endpoint,
         model=model,
-        body=body,
+        body=without_unused(endpoint, body),
         stream=bool(stream),
         session=session_key(headers, body),
         patience_s=patience_s(headers),

@@ -13,7 +13,6 @@ from prefillshare.instructions import Placement, place_instructions
 from prefillshare.router.admission import Call
 from prefillshare.router.errors import bad_request, worker_failed
 from prefillshare.router.pool import Worker
-from prefillshare.router.unsupported import without_refused
 
 # Everything in a request that shapes the prompt. The rest (sampling, stop, logprobs, response_format, ...) is left out
 # of the prefill leg: one token is sampled there and thrown away, and e.g. min_tokens > 1 would be refused.
@@ -110,7 +109,7 @@ def decode_body(call: Call, prefilled: Prefilled) -> dict[str, Any]:
     completion as its prompt.
     """
     params = dict(prefilled.kv_transfer_params)
-    body = {**without_refused(call.body), "model": call.model, "kv_transfer_params": params}
+    body = {**call.body, "model": call.model, "kv_transfer_params": params}
     if call.stream and not asks_for_usage(call):
         body["stream_options"] = _with_usage(call.body.get("stream_options"))
     if call.endpoint == "chat/completions":

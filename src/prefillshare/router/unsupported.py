@@ -119,9 +119,14 @@ def check_fields(endpoint: "Endpoint", body: Mapping[str, Any]) -> None:
                 raise _unsupported("messages", found, _TEXT)
 
 
-def without_refused(body: Mapping[str, Any]) -> dict[str, Any]:
-    """The body less what it says it does not use: vLLM may have no such value for it."""
-    return {field: value for field, value in body.items() if field not in REFUSED}
+def without_unused(endpoint: "Endpoint", body: Mapping[str, Any]) -> dict[str, Any]:
+    """A body that `check_fields` has passed, less what it says it does not use.
+
+    vLLM may have no such value for it; and what counts or places a prompt need not ask which endpoint it is for: of
+    `messages` and `prompt` there is only the one that it reads.
+    """
+    unused = REFUSED.keys() | OF_THE_OTHER[endpoint].keys()
+    return {field: value for field, value in body.items() if field not in unused}
 
 
 def _not_text(part: Mapping[str, Any]) -> str | None:
