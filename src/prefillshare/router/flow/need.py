@@ -1,6 +1,6 @@
 """How many tokens a call takes, as far as its request tells: the router has no tokenizer."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +43,8 @@ def need_of(
     if is_token_ids(body):
         return Need(len(body["prompt"]), len(body["prompt"]), output)
     size = sum(_characters(body[field]) for field in _RENDERED if field in body)
-    return Need(max(1, int(size / bytes_per_token)), size // MAX_CHARACTERS_PER_TOKEN, output)
+    least = sum(map(len, _texts_for_sure(endpoint, body))) // MAX_CHARACTERS_PER_TOKEN
+    return Need(max(1, int(size / bytes_per_token)), least, output)
 
 
 def is_token_ids(body: Mapping[str, Any]) -> bool:
@@ -61,6 +62,29 @@ def _count(value: object) -> int | None:
     except ValueError:
         return None
     return min(count, MOST_TOKENS) if count > 0 else None
+
+
+def _texts_for_sure(endpoint: "Endpoint", body: Mapping[str, Any]) -> Iterator[str]:
+    """Those that are in the prompt whatever the base's chat template makes of the request: of a chat what users say.
+
+    Templates leave out what they do not know (`documents`, a role), all but the first or the last system message, and
+    of what a thinking model has said all that it had thought, also where that stands in the `content`.
+    """
+    if endpoint == "completions":
+        yield from _texts(body.get("prompt"))
+        return
+    messages = body.get("messages")
+    for message in messages if isinstance(messages, list) else ():
+        if isinstance(message, dict) and message.get("role") == "user":
+            yield from _texts(message.get("content"))
+
+
+def _texts(value: object) -> Iterator[str]:
+    """A text, or those of a list of texts and a message's parts; of a part only what its type says is read."""
+    for part in value if isinstance(value, list) else [value]:
+        text = part.get("text") if isinstance(part, dict) and part.get("type", "text") == "text" else part
+        if isinstance(text, str):
+            yield text
 
 
 def _characters(value: Any) -> int:
