@@ -71,6 +71,18 @@ def test_a_running_worker_takes_no_further_adapter(site: Site) -> None:
     assert site.models() == ["sql", "json", "xml"]
 
 
+def test_a_pool_that_goes_while_its_workers_are_asked_takes_no_module(site: Site) -> None:
+    hosts = site.cluster.workers["sql-0"]
+    hosts.announces, hosts.digests_s = announcement("decode", "sql", "csv"), 0.5
+    site.cluster.workers["sql-1"].announces = announcement("decode", "sql", "csv")
+    adding = site.threads.submit(add, site, "csv", pool="decode/sql")
+    wait_for(lambda: hosts.digests_s == 0.0)  # it has been asked
+    assert site.admin("DELETE", "/modules/sql").status_code == 200
+    assert error(adding.result()) == (404, "pool_not_found", "pool")
+    assert site.models() == ["json", "xml"]
+    assert site.cluster.http.get("/health").status_code == 200
+
+
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [

@@ -49,6 +49,16 @@ def test_a_worker_that_cannot_be_what_its_pool_needs_is_not_added(site: Site) ->
     assert not site.cluster.workers["sql-2"].bodies
 
 
+def test_a_pool_that_goes_while_a_worker_is_asked_takes_none(site: Site) -> None:
+    new = site.start("sql-2", SQL)
+    site.cluster.workers["sql-2"].digests_s = 0.5
+    adding = site.threads.submit(add, site, "decode/sql", new)
+    wait_for(lambda: site.cluster.workers["sql-2"].digests_s == 0.0)  # it has been asked
+    assert site.admin("DELETE", "/modules/sql").status_code == 200
+    answer = adding.result()
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "pool_not_found")
+
+
 def test_other_weights_are_kept_out_while_the_peers_still_read_theirs(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:

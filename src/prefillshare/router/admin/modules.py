@@ -6,7 +6,7 @@ from prefillshare.announcement import AnnouncedModel
 from prefillshare.router.admin.bodies import NewModule, Options
 from prefillshare.router.admin.joining import Joining
 from prefillshare.router.admin.waiting import busy, until
-from prefillshare.router.admin.workers import FIRST_HEALTH_S, distinct_worker
+from prefillshare.router.admin.workers import FIRST_HEALTH_S, check_still_there, distinct_worker
 from prefillshare.router.errors import RouterError, bad_request
 from prefillshare.router.fleet import Base, Fleet
 from prefillshare.router.metrics import Metrics
@@ -29,7 +29,7 @@ class ModuleChanges:
 
         Raises:
             RouterError: the name is taken (409), there is no such base, or the pool and `workers` do not fit (400), a
-                worker does not answer (502) or is not what it must be (409).
+                worker does not answer (502) or is not what it must be (409), or the pool goes meanwhile (404).
         """
         async with self._adding:
             base = self._base_for(new)
@@ -101,6 +101,7 @@ class ModuleChanges:
             )
             raise bad_request(message, "workers", "invalid_field")
         module = await self._check(new, base, list(pool.workers))
+        check_still_there(self._fleet, pool)
         self._fleet.add_module(new.name, _route(base, pool, module))
 
     async def _check(self, new: NewModule, base: Base, workers: list[Worker]) -> AnnouncedModel:

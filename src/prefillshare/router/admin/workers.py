@@ -45,8 +45,7 @@ class WorkerChanges:
             role: Literal["prefill", "decode"] = "prefill" if pool is self._fleet.base_of(pool).prefill else "decode"
             worker = distinct_worker(self._fleet, new, role)
             await self._joining.check_for_pool(worker, pool)
-            if pool not in self._fleet.pools:  # its module has gone meanwhile
-                raise RouterError(404, f"There is no pool {new.pool!r} any more.", param="pool", code="pool_not_found")
+            check_still_there(self._fleet, pool)
             self._fleet.add_worker(pool, worker)
         await until(lambda: pool.is_up(worker), FIRST_HEALTH_S)
         return pool, worker
@@ -86,6 +85,12 @@ class WorkerChanges:
                 "models answer 503. Add another one first, or do it all the same with ?force=true."
             )
             raise RouterError(409, message, code="last_worker")
+
+
+def check_still_there(fleet: Fleet, pool: Pool) -> None:
+    """Raises RouterError (404) if the pool has gone with its last module, while what joins it was checked."""
+    if pool not in fleet.pools:
+        raise RouterError(404, f"There is no pool {pool.name!r} any more.", param="pool", code="pool_not_found")
 
 
 def distinct_worker(
