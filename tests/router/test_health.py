@@ -7,6 +7,7 @@ from starlette.types import ASGIApp
 
 from prefillshare.router.breaker import Breaker
 from prefillshare.router.errors import worker_failed
+from prefillshare.router.fleet import Fleet
 from prefillshare.router.health import HealthMonitor
 from prefillshare.router.pool import Pool
 from prefillshare.router.route import ModelRoute
@@ -26,7 +27,7 @@ def monitor_of(
     http: aiohttp.ClientSession, pool: Pool, settings: HealthConfig = OFTEN, breaker: Breaker | None = None
 ) -> HealthMonitor:
     route = ModelRoute("base", pool, Pool("decode/sql", [decode_worker()]))
-    return HealthMonitor(http, {"sql": route}, settings, breaker or Breaker(5))
+    return HealthMonitor(http, Fleet({"sql": route}), settings, breaker or Breaker(5))
 
 
 async def test_a_worker_is_up_while_its_health_check_passes(
@@ -70,6 +71,29 @@ async def test_it_keeps_watching_also_who_joins_later(
     finally:
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
+
+
+async def test_prefill_workers_are_watched_while_their_base_has_no_module(
+    http: aiohttp.ClientSession, serve: Callable[[ASGIApp], Served]
+) -> None:
+    fakes = [FakeWorker("base"), FakeWorker("base")]
+    first, second = (prefill_worker(f"prefill-{n}", serve(fake.app()).url) for n, fake in enumerate(fakes))
+    pool = Pool("prefill", [first])
+    fleet = Fleet({"sql": ModelRoute("base", pool, Pool("decode/sql", [decode_worker()]))})
+    monitor = HealthMonitor(http, fleet, OFTEN, Breaker(5))
+    watching = asyncio.create_task(monitor.run())
+    try:
+        await asyncio.to_thread(wait_for, lambda: pool.is_up(first))
+        fleet.remove_module("sql")
+        fakes[0].healthy = False
+        fleet.add_worker(pool, second)
+        await asyncio.to_thread(wait_for, lambda: pool.up() == [second])
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+    fakes[0].healthy = True
+    await monitor.check_all()
+    assert pool.up() == [first, second]
 
 
 async def test_a_worker_whose_breaker_opens_is_asked_for_a_token_at_once(

@@ -4,6 +4,7 @@ import aiohttp
 import pytest
 from starlette.types import ASGIApp
 
+from prefillshare.router.fleet import Fleet
 from prefillshare.router.pool import Pool
 from prefillshare.router.probe import Answer, Prober
 from prefillshare.router.route import ModelRoute
@@ -19,10 +20,11 @@ class Bench:
         self.decode = Pool("decode/sql", [decode_worker(url=serve(self.sql.app()).url)])
         for pool in (self.prefill, self.decode):
             pool.mark_up(pool.workers[0])
-        self._prober = Prober(http, {"sql": ModelRoute("base", self.prefill, self.decode)}, timeout_s=0.3)
+        self.fleet = Fleet({"sql": ModelRoute("base", self.prefill, self.decode)})
+        self.prober = Prober(http, self.fleet, timeout_s=0.3)
 
     async def ask(self, pool: Pool) -> Answer:
-        return await self._prober.ask(pool, pool.workers[0])
+        return await self.prober.ask(pool, pool.workers[0])
 
 
 @pytest.fixture
@@ -37,6 +39,14 @@ async def test_a_prefill_worker_is_asked_for_a_token_and_leases_nothing(bench: B
     assert (body["model"], body["max_tokens"], body["stream"]) == ("base", 1, False)
     assert "kv_transfer_params" not in body
     assert bench.base.headers[0]["x-request-id"].startswith("probe-")
+
+
+async def test_what_is_asked_where_no_model_is_routed(bench: Bench) -> None:
+    (worker,) = bench.decode.workers
+    bench.fleet.remove_module("sql")
+    assert await bench.ask(bench.prefill) == Answer("token")
+    assert await bench.prober.ask(bench.decode, worker) == Answer("unknown", "no model is routed to it")
+    assert not bench.sql.bodies
 
 
 async def test_a_decode_worker_is_asked_behind_a_prefill_worker_whose_kv_it_takes(bench: Bench) -> None:

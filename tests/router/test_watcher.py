@@ -11,6 +11,7 @@ from starlette.types import ASGIApp
 from prefillshare.router import watcher
 from prefillshare.router.breaker import Breaker
 from prefillshare.router.errors import worker_failed
+from prefillshare.router.fleet import Fleet
 from prefillshare.router.pool import Pool, Waiting
 from prefillshare.router.probe import Prober
 from prefillshare.router.route import ModelRoute
@@ -41,7 +42,7 @@ class Bench:
         self.outcomes: list[str] = []
         self.cuts = 0
         route = ModelRoute("base", self.pool, Pool("decode/sql", [decode_worker()]))
-        prober = Prober(http, {"sql": route}, SETTINGS.token_timeout_s)
+        prober = Prober(http, Fleet({"sql": route}), SETTINGS.token_timeout_s)
         self.watcher = Watcher(
             self.pool,
             self.worker,

@@ -81,7 +81,7 @@ class Assembly:
         async with open_http(settings, self._worker_key) as http:
             breaker = Breaker(settings.health.failures)
             breaker.opened.append(self.metrics.breaker_opened)
-            monitor = HealthMonitor(http, fleet.routes, settings.health, breaker, self.metrics.probed)
+            monitor = HealthMonitor(http, fleet, settings.health, breaker, self.metrics.probed)
             await monitor.check_all()
             watching = asyncio.create_task(monitor.run())
             capacities = Capacities(http, fleet.pools, settings.flow, self._max_num_seqs, self._placement.holds)

@@ -7,16 +7,16 @@ suspicion, never of busy ones: these show by their own work, or by their metrics
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import aiohttp
 
 from prefillshare.router.breaker import Breaker
+from prefillshare.router.fleet import Fleet
 from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.privacy import failure_text
 from prefillshare.router.probe import Outcome, Prober
-from prefillshare.router.route import ModelRoute, pools_of
 from prefillshare.router.watcher import Watcher
 from prefillshare.router_config import HealthConfig
 
@@ -24,22 +24,22 @@ LOG = logging.getLogger("prefillshare.router")
 
 
 class HealthMonitor:
-    """Watches every worker of the routes' pools, also such as join later; `run` ends only by being cancelled."""
+    """Watches every worker of the fleet, also such as join later; `run` ends only by being cancelled."""
 
     def __init__(
         self,
         http: aiohttp.ClientSession,
-        routes: Mapping[str, ModelRoute],
+        fleet: Fleet,
         settings: HealthConfig,
         breaker: Breaker,
         probed: Callable[[Worker, Outcome], None] = lambda worker, outcome: None,
     ) -> None:
         """`probed` is told what came of each request for a token."""
         self._http = http
-        self._routes = routes
+        self._fleet = fleet
         self._settings = settings
         self._breaker = breaker
-        self._prober = Prober(http, routes, settings.token_timeout_s)
+        self._prober = Prober(http, fleet, settings.token_timeout_s)
         self._probed = probed
         self._suspected: dict[str, asyncio.Event] = {}  # by the name of the worker
         breaker.opened.append(self._suspect)
@@ -48,7 +48,7 @@ class HealthMonitor:
         watching: dict[tuple[Pool, Worker], asyncio.Task[None]] = {}
         async with asyncio.TaskGroup() as tasks:
             while True:
-                there = {(pool, worker) for pool in pools_of(self._routes.values()) for worker in pool.workers}
+                there = set(self._fleet.workers())
                 for gone in watching.keys() - there:
                     watching.pop(gone).cancel()
                     self._suspected.pop(gone[1].name, None)
@@ -58,8 +58,7 @@ class HealthMonitor:
 
     async def check_all(self) -> None:
         """Asks every worker for its `/health`, once."""
-        pools = pools_of(self._routes.values())
-        await asyncio.gather(*(self._watcher(pool, worker).poll() for pool in pools for worker in pool.workers))
+        await asyncio.gather(*(self._watcher(pool, worker).poll() for pool, worker in self._fleet.workers()))
 
     def _suspect(self, worker: Worker) -> None:
         """Has it asked for a token at once: calls may have failed by what was in them."""

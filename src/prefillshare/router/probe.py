@@ -11,6 +11,7 @@ import aiohttp
 
 from prefillshare.router.admission import Call
 from prefillshare.router.errors import KV_LOST, RouterError, worker_refused
+from prefillshare.router.fleet import Fleet
 from prefillshare.router.legs import Prefilled, decode_body, prefill_body, read_prefill
 from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.route import ModelRoute
@@ -31,29 +32,31 @@ class Answer(NamedTuple):
 
 
 class Prober:
-    """Asks workers of the routes' pools."""
+    """Asks workers of the fleet."""
 
-    def __init__(self, http: aiohttp.ClientSession, routes: Mapping[str, ModelRoute], timeout_s: float) -> None:
+    def __init__(self, http: aiohttp.ClientSession, fleet: Fleet, timeout_s: float) -> None:
         """`timeout_s` is for each leg."""
         self._http = http
-        self._routes = routes
+        self._fleet = fleet
         self._timeout_s = timeout_s
 
     async def ask(self, pool: Pool, worker: Worker) -> Answer:
         """One token from `worker` of `pool`.
 
-        A prefill worker is asked for a plain completion, which leaves no blocks leased; a decode worker, which serves
-        nothing without a handoff, behind the least busy prefill worker of its base.
+        A prefill worker is asked for a plain completion of its base, which may have no module at the moment, and which
+        leaves no blocks leased; a decode worker, which serves nothing without a handoff, behind the least busy prefill
+        worker of its base.
         """
-        found = next((item for item in self._routes.items() if pool in (item[1].prefill, item[1].decode)), None)
+        if worker.role == "prefill":
+            base = self._fleet.base_of(pool).name
+            call = _call(base)
+            plain = {name: value for name, value in prefill_body(call, base).items() if name != _TRANSFER}
+            return await self._token(call, worker, plain)
+        found = next(iter(self._fleet.modules_of(pool).items()), None)
         if found is None:
             return Answer("unknown", "no model is routed to it")
         model, route = found
-        body = {"model": model, "prompt": _PROMPT, "max_tokens": 1, "temperature": 0, "ignore_eos": True}
-        call = Call(f"probe-{uuid.uuid4().hex}", "completions", model, body, False, None)
-        if worker.role == "prefill":
-            plain = {name: value for name, value in prefill_body(call, route.base).items() if name != _TRANSFER}
-            return await self._token(call, worker, plain)
+        call = _call(model)
         prefilled = await self._prefill(call, route)
         if isinstance(prefilled, Answer):
             return prefilled
@@ -94,6 +97,11 @@ class Prober:
         if response.status != 200:
             raise worker_refused(worker.name, response.status, raw)
         return json.loads(raw)
+
+
+def _call(model: str) -> Call:
+    body = {"model": model, "prompt": _PROMPT, "max_tokens": 1, "temperature": 0, "ignore_eos": True}
+    return Call(f"probe-{uuid.uuid4().hex}", "completions", model, body, False, None)
 
 
 def _tokens(answer: object) -> int | None:
