@@ -1,8 +1,12 @@
 """Fixtures that more than one room's tests use."""
 
 import json
+import os
+import resource
 import signal
 import struct
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -38,6 +42,24 @@ def write_checkpoint(folder: Path, weights: bytes = b"abcd", template: str = "{{
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "x"}))
     (folder / "chat_template.jinja").write_text(template)
     return folder
+
+
+@contextmanager
+def _no_files_left() -> Iterator[None]:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.open(os.devnull, os.O_RDONLY)  # of the numbers that are free
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.fixture
+def no_files_left() -> Callable[[], AbstractContextManager[None]]:
+    """Within what it returns, this process can open no file and no connection; those that are open stay so."""
+    return _no_files_left
 
 
 @pytest.fixture

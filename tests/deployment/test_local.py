@@ -1,6 +1,7 @@
 import asyncio
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -68,6 +69,19 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
         serve.process.wait()
     for pid in processes_of(serve.deployment):
         os.kill(pid, signal.SIGKILL)
+
+
+async def test_the_router_may_open_as_many_files_as_the_system_allows(tmp_path: Path) -> None:
+    ports = free_ports(3)
+    deployment = make_deployment(tmp_path, ports=ports)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, limits[1]))
+    try:
+        with fake_workers(deployment, ports[1:]):
+            async with LocalDeployment(deployment, timing=QUICK):
+                assert resource.getrlimit(resource.RLIMIT_NOFILE) == (limits[1], limits[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 async def test_entering_serves_and_leaving_leaves_nothing(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,6 +93,20 @@ async def test_a_short_silence_is_no_death(tmp_path: Path) -> None:
             await run.until(lambda: run.decode.state == "unhealthy")
             (run.control / "decode-sql-0.hang").unlink()
             await run.until(lambda: run.decode.state == "ready")
+    assert run.kinds("decode-sql-0") == ["started", "ready", "stopped"]
+
+
+async def test_a_worker_that_cannot_be_asked_is_not_ended(
+    tmp_path: Path, no_files_left: Callable[[], AbstractContextManager[None]]
+) -> None:
+    run = Run(tmp_path)
+    with run.patches:
+        async with run.local:
+            with no_files_left():
+                await asyncio.sleep(2 * QUICK.hang_after)
+            assert run.decode.state == "ready"
+            await asyncio.sleep(2 * QUICK.probe_every)
+            assert run.decode.state == "ready"
     assert run.kinds("decode-sql-0") == ["started", "ready", "stopped"]
 
 

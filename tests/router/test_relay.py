@@ -2,7 +2,7 @@ import asyncio
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -190,6 +190,41 @@ async def test_without_a_decode_worker_nothing_is_prefilled(bench: Bench, dead: 
     assert (error.status, error.retry) == (503, None)
     assert "decode/sql" in error.message
     assert len(base.bodies) == 1
+
+
+class Untaken(Ticket):
+    """Notes whether leg 2 is said to be taken up by nobody."""
+
+    told = False
+
+    def not_taken(self) -> None:
+        self.told = True
+
+
+@pytest.mark.parametrize("leg", ["base", "sql"])
+async def test_a_router_that_can_open_no_more_files_blames_no_worker(
+    bench: Bench, leg: str, no_files_left: Callable[[], AbstractContextManager[None]]
+) -> None:
+    base, sql = FakeWorker("base"), FakeWorker("sql")
+    relay = bench.relay([bench.worker(base, "prefill-0")], [bench.worker(sql, "sql-0")])
+    ticket, tries = Untaken(), attempts()
+    call = replace(CALL, ticket=ticket)
+
+    async def serve() -> None:
+        with no_files_left() if leg == "base" else nullcontext():
+            prefilled = await relay.prefill(call, tries)
+        with no_files_left():
+            async with relay.decode(call, prefilled, tries):
+                pass
+
+    with pytest.raises(RouterError) as caught:
+        await serve()
+    error = caught.value
+    assert (error.status, error.code, error.headers["retry-after"]) == (503, "out_of_files", "1")
+    assert error.retry is None
+    assert (bench.down(), tries.failed_workers) == ([], set())
+    assert ticket.told == (leg == "sql")  # nobody pulls what leg 1 has left
+    assert b"sql read hello" in await complete(relay)
 
 
 @pytest.mark.parametrize("leg", ["base", "sql"])

@@ -107,6 +107,21 @@ async def test_a_worker_that_was_never_up_gets_no_credit(bench: Bench) -> None:
     assert not bench.up
 
 
+async def test_a_worker_that_cannot_be_asked_stays_what_it_is(
+    bench: Bench, no_files_left: Callable[[], AbstractContextManager[None]]
+) -> None:
+    with no_files_left(), bench.call():
+        for _ in range(3):
+            await bench.watcher.poll()
+            await asyncio.sleep(0.1)
+        await bench.watcher._probe()
+    assert (bench.up, bench.cuts, bench.outcomes) == (True, 0, ["unknown"])
+    bench.pool.mark_down(bench.worker, "not checked yet")
+    with no_files_left():
+        await bench.watcher.poll()
+    assert not bench.up
+
+
 async def test_calls_of_a_worker_that_says_it_is_ill_may_end_by_themselves(bench: Bench) -> None:
     bench.fake.healthy = False
     with bench.call():

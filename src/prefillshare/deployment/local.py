@@ -14,6 +14,7 @@ from typing import Self
 import uvicorn
 from rich.console import Console
 
+from prefillshare import open_files
 from prefillshare.config import Deployment
 from prefillshare.deployment.events import LOG, Event, EventLog
 from prefillshare.deployment.guard import Guard
@@ -167,6 +168,7 @@ class LocalDeployment:
             await worker.ready.wait()
 
     async def _start_router(self, router_socket: socket.socket) -> None:
+        open_files.raise_limit()  # for up to `max_connections` clients, and the connections to workers for each
         specs = [worker.spec for worker in self.workers]
         settings = self.deployment.router
         self._server = _Server(

@@ -17,6 +17,7 @@ from prefillshare.deployment.processes import end, how_it_ended, kill_group, spa
 from prefillshare.engine.command import worker_command, worker_environment
 from prefillshare.engine.worker import WorkerSpec
 from prefillshare.errors import UserError
+from prefillshare.open_files import ran_out
 from prefillshare.urls import http_url
 
 State = Literal["waiting", "starting", "ready", "unhealthy", "restarting", "stopping", "stopped", "failed"]
@@ -185,9 +186,10 @@ class WorkerProcess:
                 await self._wait(process)
                 if process.returncode is not None:
                     return how_it_ended(process.returncode)
-                if await self._is_healthy(client):
+                healthy = await self._is_healthy(client)
+                if healthy is not False:  # where it could not be asked, it was not silent
                     last_answer = time.monotonic()
-                    if self.state == "unhealthy":
+                    if healthy and self.state == "unhealthy":
                         self._enter("ready")
                     continue
                 silent_s = time.monotonic() - last_answer
@@ -199,12 +201,13 @@ class WorkerProcess:
     def _probe(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=self._timing.probe_timeout))
 
-    async def _is_healthy(self, client: aiohttp.ClientSession) -> bool:
+    async def _is_healthy(self, client: aiohttp.ClientSession) -> bool | None:
+        """None: it cannot be asked, since this process has too many files open."""
         try:
             async with client.get(f"{self.url}/health") as answer:
                 return answer.status == 200
-        except (aiohttp.ClientError, TimeoutError):
-            return False
+        except (aiohttp.ClientError, TimeoutError) as error:
+            return None if ran_out(error) else False
 
     async def _wait(self, process: Process) -> None:
         """One probing interval, or less if the process ends."""

@@ -7,6 +7,7 @@ from typing import Any
 
 KV_LOST = "kv_lost"  # another prefill may bring it back
 NOT_CONNECTED = "not_connected"
+OUT_OF_FILES = "out_of_files"
 WORKER_FAILED = "worker_failed"
 WORKER_TIMED_OUT = "worker_timed_out"
 
@@ -72,6 +73,11 @@ def worker_timed_out(worker: str, seconds: float) -> RouterError:
 def not_connected(worker: str, reason: str) -> RouterError:
     """Nothing of the call has been sent."""
     return _come_back(f"worker {worker}: {reason}", NOT_CONNECTED, retry=NOT_CONNECTED)
+
+
+def out_of_files() -> RouterError:
+    """Nothing of the call has been sent, and no worker is to blame; so no other is tried, either."""
+    return _come_back("The router has too many files open to connect to a worker.", OUT_OF_FILES, retry=None)
 
 
 def unavailable(message: str, *, retry: str | None = None) -> RouterError:

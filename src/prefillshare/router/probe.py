@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import aiohttp
 
+from prefillshare.open_files import ran_out
 from prefillshare.router.admission import Call
 from prefillshare.router.errors import KV_LOST, RouterError, worker_refused
 from prefillshare.router.fleet import Fleet
@@ -22,7 +23,8 @@ _PROMPT = "Are you still there?"
 _TRANSFER = "kv_transfer_params"
 
 # token: it made one. failed: it answered, and not with a token. silent: it did not answer in time. unknown: what it
-# would have needed was missing, it is full, or it could not get the KV, which may be the prefill worker's fault.
+# would have needed was missing, it is full, it could not get the KV, which may be the prefill worker's fault, or it
+# could not be asked.
 Outcome = Literal["token", "failed", "silent", "unknown"]
 
 
@@ -83,6 +85,8 @@ class Prober:
         except TimeoutError:
             return Answer("silent", f"asked for a token it said nothing for {self._timeout_s:g} s")
         except aiohttp.ClientError as error:
+            if ran_out(error):
+                return Answer("unknown", "the router has too many files open to ask it")
             return Answer("failed", f"asked for a token it closed the connection ({type(error).__name__})")
         except ValueError:
             return Answer("failed", "asked for a token it sent no JSON")

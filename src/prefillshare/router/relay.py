@@ -15,14 +15,17 @@ from typing import Any
 
 import aiohttp
 
+from prefillshare.open_files import ran_out
 from prefillshare.router.admission import Call
 from prefillshare.router.answer import Usage, rewrite_answer, rewrite_stream
 from prefillshare.router.breaker import Breaker
 from prefillshare.router.errors import (
     KV_LOST,
     NOT_CONNECTED,
+    OUT_OF_FILES,
     RouterError,
     not_connected,
+    out_of_files,
     unavailable,
     worker_failed,
     worker_refused,
@@ -217,7 +220,7 @@ class Relay:
             attempts.failed(error, placed.worker, prefilled.worker)
             if error.code == KV_LOST:
                 self._placement.lost(pool, call.session, placed.worker)
-            if error.status < 500 or error.code == NOT_CONNECTED:
+            if error.status < 500 or error.code in (NOT_CONNECTED, OUT_OF_FILES):
                 call.ticket.not_taken()
             raise
         finally:
@@ -271,6 +274,8 @@ class Relay:
                 headers = {**headers, "x-request-id": call.request_id}
                 return await self._http.post(f"{worker.url}/v1/{call.endpoint}", json=body, headers=headers)
         except _NOT_CONNECTED as error:
+            if ran_out(error):
+                raise out_of_files() from None
             reason = f"cannot connect ({type(error).__name__})"
             _mark_down(pool, worker, reason)
             raise not_connected(worker.name, reason) from None

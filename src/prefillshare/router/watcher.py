@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import aiohttp
 
+from prefillshare.open_files import ran_out
 from prefillshare.router.breaker import Breaker
 from prefillshare.router.pool import Fault, Pool, Worker
 from prefillshare.router.probe import Outcome, Prober
@@ -63,6 +64,8 @@ class Watcher:
                 return
             reason = "its health check does not answer"
         except (aiohttp.ClientError, OSError) as error:
+            if ran_out(error):
+                return  # it has not been asked
             reason = f"cannot connect ({type(error).__name__})"
         if reason:
             self._down(reason, "health")

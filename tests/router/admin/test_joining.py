@@ -1,7 +1,7 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import aiohttp
@@ -146,6 +146,17 @@ async def test_a_peer_that_does_not_answer_is_no_witness(http: aiohttp.ClientSes
     fake = FakeWorker("base", announces=announcement("prefill", "base"))
     peers = [prefill_worker("prefill-0", serve(fake.app()).url), prefill_worker("prefill-1")]
     assert list(await ask_those_up(http, peers)) == ["prefill-0"]
+
+
+async def test_whom_this_process_cannot_ask_is_not_taken_for_absent(
+    http: aiohttp.ClientSession, serve: Serve, no_files_left: Callable[[], AbstractContextManager[None]]
+) -> None:
+    fake = FakeWorker("base", announces=announcement("prefill", "base"))
+    peer = prefill_worker("prefill-0", serve(fake.app()).url)
+    for asked in (ask(http, peer), ask_those_up(http, [peer])):
+        with no_files_left(), pytest.raises(RouterError) as raised:
+            await asked
+        assert (raised.value.status, raised.value.code) == (503, "out_of_files")
 
 
 async def test_a_peer_that_takes_no_connection_in_time_is_no_witness(

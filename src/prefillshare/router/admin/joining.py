@@ -14,7 +14,8 @@ from pydantic import ValidationError
 
 from prefillshare.announcement import PATH, AnnouncedModel, Announcement
 from prefillshare.instructions import Placement
-from prefillshare.router.errors import RouterError
+from prefillshare.open_files import ran_out
+from prefillshare.router.errors import RouterError, out_of_files
 from prefillshare.router.fleet import Base, Fleet
 from prefillshare.router.pool import Pool, Worker
 
@@ -79,11 +80,14 @@ async def ask(http: aiohttp.ClientSession, worker: Worker) -> Announcement:
     """What the worker says of itself.
 
     Raises:
-        RouterError: 502 `worker_unreachable`, it does not answer (yet); 409 `worker_mismatch`, it does not say.
+        RouterError: 502 `worker_unreachable`, it does not answer (yet); 409 `worker_mismatch`, it does not say; 503
+            `out_of_files`, it cannot be asked.
     """
     try:
         return await _announcement(http, worker)
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        if ran_out(error):
+            raise out_of_files() from None
         raise _unreachable(worker, type(error).__name__) from None
 
 
@@ -91,8 +95,8 @@ async def ask_those_up(http: aiohttp.ClientSession, workers: Iterable[Worker]) -
     """The announcements by the workers' names; of those that take no connection, or cannot say, there is none.
 
     Raises:
-        RouterError: 502 `worker_unreachable`, one takes the question and owes the answer. Without it, a worker with
-            other weights of its modules could join.
+        RouterError: 502 `worker_unreachable`, one takes the question and owes the answer; 503 `out_of_files`, one
+            cannot be asked. Without it, a worker with other weights of its modules could join.
     """
     workers = list(workers)
     answers = await asyncio.gather(*(_announcement(http, worker) for worker in workers), return_exceptions=True)
@@ -100,6 +104,8 @@ async def ask_those_up(http: aiohttp.ClientSession, workers: Iterable[Worker]) -
     for worker, answer in zip(workers, answers, strict=True):
         if isinstance(answer, Announcement):
             found[worker.name] = answer
+        elif ran_out(answer):
+            raise out_of_files()  # what is not known of a worker that is up must not pass for its absence
         elif isinstance(answer, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError | RouterError):
             continue
         elif isinstance(answer, aiohttp.ClientError | TimeoutError | OSError):
