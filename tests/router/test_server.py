@@ -129,6 +129,23 @@ def test_one_connection_too_many_is_told_so() -> None:
             assert first_line(connection) == b"HTTP/1.1 200 OK"
 
 
+def test_connections_that_send_nothing_are_bounded() -> None:
+    with listening(LimitsConfig(max_connections=2)) as port:
+        held = [connect(port) for _ in range(4)]
+        time.sleep(0.1)
+        with closing(connect(port)) as connection:
+            assert answer(connection) == b""
+        held[-1].settimeout(0.1)
+        with pytest.raises(TimeoutError):  # it is still open
+            held[-1].recv(1)
+        for connection in held:
+            connection.close()
+        time.sleep(0.1)
+        with closing(connect(port)) as connection:
+            connection.sendall(REQUEST)
+            assert first_line(connection) == b"HTTP/1.1 200 OK"
+
+
 def test_without_httptools_h11_bounds_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server.importlib.util, "find_spec", lambda name: None)
     with listening(LimitsConfig(max_header_bytes=4096)) as port, closing(connect(port)) as connection:

@@ -17,6 +17,7 @@ from prefillshare.access import LimitsConfig
 from prefillshare.router.errors import RouterError
 
 _SLACK = 2  # heads a little too long reach the gate, whose answer is the better one
+_MOST_OPEN = 2  # connections for each that is served: the second are told that there are too many
 
 
 def server_config(app: ASGIApp, limits: LimitsConfig, **options: Any) -> uvicorn.Config:
@@ -45,7 +46,8 @@ def _bounded_protocol() -> Any:
     class BoundedProtocol(HttpToolsProtocol):
         """Ends a connection whose request's head is too long (431), or too long in coming (408).
 
-        Also one that goes on sending the body of a request that has been answered, as one without a key is at once.
+        Also one that goes on sending the body of a request that has been answered, as one without a key is at once. And
+        one that is opened beside far too many: who sends nothing cannot be told so, but keeps memory and a file.
         """
 
         def __init__(self, limits: LimitsConfig, *args: Any, **kwargs: Any) -> None:
@@ -57,7 +59,10 @@ def _bounded_protocol() -> Any:
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
-            self._await_head()
+            if len(self.connections) > _MOST_OPEN * self._limits.max_connections:
+                transport.abort()
+            else:
+                self._await_head()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_timer()
