@@ -163,6 +163,11 @@ def test_what_a_worker_would_fail_on_is_refused_before(value: object) -> None:
     admit_body(CHAT | {"structured_outputs": None})
 
 
+def test_what_a_decode_worker_would_refuse_after_the_prefill_is_refused_before() -> None:
+    error = refusal(CHAT | {"temperature": 3})
+    assert (error.status, error.param, error.code) == (400, "temperature", "invalid_value")
+
+
 @pytest.mark.parametrize("prompt", ["a", ["a"], [1, 2, 3], [[1, 2, 3]]])
 def test_one_prompt_may_have_any_form(prompt: object) -> None:
     admit_body(TEXT | {"prompt": prompt}, endpoint="completions")

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from prefillshare.router.errors import RouterError, bad_request, model_not_found
 from prefillshare.router.flow.deadline import patience_s
 from prefillshare.router.flow.ticket import UNLIMITED, Ticket
+from prefillshare.router.sampling import check_sampling
 from prefillshare.router.sessions import SessionKey, session_key
 from prefillshare.router.unsupported import check_fields, without_unused
 
@@ -59,10 +60,11 @@ def admit(
     """Checks a request body and makes it a call.
 
     Raises:
-        RouterError: 400 (malformed, or a field that is refused), 404 (unknown model). The message names the field.
+        RouterError: 400 (malformed, or a field or value that is refused), 404 (unknown model). The message names it.
     """
     body = _json_object(raw)
     check_fields(endpoint, body)
+    check_sampling(endpoint, body)
     model = body.get("model")
     if not isinstance(model, str):
         raise bad_request("`model` must be the name of a decode module.", "model")

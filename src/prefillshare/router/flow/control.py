@@ -11,11 +11,12 @@ from prefillshare.router.errors import RouterError, model_removed, unavailable
 from prefillshare.router.flow.bounds import excess_of
 from prefillshare.router.flow.capacity import Capacities
 from prefillshare.router.flow.density import Density
-from prefillshare.router.flow.errors import Reason, overloaded, too_long
+from prefillshare.router.flow.errors import Reason, overloaded
 from prefillshare.router.flow.fair import Entry
 from prefillshare.router.flow.held import HeldKV
+from prefillshare.router.flow.longest import bounded
 from prefillshare.router.flow.metrics import FlowMetrics
-from prefillshare.router.flow.need import Need, is_token_ids, need_of
+from prefillshare.router.flow.need import is_token_ids, need_of
 from prefillshare.router.flow.queues import Queues, Waiting
 from prefillshare.router.flow.service import ServiceTimes
 from prefillshare.router.flow.ticket import ReservedTicket
@@ -65,7 +66,11 @@ class FlowControl:
         route = self._routes[call.model]
         density = self._density.of(route.prefill, tenant)
         need = need_of(call.endpoint, call.body, self._settings.output_tokens, density)
-        need = self._bounded(need, route, tenant)
+        try:
+            need = bounded(need, call, [self._capacities.of(worker) for worker in route.decode.ready()])
+        except RouterError:
+            self._metrics.refused(route.decode, "too_long", tenant)
+            raise
         # Here, where an error is this call's alone, and once: whatever counts or places the call goes by this chain.
         prompt = chain_of_request(prefill_body(call, route.base, route.instructions), density)
         size = None if is_token_ids(call.body) else prompt.tokens * density
@@ -124,22 +129,6 @@ class FlowControl:
         return self._held.hold(worker, prompt, more)
 
     # Arrival
-
-    def _bounded(self, need: Need, route: ModelRoute, tenant: str) -> Need:
-        """What the call can take at most: a worker that knows its longest call ends the answer there.
-
-        Raises:
-            RouterError: 400, the prompt alone is longer.
-        """
-        capacities = [self._capacities.of(worker).longest_call for worker in route.decode.ready()]
-        if not capacities or None in capacities:
-            return need
-        most = max(capacity for capacity in capacities if capacity is not None)
-        if need.least >= most:
-            self._metrics.refused(route.decode, "too_long", tenant)
-            raise too_long(need.least, most)
-        prompt = min(need.prompt, most)
-        return Need(prompt, need.least, min(need.output, most - prompt))
 
     async def _wait(self, waiting: Waiting) -> ReservedTicket:
         entry = self._queues.push(waiting)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from prefillshare.router.placement.chunks import BYTES_PER_TOKEN
+from prefillshare.router.sampling import length_field
 
 if TYPE_CHECKING:
     from prefillshare.router.admission import Endpoint  # whose calls have tickets, and these a need
@@ -35,16 +36,19 @@ def need_of(
     endpoint: "Endpoint", body: Mapping[str, Any], guess: int, bytes_per_token: float = BYTES_PER_TOKEN
 ) -> Need:
     """`guess` is taken for an answer whose length the client does not bound, `bytes_per_token` for text."""
-    if endpoint == "completions":  # where vLLM reads no `max_completion_tokens`
-        wanted = body.get("max_tokens")
-        output = COMPLETION_TOKENS if wanted is None else _count(wanted) or guess
-    else:
-        output = _count(body.get("max_completion_tokens")) or _count(body.get("max_tokens")) or guess
+    if endpoint == "completions" and body.get("max_tokens") is None:
+        guess = COMPLETION_TOKENS
+    output = asked_of(endpoint, body) or guess
     if is_token_ids(body):
         return Need(len(body["prompt"]), len(body["prompt"]), output)
     size = sum(_characters(body[field]) for field in _RENDERED if field in body)
     least = sum(map(len, _texts_for_sure(endpoint, body))) // MAX_CHARACTERS_PER_TOKEN
     return Need(max(1, int(size / bytes_per_token)), least, output)
+
+
+def asked_of(endpoint: "Endpoint", body: Mapping[str, Any]) -> int | None:
+    """How long an answer the client asks for; None where it says nothing that a worker would read."""
+    return _count(body.get(length_field(endpoint, body)))
 
 
 def is_token_ids(body: Mapping[str, Any]) -> bool:

@@ -1,0 +1,35 @@
+"""The longest calls that workers take. What is longer for sure is refused before anything is computed for it."""
+
+from collections.abc import Iterable, Sequence
+
+from prefillshare.router.admission import Call
+from prefillshare.router.flow.capacity import Capacity
+from prefillshare.router.flow.errors import too_long
+from prefillshare.router.flow.need import Need, asked_of
+from prefillshare.router.sampling import length_field, out_of_range
+
+
+def bounded(need: Need, call: Call, capacities: Sequence[Capacity]) -> Need:
+    """What the call can take at most on one of these workers, which ends the answer where its context does.
+
+    Raises:
+        RouterError: 400, the prompt alone is longer, or the answer that the client asks for.
+    """
+    context, asked = _longest(capacity.context for capacity in capacities), asked_of(call.endpoint, call.body)
+    if context is not None and asked is not None and asked > context:  # a worker would refuse it
+        why = f"must be at most {context}, which a worker takes for prompt and answer together"
+        raise out_of_range(length_field(call.endpoint, call.body), f"is {asked}", why)
+    most = _longest(capacity.longest_call for capacity in capacities)
+    if most is None:
+        return need
+    if need.least >= most:
+        raise too_long(need.least, most)
+    prompt = min(need.prompt, most)
+    return Need(prompt, need.least, min(need.output, most - prompt))
+
+
+def _longest(limits: Iterable[int | None]) -> int | None:
+    """None where one is not known, or there is none."""
+    limits = list(limits)
+    known = [limit for limit in limits if limit is not None]
+    return max(known) if known and len(known) == len(limits) else None

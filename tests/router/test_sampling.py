@@ -1,0 +1,55 @@
+from typing import Any
+
+import pytest
+
+from prefillshare.router.admission import Endpoint
+from prefillshare.router.errors import RouterError
+from prefillshare.router.sampling import RANGES, check_sampling
+
+# Of each field, what vLLM 0.32 takes just so, and what it just so refuses (`SamplingParams._verify_args`).
+EDGES: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
+    "temperature": ((0, 2, 2.0), (-0.01, 2.01, 10**400)),
+    "top_p": ((0.01, 1), (0, 1.01, -1)),
+    "top_k": ((-1, 0, 10**6), (-2,)),
+    "min_p": ((0, 1), (-0.01, 1.01)),
+    "frequency_penalty": ((-2, 2), (-2.01, 2.01)),
+    "presence_penalty": ((-2, 2), (-2.01, 2.01)),
+    "repetition_penalty": ((0.01, 5), (0, -1)),
+    "min_tokens": ((0, 5), (-1,)),
+    "max_tokens": ((1,), (0, -1, -(10**400))),
+}
+REFUSED = [(field, value) for field, (_, refused) in EDGES.items() for value in refused]
+ENDPOINTS: tuple[Endpoint, ...] = ("chat/completions", "completions")
+
+
+def refusal(endpoint: Endpoint, body: dict[str, Any]) -> RouterError:
+    with pytest.raises(RouterError) as caught:
+        check_sampling(endpoint, body)
+    return caught.value
+
+
+def test_every_range_has_its_edges() -> None:
+    assert EDGES.keys() == RANGES.keys() | {"max_tokens"}
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+@pytest.mark.parametrize(("field", "value"), REFUSED)
+def test_a_number_that_a_worker_would_refuse_is_refused_by_its_name(
+    endpoint: Endpoint, field: str, value: float
+) -> None:
+    error = refusal(endpoint, {field: value})
+    assert (error.status, error.param, error.code) == (400, field, "invalid_value")
+    assert error.message.startswith(f"`{field}` is {value!r:.20}; it must be ")
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+@pytest.mark.parametrize("field", EDGES)
+def test_all_else_is_left_to_the_worker(endpoint: Endpoint, field: str) -> None:
+    for value in (*EDGES[field][0], None, "-9", False, [-9]):
+        check_sampling(endpoint, {field: value})
+
+
+def test_a_chats_length_is_what_its_worker_goes_by() -> None:
+    assert refusal("chat/completions", {"max_completion_tokens": 0, "max_tokens": 5}).param == "max_completion_tokens"
+    assert refusal("chat/completions", {"max_completion_tokens": None, "max_tokens": 0}).param == "max_tokens"
+    check_sampling("chat/completions", {"max_completion_tokens": 5, "max_tokens": 0})
