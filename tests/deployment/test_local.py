@@ -10,9 +10,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 from starlette.applications import Starlette
 
 from prefillshare.config import Deployment
@@ -22,6 +24,7 @@ from prefillshare.engine.worker import ServedModel
 from prefillshare.errors import UserError
 from prefillshare.router.drain import Drain
 from prefillshare.router.route import pools_of
+from prefillshare.router.server import server_config
 from tests.deployment.fakes import (
     NAMES,
     QUICK,
@@ -82,6 +85,23 @@ async def test_the_router_may_open_as_many_files_as_the_system_allows(tmp_path: 
                 assert resource.getrlimit(resource.RLIMIT_NOFILE) == (limits[1], limits[1])
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+async def test_clients_may_leave_unread_what_they_are_sent_for_as_long_as_the_file_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ports = free_ports(3)
+    deployment = make_deployment(tmp_path, ports=ports)
+    limits_s: list[float] = []
+
+    def noted(*args: Any, **options: Any) -> uvicorn.Config:
+        limits_s.append(options["unread_s"])
+        return server_config(*args, **options)
+
+    monkeypatch.setattr(local, "server_config", noted)
+    with fake_workers(deployment, ports[1:]):
+        async with LocalDeployment(deployment, timing=QUICK):
+            assert limits_s == [deployment.router.request_timeout_s]
 
 
 async def test_entering_serves_and_leaving_leaves_nothing(tmp_path: Path) -> None:

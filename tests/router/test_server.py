@@ -5,10 +5,11 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from typing import Any
 
 import pytest
 import uvicorn
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from prefillshare.access import LimitsConfig
 from prefillshare.router import server
@@ -25,9 +26,10 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @contextmanager
-def listening(limits: LimitsConfig) -> Iterator[int]:
+def listening(limits: LimitsConfig, app: ASGIApp = app, unread_s: float = 60.0) -> Iterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as bound:
-        config = server_config(app, limits, log_level="critical", lifespan="off", timeout_graceful_shutdown=0)
+        options: dict[str, Any] = {"log_level": "critical", "lifespan": "off", "timeout_graceful_shutdown": 0}
+        config = server_config(app, limits, unread_s=unread_s, **options)
         running = uvicorn.Server(config)
         thread = threading.Thread(target=running.run, args=([bound],), daemon=True)
         thread.start()
@@ -144,6 +146,37 @@ def test_connections_that_send_nothing_are_bounded() -> None:
         with closing(connect(port)) as connection:
             connection.sendall(REQUEST)
             assert first_line(connection) == b"HTTP/1.1 200 OK"
+
+
+async def more_than_is_read(scope: Scope, receive: Receive, send: Send) -> None:
+    """Ends its answer as soon as a little of it is left for the client to take."""
+    transport = send.__self__.transport  # type: ignore[attr-defined]
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    while transport.get_write_buffer_size() == 0:
+        await send({"type": "http.response.body", "body": bytes(1024), "more_body": True})
+    await send({"type": "http.response.body"})
+
+
+END = b"0\r\n\r\n"
+
+
+def test_a_client_that_does_not_read_its_answer_is_cut_off() -> None:
+    with listening(LimitsConfig(), more_than_is_read, unread_s=0.5) as port, closing(connect(port)) as connection:
+        connection.sendall(REQUEST.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n"))
+        time.sleep(1.5)
+        assert not answer(connection).endswith(END)
+
+
+def test_a_client_that_reads_late_is_not_cut_off() -> None:
+    with listening(LimitsConfig(), more_than_is_read, unread_s=1.0) as port, closing(connect(port)) as connection:
+        connection.sendall(REQUEST)
+        time.sleep(0.5)
+        found = b""
+        while not found.endswith(END):
+            found += connection.recv(2**20)
+        time.sleep(1.0)
+        connection.sendall(REQUEST)
+        assert first_line(connection) == b"HTTP/1.1 200 OK"
 
 
 def test_without_httptools_h11_bounds_the_head(monkeypatch: pytest.MonkeyPatch) -> None:

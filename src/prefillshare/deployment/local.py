@@ -184,6 +184,7 @@ class LocalDeployment:
                     kv_lease_s=self.deployment.workers.kv_lease_s,
                 ),
                 settings.limits,
+                unread_s=settings.request_timeout_s,
                 log_config=None,
                 access_log=False,
                 timeout_graceful_shutdown=_DRAIN_S,

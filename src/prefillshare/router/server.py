@@ -2,6 +2,7 @@
 
 uvicorn parses with httptools where that is installed, which bounds neither the size of a request's head nor the time
 that it takes: both are done here. Without httptools it is h11, which bounds the size itself and answers with a 400.
+Neither bounds how long a client takes to read its answer, which is done here with httptools alone.
 """
 
 import asyncio
@@ -20,11 +21,14 @@ _SLACK = 2  # heads a little too long reach the gate, whose answer is the better
 _MOST_OPEN = 2  # connections for each that is served: the second are told that there are too many
 
 
-def server_config(app: ASGIApp, limits: LimitsConfig, **options: Any) -> uvicorn.Config:
-    """uvicorn's configuration under the limits; `options` are more of its own."""
+def server_config(app: ASGIApp, limits: LimitsConfig, *, unread_s: float = 600.0, **options: Any) -> uvicorn.Config:
+    """uvicorn's configuration under the limits; `options` are more of its own.
+
+    `unread_s` is how long a client may leave what is sent to it.
+    """
     return uvicorn.Config(
         app,
-        http=_http(limits),
+        http=_http(limits, unread_s),
         ws="none",
         h11_max_incomplete_event_size=_SLACK * limits.max_header_bytes,
         limit_concurrency=limits.max_connections,  # requests beyond that many connections, or calls, get a 503
@@ -34,10 +38,10 @@ def server_config(app: ASGIApp, limits: LimitsConfig, **options: Any) -> uvicorn
     )
 
 
-def _http(limits: LimitsConfig) -> Any:
+def _http(limits: LimitsConfig, unread_s: float) -> Any:
     if importlib.util.find_spec("httptools") is None:
         return "h11"
-    return partial(_bounded_protocol(), limits)
+    return partial(_bounded_protocol(), limits, unread_s)
 
 
 def _bounded_protocol() -> Any:
@@ -47,18 +51,22 @@ def _bounded_protocol() -> Any:
         """Ends a connection whose request's head is too long (431), or too long in coming (408).
 
         Also one that goes on sending the body of a request that has been answered, as one without a key is at once. And
-        one that is opened beside far too many: who sends nothing cannot be told so, but keeps memory and a file.
+        one that is opened beside far too many: who sends nothing cannot be told so, but keeps memory and a file. And
+        one whose client does not read, be its answer under way, failed or complete: closed, it would wait for ever.
         """
 
-        def __init__(self, limits: LimitsConfig, *args: Any, **kwargs: Any) -> None:
+        def __init__(self, limits: LimitsConfig, unread_s: float, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self._limits = limits
+            self._unread_s = unread_s
+            self._unread_timer: asyncio.TimerHandle | None = None
             self._in_head = self._in_body = False
             self._head_bytes = 0
             self._head_timer: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
+            transport.set_write_buffer_limits(high=0)  # writing is paused as long as anything has not been taken
             if len(self.connections) > _MOST_OPEN * self._limits.max_connections:
                 transport.abort()
             else:
@@ -66,7 +74,16 @@ def _bounded_protocol() -> Any:
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_timer()
+            self._stop_unread_timer()
             super().connection_lost(exc)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._unread_timer = self.loop.call_later(self._unread_s, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            self._stop_unread_timer()
+            super().resume_writing()
 
         def on_message_begin(self) -> None:
             super().on_message_begin()
@@ -107,6 +124,11 @@ def _bounded_protocol() -> Any:
             if self._head_timer is not None:
                 self._head_timer.cancel()
                 self._head_timer = None
+
+        def _stop_unread_timer(self) -> None:
+            if self._unread_timer is not None:
+                self._unread_timer.cancel()
+                self._unread_timer = None
 
         def _end(self, error: RouterError) -> None:
             """Closes the connection, with an answer unless that of an earlier request is still under way."""
