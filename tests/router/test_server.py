@@ -1,5 +1,6 @@
 """What uvicorn lets through to the router, over raw sockets."""
 
+import asyncio
 import socket
 import threading
 import time
@@ -152,8 +153,9 @@ async def more_than_is_read(scope: Scope, receive: Receive, send: Send) -> None:
     """Ends its answer as soon as a little of it is left for the client to take."""
     transport = send.__self__.transport  # type: ignore[attr-defined]
     await send({"type": "http.response.start", "status": 200, "headers": []})
-    while transport.get_write_buffer_size() == 0:
+    while transport.get_write_buffer_size() == 0 and not transport.is_closing():
         await send({"type": "http.response.body", "body": bytes(1024), "more_body": True})
+        await asyncio.sleep(0)  # or the server would not hear that its client has left
     await send({"type": "http.response.body"})
 
 
