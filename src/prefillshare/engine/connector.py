@@ -18,7 +18,6 @@ Loaded inside a vLLM process through `kv_connector_module_path`. What it changes
 import os
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +53,7 @@ from prefillshare.engine.handoff import (
 )
 from prefillshare.engine.kv_groups import require_whole_prompts
 from prefillshare.engine.provenance import cache_base_kv_only, key_blocks_by_base
+from prefillshare.engine.reads import Reads
 from prefillshare.engine.refusals import REFUSALS
 from prefillshare.engine.stats import HandoffMetrics, HandoffStats
 from prefillshare.engine.version import require_supported_vllm
@@ -80,10 +80,6 @@ _LEASE_POLL_S = 0.03
 # is about 10 MB and hours of traffic, against a lease of 30 s.
 _REMEMBERED_HANDOFFS = 50_000
 
-# A pull must be over this long before the prefill worker may give up the blocks. Its clock is known from the middle of
-# the handshake's round trip, which NIXL lets take up to 5 s.
-_CLOCK_MARGIN_S = 2.5
-
 _LONGEST_REASON = 500  # characters of what a grammar compiler says of a grammar
 
 _MESSAGES: dict[Reason, str] = {
@@ -98,16 +94,6 @@ class SharedPrefillMetadata(NixlConnectorMetadata):
     def __init__(self, nixl: NixlConnectorMetadata, refused: set[str]) -> None:
         self.__dict__.update(nixl.__dict__)
         self.refused = refused
-
-
-@dataclass(slots=True)
-class _Read:
-    """A pull under way, as the worker side sees it."""
-
-    engine_id: str
-    lease_end: float  # on that engine's clock
-    since: float
-    given_up: bool = False
 
 
 class SharedPrefillConnector(NixlPullConnector):
@@ -139,8 +125,7 @@ class SharedPrefillConnector(NixlPullConnector):
         self._pulls: dict[str, tuple[int, float]] = {}  # scheduler side, by request: tokens, and since when
         self._refusing: set[str] = set()  # scheduler side: until the worker has reported them
         self._stats = HandoffStats()
-        self._reads: dict[str, _Read] = {}  # worker side, by request
-        self._pull_timeout_s: float = extra["pull_timeout_s"]
+        self._reads = Reads(extra["pull_timeout_s"])  # worker side
         self._refused: set[str] = set()  # scheduler side: for the next step; worker side: to report in this one
         self._forward_runs = True
         if role == KVConnectorRole.SCHEDULER:
@@ -332,8 +317,7 @@ class SharedPrefillConnector(NixlPullConnector):
         self._refused |= metadata.refused
         for request_id, pull in metadata.reqs_to_recv.items():
             if pull.awaiting_kvs:
-                remote = pull.remote
-                self._reads[request_id] = _Read(remote.engine_id, remote.blocks_expiry_time, time.perf_counter())
+                self._reads.begin(request_id, pull.remote.engine_id, pull.remote.blocks_expiry_time)
         super().start_load_kv(forward_context, **kwargs)
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
@@ -342,42 +326,20 @@ class SharedPrefillConnector(NixlPullConnector):
         assert self.connector_worker is not None
         clocks = hooks.clocks(self.connector_worker)  # before vLLM forgets a lost peer, at the end of this call
         results = super().get_transfer_results(finished_req_ids)
-        for request_id in results.finished_recving:
-            read = self._reads.pop(request_id, None)
-            if read and not read.given_up and request_id not in results.failed_recving:
-                self._check_lease(request_id, read, clocks, results)
-        self._give_up_reads(results)
+        late = {request_id: self._reads.end(request_id, clocks) for request_id in results.finished_recving}
+        for request_id, refusal in late.items():
+            if refusal and request_id not in results.failed_recving:
+                self._fail(request_id, refusal, results)
+        for request_id, refusal in self._reads.overdue():  # not called finished: it may still write into the blocks
+            self._fail(request_id, refusal, results)
         refused, self._refused = self._refused, set()
         results.failed_recving |= refused  # ends the request with an error
         results.finished_recving |= refused  # frees its block
         return results
 
-    def _check_lease(
-        self, request_id: str, read: _Read, clocks: hooks.Clocks, results: KVConnectorTransferResults
-    ) -> None:
-        """Fails a pull that was over after the prefill worker may have given the blocks to another session.
-
-        Heartbeats that extend the lease are not counted: nothing says that the prefill worker heard them.
-        """
-        ahead_s = clocks.get(read.engine_id)
-        if ahead_s is None:
-            why = "the prefill worker was lost, and with it the clock that its lease goes by"
-        elif (late_s := time.perf_counter() + ahead_s - (read.lease_end - _CLOCK_MARGIN_S)) > 0:
-            why = f"the KV came {late_s:.1f} s after its lease had ended"
-        else:
-            return
-        REFUSALS.note(request_id, Refusal("lease_expired", why))
+    def _fail(self, request_id: str, refusal: Refusal, results: KVConnectorTransferResults) -> None:
+        REFUSALS.note(request_id, refusal)
         results.failed_recving.add(request_id)
-
-    def _give_up_reads(self, results: KVConnectorTransferResults) -> None:
-        """Fails pulls that take too long, but does not call them finished: the read may still write into the blocks."""
-        now = time.perf_counter()
-        for request_id, read in self._reads.items():
-            if not read.given_up and now - read.since > self._pull_timeout_s:
-                read.given_up = True
-                message = f"the prefill worker's KV did not come within {self._pull_timeout_s:g} s"
-                REFUSALS.note(request_id, Refusal("pull_failed", message))
-                results.failed_recving.add(request_id)
 
     def _note_failure(self, request_id: str, reason: Reason) -> None:
         REFUSALS.note(request_id, Refusal(reason, _MESSAGES[reason]))
