@@ -1,7 +1,7 @@
 import asyncio
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -180,6 +180,39 @@ async def test_a_session_stays_where_it_was_served_whoever_was_asked_besides(ben
     assert (await serving).worker.name == "prefill-0"
     assert (await relay.prefill(CALL, attempts())).placed_by == "session"
     assert len(slower.bodies) == 1
+
+
+class Hedged(Ticket):
+    """Notes who had the faster leg 1, where that was not the first."""
+
+    def __init__(self, full: Collection[Worker] = ()) -> None:
+        self._full = full
+        self.faster: list[str] = []
+
+    def full(self) -> Collection[Worker]:
+        return self._full
+
+    def prefilled_by(self, worker: Worker) -> None:
+        self.faster.append(worker.name)
+
+
+async def test_whoever_was_asked_besides_has_room_and_is_told_of_when_it_was_faster(bench: Bench) -> None:
+    slow, other = FakeWorker("base", pause=threading.Event()), FakeWorker("base")
+    workers = [bench.worker(slow, "prefill-0"), bench.worker(other, "prefill-1")]
+    settings = SETTINGS.model_copy(update={"retry": RetryConfig(hedge_after_s=0.05)})
+    relay, ticket = bench.relay(workers, [decode_worker()], settings), Hedged()
+    assert (await relay.prefill(replace(CALL, ticket=ticket), attempts())).worker.name == "prefill-1"
+    assert ticket.faster == ["prefill-1"]
+
+    relay, ticket = bench.relay(workers, [decode_worker()], settings), Hedged(full=workers)
+    serving = asyncio.create_task(relay.prefill(replace(CALL, ticket=ticket), attempts()))
+    await asyncio.sleep(0.3)
+    assert not serving.done()
+    assert slow.pause
+    slow.pause.set()
+    assert (await serving).worker.name == "prefill-0"
+    assert ticket.faster == []
+    assert len(other.bodies) == 1
 
 
 async def test_without_a_decode_worker_nothing_is_prefilled(bench: Bench, dead: str) -> None:

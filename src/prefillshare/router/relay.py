@@ -173,12 +173,14 @@ class Relay:
             return await self._prefill_on(placed, call, route, body, attempts)
 
         def another() -> Coroutine[Any, Any, Prefilled] | None:
-            tried = {*attempts.failed_workers, placed.worker}
+            tried = {*attempts.failed_workers, placed.worker, *call.ticket.full()}
             rival = self._placement.prefill(call.model, call.session, prompt, tried)
             return rival and self._prefill_on(rival, call, route, body, attempts)
 
         own = self._prefill_on(placed, call, route, body, attempts)
         prefilled = await first_of(own, another, self._hedge_after_s)
+        if prefilled.worker is not placed.worker:
+            call.ticket.prefilled_by(prefilled.worker)
         self._placement.stay(route.prefill, call.session, prefilled.worker)
         return prefilled
 

@@ -224,6 +224,28 @@ async def test_a_leg_2_that_lost_its_kv_says_nothing_of_what_is_prefilled_after_
     assert site.rooms.held() == (PROMPT.tokens, 0, 0)
 
 
+async def test_kv_counts_where_leg_1_was_faster() -> None:
+    site = Site()
+    other = prefill_worker("p-1")
+    site.route.prefill.add(other)
+    ticket = site.ticket()
+    ticket.prefill(first_of(P))
+    ticket.prefilled_by(other)
+    assert (site.rooms.kv.tokens(P), site.rooms.kv.tokens(other)) == (0, PROMPT.tokens)
+    ticket.prefilled()
+    ticket.pulled()
+    assert site.rooms.kv.tokens(other) == 0
+
+
+def test_where_there_is_no_room_for_the_kv_no_second_leg_1_goes() -> None:
+    site = Site(p=3 * PROMPT.tokens // 2)
+    ticket = site.ticket()
+    ticket.prefill(first_of(P))
+    assert list(ticket.full()) == []
+    site.rooms.hold(P, chain_of_request({"prompt": "another " * 400}))
+    assert list(ticket.full()) == [P]
+
+
 def test_the_prompt_of_a_ticket_is_not_made_a_chain_again() -> None:
     assert Site().ticket().chain({"prompt": "never looked at"}) is PROMPT
     assert Ticket().chain(BODY) == PROMPT

@@ -1,7 +1,7 @@
 """A call's right to run both legs: room on a decode worker and on a prefill worker, reserved before leg 1 begins."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
 from prefillshare.router.flow.need import Need
@@ -29,6 +29,13 @@ class Ticket:
     def prefill(self, choose: Choose) -> Placed | None:
         """The worker for leg 1: `choose` is placement's choice among the workers with room."""
         return choose(None)
+
+    def full(self) -> Collection[Worker]:
+        """Prefill workers that have no room for a second leg 1 beside the first."""
+        return ()
+
+    def prefilled_by(self, worker: Worker) -> None:
+        """Another worker than the first was faster in leg 1, and has the KV."""
 
     def decode(self, choose: Choose) -> Placed | None:
         """The worker for leg 2."""
@@ -121,6 +128,14 @@ class ReservedTicket(Ticket):
         if placed:
             self._reserved["parked"] = self._rooms.hold(placed.worker, prompt)
         return placed
+
+    def full(self) -> Collection[Worker]:
+        pool, tokens = self._route.prefill, self._need.prompt
+        return [worker for worker in pool.workers if not self._rooms.has_room(pool, worker, tokens, self._prompt)]
+
+    def prefilled_by(self, worker: Worker) -> None:
+        self._release("parked")
+        self._reserved["parked"] = self._rooms.hold(worker, self._prompt)
 
     def decode(self, choose: Choose) -> Placed | None:
         pool, prompt, output = self._route.decode, self._prompt, self._need.output
