@@ -95,6 +95,7 @@ PUBLISHED = {
     "repeats": bench.REPEATS,
     "both-cores": bench.BOTH_CORES,
     "limits": bench.LIMITS,
+    "small-steps": bench.SMALL_STEPS,
 }
 
 

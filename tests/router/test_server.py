@@ -117,6 +117,15 @@ def test_a_slow_body_of_a_request_is_the_applications_business() -> None:
         assert first_line(connection) == b"HTTP/1.1 200 OK"
 
 
+def assert_served_when_gone(held: list[socket.socket], port: int) -> None:
+    for connection in held:
+        connection.close()
+    time.sleep(0.1)
+    with closing(connect(port)) as connection:
+        connection.sendall(REQUEST)
+        assert first_line(connection) == b"HTTP/1.1 200 OK"
+
+
 def test_one_connection_too_many_is_told_so() -> None:
     with listening(LimitsConfig(max_connections=3)) as port:
         held = [connect(port) for _ in range(2)]
@@ -124,12 +133,7 @@ def test_one_connection_too_many_is_told_so() -> None:
         with closing(connect(port)) as connection:
             connection.sendall(REQUEST)
             assert first_line(connection) == b"HTTP/1.1 503 Service Unavailable"
-        for connection in held:
-            connection.close()
-        time.sleep(0.1)
-        with closing(connect(port)) as connection:
-            connection.sendall(REQUEST)
-            assert first_line(connection) == b"HTTP/1.1 200 OK"
+        assert_served_when_gone(held, port)
 
 
 def test_connections_that_send_nothing_are_bounded() -> None:
@@ -141,12 +145,7 @@ def test_connections_that_send_nothing_are_bounded() -> None:
         held[-1].settimeout(0.1)
         with pytest.raises(TimeoutError):  # it is still open
             held[-1].recv(1)
-        for connection in held:
-            connection.close()
-        time.sleep(0.1)
-        with closing(connect(port)) as connection:
-            connection.sendall(REQUEST)
-            assert first_line(connection) == b"HTTP/1.1 200 OK"
+        assert_served_when_gone(held, port)
 
 
 async def more_than_is_read(scope: Scope, receive: Receive, send: Send) -> None:
