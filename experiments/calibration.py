@@ -81,7 +81,8 @@ def compare(facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], tokenis
     """
     if facts["system"] == NOT_SIMULATED:
         raise UserError(WHY_NOT)
-    machine = Machine.model_validate(facts["machine"])
+    turn_s = facts.get("turn_s", 0.0)  # of runs from before there were turns, none
+    machine = Machine.model_validate(facts["machine"] | {"turn_s": turn_s})
     config = WorkloadConfig.model_validate(facts["workload"])
     run = Run(facts["system"], facts["models"], config, facts["load"], facts["repeat"])
     workload = workload_of(run, tokenise, machine.max_model_len)
@@ -106,8 +107,7 @@ def compare(facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], tokenis
     profile = _of_one_worker(fitted, facts["workers"])
     simulated = Records()
     layout, arrivals = _layout(run, machine), run.arrivals(workload)
-    flow = flow_of(machine, facts.get("turn_s", 0.0))  # from before there were turns, none
-    Simulation(layout, profile, shapes, arrivals, simulated, preamble_tokens=preamble, flow=flow).run()
+    Simulation(layout, profile, shapes, arrivals, simulated, preamble_tokens=preamble, flow=flow_of(machine)).run()
     until = facts["limit_s"]
     cut["simulated"] = [until - begun for begun, ended in simulated.sessions if begun < until < ended]
     simulated.calls = [record for record in simulated.calls if record.arrived_s + record.latency_s <= until]

@@ -39,18 +39,11 @@ async def to_the_end(work: Coroutine[Any, Any, None], console: Console, *, stopp
                 raise
             console.print(stopped)
             return 128 + signals.received
-        except aiohttp.ClientError as error:
-            console.print(
-                f"failed: a worker does not answer: {error}; its log is under `systems` in the output folder, and the "
-                "same command goes on with the run that was under way",
-                style="red",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
-            return 1
-        except HostFailed as error:
-            console.print(f"failed: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        except (HostFailed, aiohttp.ClientError) as error:
+            why = str(error)
+            if isinstance(error, aiohttp.ClientError):
+                why = f"a worker does not answer: {why}; its log is under `systems` in the output folder"
+            console.print(f"failed: {why}", style="red", markup=False, highlight=False, soft_wrap=True)
             return 1
     return 0
 

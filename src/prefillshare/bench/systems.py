@@ -86,8 +86,8 @@ class Machine(Section):
         return tuple(dict.fromkeys((*self.prefill_cores, *self.decode_cores)))
 
 
-def flow_of(machine: Machine, turn_s: float) -> FlowConfig:
-    return FLOW.model_copy(update={"turn_s": turn_s, "cached_first_s": machine.cached_first_s})
+def flow_of(machine: Machine) -> FlowConfig:
+    return FLOW.model_copy(update={"turn_s": machine.turn_s, "cached_first_s": machine.cached_first_s})
 
 
 def model_names(count: int) -> tuple[str, ...]:
@@ -126,7 +126,7 @@ def plan(system: SystemName, models: int, base: Path, folder: Path, machine: Mac
         ),
         router=RouterConfig(
             port=machine.first_port,
-            flow=flow_of(machine, machine.turn_s),
+            flow=flow_of(machine),
             # Probes would take part of a system's time. Workers that take turns on a core can have a step of half a
             # minute and a prompt of ten, which is no fault of theirs: taken for stalled, they would lose their calls.
             health=HealthConfig(token_every_s=86400.0, stalled_after_s=86400.0),

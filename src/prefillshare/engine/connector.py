@@ -326,12 +326,12 @@ class SharedPrefillConnector(NixlPullConnector):
         assert self.connector_worker is not None
         clocks = hooks.clocks(self.connector_worker)  # before vLLM forgets a lost peer, at the end of this call
         results = super().get_transfer_results(finished_req_ids)
-        late = {request_id: self._reads.end(request_id, clocks) for request_id in results.finished_recving}
-        for request_id, refusal in late.items():
+        for request_id in results.finished_recving:
+            refusal = self._reads.end(request_id, clocks)
             if refusal and request_id not in results.failed_recving:
                 self._fail(request_id, refusal, results)
-        for request_id, refusal in self._reads.overdue():  # not called finished: it may still write into the blocks
-            self._fail(request_id, refusal, results)
+        for request_id, overdue in self._reads.overdue():  # not called finished: it may still write into the blocks
+            self._fail(request_id, overdue, results)
         refused, self._refused = self._refused, set()
         results.failed_recving |= refused  # ends the request with an error
         results.finished_recving |= refused  # frees its block

@@ -89,7 +89,7 @@ def train(config: TrainConfig, *, show_progress: bool = True) -> DecodeModule:
         kind=kind,
         start=start,
         instructions=config.instructions,
-        order={field: config.get(field) for field in (*_ORDER, *(("max_length",) if config.get("packing") else ()))},
+        order=_order(config),
     )
     if resume_from is not None:
         require_same_run(resume_from, record)
@@ -246,6 +246,12 @@ def final_loss(trainer: Trainer) -> float | None:
     if losses:
         return float(losses[-1])
     return float(history[-1]["train_loss"]) if step == trainer.state.global_step else None
+
+
+def _order(config: TrainConfig) -> dict[str, Any]:
+    """What decides which rows a batch holds. `max_length` does only where rows are packed to it."""
+    fields = (*_ORDER, "max_length") if config.get("packing") else _ORDER
+    return {field: config.get(field) for field in fields}
 
 
 def _dataset(config: TrainConfig, examples: Sequence[Example]) -> Dataset:

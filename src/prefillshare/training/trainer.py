@@ -120,9 +120,9 @@ class CacheConditionedTrainer(SFTTrainer):
         with torch.no_grad(), self._base_role(model) as base:
             kv = base_pass(base, prefixes, known)
         others = [shared for shared in self._known if common_length([shared.ids, kv.shared.ids]) < len(shared.ids)]
-        self._known = [shared for shared in (kv.shared, *others) if shared.ids][
-            :_KEPT
-        ]  # no earlier stages of a context
+        # Without the earlier stages of the same context; of prompts that share nothing there is nothing to keep.
+        kept = [kv.shared, *others] if kv.shared.ids else others
+        self._known = kept[:_KEPT]
         return kv
 
     def compute_loss(
