@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from pydantic import ValidationError
 
 from prefillshare.bench import host
 from prefillshare.bench.plain import plain_command
@@ -88,6 +89,12 @@ def test_decode_workers_of_a_core_share_it_as_a_device_also_when_they_start_on_a
 def test_a_step_is_as_long_as_the_engine_is_told(arguments: tuple[str, ...], tokens: int) -> None:
     machine = Machine(engine_args=arguments)
     assert machine.batched_tokens == tokens
+
+
+@pytest.mark.parametrize("arguments", [("--max-num-batched-tokens", "2k"), ("--max-num-batched-tokens",)])
+def test_a_step_that_is_no_number_of_tokens_is_named(arguments: tuple[str, ...]) -> None:
+    with pytest.raises(ValidationError, match=r"engine_args[\s\S]*--max-num-batched-tokens"):
+        Machine(engine_args=arguments)
 
 
 def test_turns_are_as_long_as_the_machine_says(base: Path) -> None:

@@ -15,13 +15,14 @@ The one of `colocated-lora` has them all at once: it prefills and decodes, so it
 """
 
 import json
-from argparse import ArgumentParser
+from argparse import ArgumentError, ArgumentParser
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 from typing import Annotated, Literal, Self, get_args
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from prefillshare.bench.modules import make_adapter, make_module
 from prefillshare.config import BaseConfig, Deployment, ModuleConfig, WorkerConfig
@@ -67,6 +68,15 @@ class Machine(Section):
     first_side_channel_port: Port = 5900
     engine_args: tuple[str, ...] = ()
 
+    @field_validator("engine_args")
+    @classmethod
+    def _require_a_number_of_tokens(cls, arguments: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            _batched_tokens(arguments)
+        except ArgumentError as error:
+            raise ValueError(f"{error}; the simulator needs the number as it is, 2000 instead of 2k") from None
+        return arguments
+
     def on_other_ports(self, place: int) -> Self:
         """For the system at that place among those that run at the same time."""
         shift = place * _PORTS
@@ -76,14 +86,19 @@ class Machine(Section):
     @property
     def batched_tokens(self) -> int:
         """How many tokens a step of an engine computes at most, by `engine_args`."""
-        options = ArgumentParser(add_help=False, allow_abbrev=False)
-        options.add_argument("--max-num-batched-tokens", type=int, default=_BATCHED_TOKENS)
-        return int(options.parse_known_args(self.engine_args)[0].max_num_batched_tokens)
+        return _batched_tokens(self.engine_args)
 
     @property
     def cores(self) -> tuple[int, ...]:
         """Of both kinds, each once."""
         return tuple(dict.fromkeys((*self.prefill_cores, *self.decode_cores)))
+
+
+def _batched_tokens(engine_args: Sequence[str]) -> int:
+    """Raises ArgumentError for what is no whole number, vLLM's own short forms among it."""
+    options = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    options.add_argument("--max-num-batched-tokens", type=int, default=_BATCHED_TOKENS)
+    return int(options.parse_known_args(engine_args)[0].max_num_batched_tokens)
 
 
 def flow_of(machine: Machine) -> FlowConfig:
