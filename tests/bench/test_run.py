@@ -1,6 +1,7 @@
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from prefillshare.bench import watch
 from prefillshare.bench.drive import Play
 from prefillshare.bench.host import Hosted, HostedWorker, HostRequest
 from prefillshare.bench.hosting import HostFailed
-from prefillshare.bench.matrix import Matrix, Run, WorkloadConfig
+from prefillshare.bench.matrix import Matrix, Run, WorkloadConfig, workload_of
 from prefillshare.bench.systems import Machine
 from prefillshare.errors import UserError
 from prefillshare.identity import BaseIdentity
+from prefillshare.workloads.session import Workload
+from prefillshare.workloads.tokens import Tokenise
 from tests.bench.fake_server import FakeServer, hosted_by
 from tests.workloads.tokenisers import words
 
@@ -41,9 +44,18 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(runner, "hosted", hosted)
     monkeypatch.setattr(watch, "_IDLE_EVERY_S", 0.01)
+    monkeypatch.setattr(runner, "workload_of", _without_thinking)
     monkeypatch.setattr(runner, "load_tokenise", lambda base: words)
     monkeypatch.setattr(runner, "compute_identity", lambda base: BaseIdentity(digest=f"of {base}", parts={}))
     return names
+
+
+def _without_thinking(run: Run, tokenise: Tokenise, max_model_len: int) -> Workload:
+    """Drawn sessions think for seconds between their calls, and these runs would be played in real time."""
+    drawn = workload_of(run, tokenise, max_model_len)
+    turns = ([replace(turn, think_s=0.0) for turn in session.turns] for session in drawn.sessions)
+    sessions = (replace(session, turns=tuple(own)) for session, own in zip(drawn.sessions, turns, strict=True))
+    return replace(drawn, sessions=tuple(sessions))
 
 
 def run(output: Path, matrix: Matrix = MATRIX, only: tuple[str, ...] = (), base: str = "base") -> int:
