@@ -1,3 +1,4 @@
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -58,15 +59,25 @@ def test_generation_ends_with_an_end_token() -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_batch_generates_what_its_prompts_do_alone(architecture: str) -> None:
     base, decode = tiny_model(0, architecture), tiny_model(1, architecture)
+    prompts = {
+        start: [example.ids[: example.spans[0][0]] for example in ragged_examples(start=start)] for start in (0, 3)
+    }
+    alone = {
+        start: [generate(base, decode, prompt, max_new_tokens=10) for prompt in prompts[start]] for start in prompts
+    }
     known = None
     for start in (0, 3, 3):
-        prompts = [example.ids[: example.spans[0][0]] for example in ragged_examples(start=start)]
-        alone = [generate(base, decode, prompt, max_new_tokens=10) for prompt in prompts]
-        stop = alone[2][4]
+        stop = alone[start][2][4]
         for eos in (frozenset[int](), {stop}):
-            expected = [generate(base, decode, p, max_new_tokens=10, eos_token_ids=eos) for p in prompts]
-            outputs, known = generate_batch(base, decode, prompts, max_new_tokens=10, eos_token_ids=eos, known=known)
+            expected = [until(eos, tokens) for tokens in alone[start]]
+            outputs, known = generate_batch(
+                base, decode, prompts[start], max_new_tokens=10, eos_token_ids=eos, known=known
+            )
             assert outputs == expected
+
+
+def until(eos: Collection[int], tokens: list[int]) -> list[int]:
+    return next((tokens[: at + 1] for at, token in enumerate(tokens) if token in eos), tokens)
 
 
 def test_an_empty_prompt_is_refused() -> None:
