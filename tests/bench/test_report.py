@@ -26,8 +26,15 @@ def written(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def report_of(folder: Path) -> str:
+    """The text, with pictures that are empty: painting them takes longest, and the tests of plots look at these."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("matplotlib.figure.Figure.savefig", lambda figure, file, **options: file.touch())
+        return write_report(folder, Slo())[0].read_text()
+
+
 def test_systems_stand_side_by_side_with_the_range_of_their_repeats(written: Path) -> None:
-    text = write_report(written, Slo())[0].read_text()
+    text = report_of(written)
     titles = [line for line in text.splitlines() if line.startswith("## ")]
     assert titles == [f"## reflexion, 4 models, {load} sessions at a time" for load in (1, 4)]
     rows = dict(line.strip("| ").split(" | ", 1) for line in text.splitlines() if line.startswith("| "))
@@ -40,9 +47,9 @@ def test_systems_stand_side_by_side_with_the_range_of_their_repeats(written: Pat
 
 
 def test_a_worker_that_stands_for_two_has_the_calls_of_two(written: Path) -> None:
-    assert "at most 16 calls at a time in a worker. Mode" in write_report(written, Slo())[0].read_text()
+    assert "at most 16 calls at a time in a worker. Mode" in report_of(written)
     write_run(written, [CALL, SESSION], system="colocated-lora", workers=[PREFILL | {"role": "both", "core": None}])
-    text = write_report(written, Slo())[0].read_text()
+    text = report_of(written)
     assert "at most 16 calls at a time in a worker, 32 in that of colocated-lora. Mode" in text
     assert "shared-lora against colocated-lora" not in text
     assert "shared against colocated-lora" in text
@@ -56,7 +63,7 @@ def test_without_matplotlib_nothing_is_written(written: Path, monkeypatch: pytes
 
 
 def test_ratios_are_of_repeats_on_the_same_sessions(written: Path) -> None:
-    text = write_report(written, Slo())[0].read_text()
+    text = report_of(written)
     assert "- session s p95, shared against per-model: 3.00 (3.00 to 3.00) times better" in text
     assert "- sessions a minute, shared against per-model: 3.00 (3.00 to 3.00) times better" in text
     assert "- prefill tokens a session, shared against per-model: 2.50 (2.50 to 2.50) times better" in text
@@ -67,7 +74,7 @@ def test_what_is_only_known_to_be_longer_is_marked(tmp_path: Path) -> None:
     write_run(tmp_path, [CALL, SESSION])
     cut = SESSION | {"calls": 1, "latency_s": 50.0}
     write_run(tmp_path, [CALL, SESSION, cut], system="per-model")
-    text = write_report(tmp_path, Slo())[0].read_text()
+    text = report_of(tmp_path)
     assert "| session s p95 | 20.0 | >= 50.0 |" in text
     assert "- session s p95, shared against per-model: >= 2.50 times better" in text
 
@@ -76,7 +83,7 @@ def test_nothing_is_said_against_what_is_only_known_to_be_longer(tmp_path: Path)
     cut = SESSION | {"calls": 1, "latency_s": 50.0}
     write_run(tmp_path, [CALL, SESSION, cut])
     write_run(tmp_path, [CALL, SESSION], system="colocated")
-    text = write_report(tmp_path, Slo())[0].read_text()
+    text = report_of(tmp_path)
     assert "session s p95, shared against" not in text
     assert "sessions a minute, shared against colocated" in text
 
@@ -86,14 +93,14 @@ def test_repeats_in_which_our_system_was_cut_off_are_not_left_out(tmp_path: Path
     for repeat in (0, 1):
         write_run(tmp_path, [CALL, SESSION, *[cut] * repeat], repeat=repeat)
         write_run(tmp_path, [CALL, SESSION], repeat=repeat, system="per-model")
-    text = write_report(tmp_path, Slo())[0].read_text()
+    text = report_of(tmp_path)
     assert "session s p95, shared against" not in text
     assert "sessions a minute, shared against per-model" in text
 
 
 def test_one_system_alone_has_no_ratios(tmp_path: Path) -> None:
     write_run(tmp_path, [CALL, SESSION])
-    assert "times better" not in write_report(tmp_path, Slo())[0].read_text()
+    assert "times better" not in report_of(tmp_path)
 
 
 def test_the_page_has_what_the_text_has_and_is_well_formed(written: Path) -> None:
@@ -132,7 +139,7 @@ def opened(tmp_path: Path) -> Path:
 
 
 def test_the_highest_load_that_was_kept_up_with_is_told(opened: Path) -> None:
-    text = write_report(opened, Slo())[0].read_text()
+    text = report_of(opened)
     assert "| sessions arriving a minute | shared | per-model | colocated |" in text
     assert "| reflexion, 4 models | >= 4 (1.00) | < 2 (0.53) | 2 (1.00) |" in text
     assert "## reflexion, 4 models, 4 sessions arriving a minute" in text
@@ -142,7 +149,7 @@ def test_the_highest_load_that_was_kept_up_with_is_told(opened: Path) -> None:
 
 
 def test_closed_loops_say_nothing_of_keeping_up(written: Path) -> None:
-    assert "kept up" not in write_report(written, Slo())[0].read_text().lower()
+    assert "kept up" not in report_of(written).lower()
 
 
 def test_a_load_above_one_that_was_too_much_was_kept_up_with_by_chance() -> None:
@@ -160,12 +167,12 @@ def test_a_load_above_one_that_was_too_much_was_kept_up_with_by_chance() -> None
 
 def test_of_too_few_sessions_nothing_is_said_of_keeping_up(opened: Path) -> None:
     write_run(opened, [CALL, SESSION], load="poisson:0.5", models=2)
-    text = write_report(opened, Slo())[0].read_text()
+    text = report_of(opened)
     assert "| reflexion, 4 models | >= 4 (1.00) | < 2 (0.53) | 2 (1.00) |" in text
     assert "| reflexion, 2 models |" not in text
     for file in (opened / "runs").glob("*m4*"):
         file.unlink()
-    assert "Highest load kept up with" not in write_report(opened, Slo())[0].read_text()
+    assert "Highest load kept up with" not in report_of(opened)
 
 
 def test_plots_are_of_one_kind_of_load(opened: Path) -> None:
@@ -239,4 +246,4 @@ def test_recorded_arrivals_stand_beside_drawn_ones(opened: Path) -> None:
 def test_runs_that_began_on_a_busy_system_are_told_of(tmp_path: Path) -> None:
     for repeat, requests in enumerate((0.0, 2.0)):
         write_run(tmp_path, [CALL, SESSION], repeat=repeat, idle={"waited_s": 60.0, "requests": requests})
-    assert "to 0.1. 1 began before the one before was off the workers." in write_report(tmp_path, Slo())[0].read_text()
+    assert "to 0.1. 1 began before the one before was off the workers." in report_of(tmp_path)
