@@ -1,6 +1,7 @@
 """Decode modules that begin as a fine-tuned model of the base."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -30,14 +31,13 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_base(tmp_path_factory.mktemp("start") / "tuned", tiny_model(seed=1))
 
 
-@pytest.fixture
-def config(base: Path, tmp_path: Path) -> TrainConfig:
-    data = tmp_path / "data.jsonl"
+def config_of(base: Path, folder: Path) -> TrainConfig:
+    data = folder / "data.jsonl"
     data.write_text(json.dumps({"prompt": "say one: ", "completion": "one"}) + "\n")
     return TrainConfig(
         model_name_or_path=base,
         dataset_name=data,
-        output_dir=tmp_path / "module",
+        output_dir=folder / "module",
         max_steps=1,
         learning_rate=UNMOVED,
         dtype="float32",
@@ -47,10 +47,21 @@ def config(base: Path, tmp_path: Path) -> TrainConfig:
 
 
 @pytest.fixture
-def adapter(config: TrainConfig, tmp_path: Path) -> Path:
-    """As PEFT leaves it, without a manifest."""
-    folder = tmp_path / "adapter"
-    run.train(config.changed(output_dir=folder, use_peft=True, lora_r=4, learning_rate=0.1), show_progress=False)
+def config(base: Path, tmp_path: Path) -> TrainConfig:
+    return config_of(base, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def trained_adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("start")
+    config = config_of(base, folder).changed(output_dir=folder / "adapter", use_peft=True, lora_r=4, learning_rate=0.1)
+    return run.train(config, show_progress=False).path
+
+
+@pytest.fixture
+def adapter(trained_adapter: Path, tmp_path: Path) -> Path:
+    """As PEFT leaves it, without a manifest. Tests change it."""
+    folder = shutil.copytree(trained_adapter, tmp_path / "adapter")
     (folder / MANIFEST_NAME).unlink()
     return folder
 
