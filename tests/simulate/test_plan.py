@@ -1,4 +1,5 @@
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,7 +10,7 @@ from prefillshare.simulate.cost import Cost, Link, WorkerProfile
 from prefillshare.simulate.goals import ByModel, Goal, GoalMissed
 from prefillshare.simulate.keeping_up import KEEPS_UP
 from prefillshare.simulate.layout import Layout, SystemName
-from prefillshare.simulate.plan import plan
+from prefillshare.simulate.plan import _Run, plan
 from prefillshare.simulate.records import CallRecord
 from prefillshare.workloads.arrivals import Poisson
 from tests.simulate.shapes import MODELS, PREAMBLE, PROFILE, sessions
@@ -74,6 +75,39 @@ def test_a_large_pool_is_not_charged_for_the_size_of_the_search_steps(
     assert need.prefill_workers == (enough,)
     assert found[0] == 6
     assert len(found) <= 7
+
+
+@pytest.mark.parametrize(
+    ("small", "large", "chosen", "tried_large"),
+    [
+        (6, 6, 512, []),
+        (8, 8, 512, [6, 7]),
+        (8, 7, 8192, [6, 7]),
+        (11, 12, 512, [6, 7, 8, 10]),
+        (12, 12, 512, [6, 7, 8, 10, 12, 11]),
+        (12, 11, 8192, [6, 7, 8, 10, 12, 11]),
+    ],
+)
+def test_colocated_workers_take_large_steps_where_fewer_then_do(
+    small: int, large: int, chosen: int, tried_large: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are tried until it is certain that they do not need fewer."""
+    found: dict[int, list[int]] = {512: [], 8192: []}
+
+    def tried(run: _Run, layout: Layout, goal: Goal) -> tuple[Layout, Layout]:
+        (workers,), budget = layout.decode_numbers(), run._profile.max_num_batched_tokens
+        found[budget].append(workers)
+        more = replace(layout, decode_workers=(workers + 1 + workers // 8,))
+        return layout, layout if workers >= (small if budget == 512 else large) else more
+
+    def need(run: _Run, measured: Layout) -> SimpleNamespace:
+        return SimpleNamespace(workers=measured.workers(), max_num_batched_tokens=run._profile.max_num_batched_tokens)
+
+    monkeypatch.setattr("prefillshare.simulate.plan._Run.tried", tried)
+    monkeypatch.setattr("prefillshare.simulate.plan._Run.need", need)
+    best = plan(Demand(SECOND, ("planner",), 11.6), ONE_A_SECOND, PATIENT, "colocated")
+    assert (best.workers, best.max_num_batched_tokens) == (min(small, large), chosen)
+    assert found[8192] == tried_large
 
 
 def test_the_pool_that_is_behind_grows() -> None:

@@ -10,7 +10,7 @@ sessions think for so long that very many are under way at a time.
 
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate, takewhile
-from math import ceil
+from math import ceil, inf
 from typing import Any
 
 from prefillshare.simulate.bounds import Alone, Demand
@@ -74,32 +74,40 @@ def plan(
         UserError: a call that no worker has room for.
     """
     layout = Layout(system, demand.models, decode_pools=decode_pools)
-    if system != "colocated":
-        return _plan(layout, demand, profile, goal, seed)
-    budgets = {profile.max_num_batched_tokens, min(SMALL_STEPS, profile.max_num_batched_tokens)}
-    found: list[Need] = []
+    budgets = {profile.max_num_batched_tokens}
+    if system == "colocated":
+        budgets.add(min(SMALL_STEPS, profile.max_num_batched_tokens))
+    best: Need | None = None
     at_best: list[Reached] = []
     for budget in sorted(budgets):
+        of_budget = replace(profile, max_num_batched_tokens=budget)
         try:
-            found.append(_plan(layout, demand, replace(profile, max_num_batched_tokens=budget), goal, seed))
+            best = _plan(layout, demand, of_budget, goal, seed, below=best.workers if best else inf) or best
         except GoalMissed as error:
             at_best += error.missed.at_best
-    if not found:
+    if not best:
         raise GoalMissed(Missed(system, goal, tuple(at_best)))
-    return min(found, key=lambda need: need.workers)
+    return best
 
 
-def _plan(layout: Layout, demand: Demand, profile: WorkerProfile, goal: Goal, seed: int) -> Need:
+def _plan(
+    layout: Layout, demand: Demand, profile: WorkerProfile, goal: Goal, seed: int, *, below: float
+) -> Need | None:
+    """None if `below` workers or more are needed, which is known before it is known how many."""
     alone = Alone(layout, demand, profile, seed)
     alone.check(goal)
     run = _Run(demand, profile, alone, seed, _cells(demand, alone, goal))
     too_few, layout = None, alone.fewest(goal, run.demand.rate)
     most = TOO_MANY * layout.workers()
+    if run.cells * layout.workers() >= below:
+        return None
     measured, grown = run.tried(layout, goal)
     while grown != layout:
         if grown.workers() > most:
             raise GoalMissed(Missed(layout.system, goal, (run.reached(measured),)))
         too_few, layout = layout, grown
+        if run.cells * (too_few.workers() + 1) >= below:
+            return None
         measured, grown = run.tried(layout, goal)
     # Large pools have grown by several workers at a time: a system that needs many is not to be charged for more.
     while too_few and (between := _between(too_few, layout)) != layout:
@@ -108,7 +116,7 @@ def _plan(layout: Layout, demand: Demand, profile: WorkerProfile, goal: Goal, se
             layout, measured = between, tried
         else:
             too_few = between
-    return run.need(measured)
+    return run.need(measured) if run.cells * layout.workers() < below else None
 
 
 def _cells(demand: Demand, alone: Alone, goal: Goal) -> int:
