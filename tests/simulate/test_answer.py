@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
+from prefillshare.cli import app
 from prefillshare.errors import UserError
 from prefillshare.simulate.answer import Answer, answer
 from prefillshare.simulate.goals import Goal, Missed, Reached
@@ -21,6 +23,13 @@ QUESTION = {
     "models": 4,
     "sessions": 20,
 }
+
+
+@pytest.fixture(autouse=True)
+def _short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is asked, and what is made of plans, does not depend on how long is simulated."""
+    monkeypatch.setattr("prefillshare.simulate.plan.SHORT_CALLS", 300)
+    monkeypatch.setattr("prefillshare.simulate.plan.LONG_CALLS", 1200)
 
 
 def need(system: str, workers: int, computed: float) -> Need:
@@ -161,12 +170,15 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 ASKED = ["react", "--rate", "1", "--model", "llama-3.1-8b", "--hardware", "a100-80g", "--sessions", "20"]
 
 
-def test_the_command_prints_a_table_or_json() -> None:
-    shown = run(*ASKED)
+def test_the_command_prints_a_table_or_json(tmp_path: Path) -> None:
+    # Of sessions that are one short call, since in a process of its own it simulates as many calls as for users.
+    file = tmp_path / "sessions.jsonl"
+    file.write_text(json.dumps({"session": "s", "turns": [{"role": "r", "observed": "how so", "output": "so it is"}]}))
+    shown = run(str(file), *ASKED[1:])
     assert shown.returncode == 0, shown.stderr
     assert "per-model" in shown.stdout
     assert "Sharing needs" in shown.stdout
-    found = json.loads(run(*ASKED, "--json").stdout)
+    found = json.loads(CliRunner().invoke(app, ["plan", *ASKED, "--json"]).stdout)
     assert set(found["systems"]) == {"shared", "per-model", "colocated"}
     assert found["systems"]["shared"]["workers"] > 0
 

@@ -10,7 +10,7 @@ from prefillshare.simulate.cost import Cost, Link, WorkerProfile
 from prefillshare.simulate.goals import ByModel, Goal, GoalMissed
 from prefillshare.simulate.keeping_up import KEEPS_UP
 from prefillshare.simulate.layout import Layout, SystemName
-from prefillshare.simulate.plan import _Run, plan
+from prefillshare.simulate.plan import Need, _Run, plan
 from prefillshare.simulate.records import CallRecord
 from prefillshare.workloads.arrivals import Poisson
 from tests.simulate.shapes import MODELS, PREAMBLE, PROFILE, sessions
@@ -23,8 +23,20 @@ def demand(rate: float) -> Demand:
     return Demand(SHAPES, MODELS, rate, PREAMBLE)
 
 
-def test_more_load_needs_more_workers_and_a_small_one_one_of_each() -> None:
-    small, large = (plan(demand(rate), PROFILE, GOAL, "shared") for rate in (0.1, 8.0))
+@pytest.fixture
+def short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what does not depend on how long is simulated."""
+    monkeypatch.setattr("prefillshare.simulate.plan.SHORT_CALLS", 500)
+    monkeypatch.setattr("prefillshare.simulate.plan.LONG_CALLS", 2000)
+
+
+@pytest.fixture(scope="module")
+def of_nine_a_second() -> Need:
+    return plan(demand(9.0), PROFILE, GOAL, "shared")
+
+
+def test_more_load_needs_more_workers_and_a_small_one_one_of_each(of_nine_a_second: Need) -> None:
+    small, large = plan(demand(0.1), PROFILE, GOAL, "shared"), of_nine_a_second
     assert (small.prefill_workers, small.decode_workers) == ((1,), (1, 1))
     assert large.workers > small.workers
     for need in (small, large):
@@ -128,29 +140,31 @@ def test_a_system_that_still_falls_behind_is_given_up(monkeypatch: pytest.Monkey
     assert reached.kept_up == pytest.approx(1 / 1.1, abs=0.04)
 
 
-def test_sessions_arrive_until_the_end() -> None:
+def test_sessions_arrive_until_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a seed that has many of them: what is computed is what these bring."""
-    shapes, rate, seed = [(Call("planner", 0, 1000, 1000, 2, 0.0),)], 1.0, 2
+    monkeypatch.setattr("prefillshare.simulate.plan.LONG_CALLS", 4000)
+    shapes, rate, seed = [(Call("planner", 0, 1000, 1000, 2, 0.0),)], 1.0, 39
     need = plan(Demand(shapes, ("planner",), rate), PROFILE, PATIENT, "shared", seed=seed)
-    arrived = sum(at <= 12_000 for at in Poisson(rate, seed).times(13_000))
-    assert arrived > 12_120
-    assert need.computed_tokens_per_s == pytest.approx(1000 * arrived / 12_000, rel=0.001)
+    arrived = sum(at <= 4000 for at in Poisson(rate, seed).times(5000))
+    assert arrived > 4080
+    assert need.computed_tokens_per_s == pytest.approx(1000 * arrived / 4000, rel=0.001)
 
 
-def test_without_sharing_more_is_computed_by_more_workers() -> None:
-    shared, per_model = (plan(demand(9.0), PROFILE, GOAL, system) for system in ("shared", "per-model"))
+def test_without_sharing_more_is_computed_by_more_workers(of_nine_a_second: Need) -> None:
+    shared, per_model = of_nine_a_second, plan(demand(9.0), PROFILE, GOAL, "per-model")
     assert shared.hit_ratio > per_model.hit_ratio
     assert shared.computed_tokens_per_s < per_model.computed_tokens_per_s
     assert shared.workers < per_model.workers
     assert len(per_model.prefill_workers) == len(per_model.decode_workers) == 2
 
 
-def test_a_stricter_goal_for_the_time_between_tokens_needs_more_decode_workers() -> None:
-    loose, strict = (plan(demand(9.0), PROFILE, Goal(1.5, tpot_s), "shared") for tpot_s in (0.05, 0.0106))
+def test_a_stricter_goal_for_the_time_between_tokens_needs_more_decode_workers(of_nine_a_second: Need) -> None:
+    loose, strict = of_nine_a_second, plan(demand(9.0), PROFILE, Goal(GOAL.ttft_s, 0.0106), "shared")
     assert strict.tpot_p95_s <= 0.0106 < loose.tpot_p95_s
     assert sum(strict.decode_workers) > sum(loose.decode_workers)
 
 
+@pytest.mark.usefixtures("short_runs")
 def test_a_large_load_is_planned_as_equal_cells(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = plan(demand(12.0), PROFILE, GOAL, "shared")
     for most in ("CELL_CALLS", "MOST_CALLS"):
@@ -167,9 +181,10 @@ def test_a_large_load_is_planned_as_equal_cells(monkeypatch: pytest.MonkeyPatch)
 def test_sessions_that_think_for_long_are_not_divided_into_cells_with_idle_workers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """They are some 800 at a time, which make a call in a minute each. When they are, no more calls count than ever."""
-    monkeypatch.setattr("prefillshare.simulate.plan.CELL_CALLS", 1000)
-    monkeypatch.setattr("prefillshare.simulate.plan.LONG_CALLS", 3000)
+    """They are some 400 at a time, which make a call in a minute each. When they are, no more calls count than ever."""
+    monkeypatch.setattr("prefillshare.simulate.plan.CELL_CALLS", 500)
+    monkeypatch.setattr("prefillshare.simulate.plan.SHORT_CALLS", 1500)
+    monkeypatch.setattr("prefillshare.simulate.plan.LONG_CALLS", 1500)
     seconds: list[float] = []
 
     def by_model(since: float, until: float) -> ByModel:
@@ -178,12 +193,12 @@ def test_sessions_that_think_for_long_are_not_divided_into_cells_with_idle_worke
 
     monkeypatch.setattr("prefillshare.simulate.plan.ByModel", by_model)
     shapes = [tuple(replace(call, think_s=60.0) for call in shape) for shape in SHAPES]
-    asked = Demand(shapes, MODELS, 4.0, PREAMBLE)
+    asked = Demand(shapes, MODELS, 2.0, PREAMBLE)
     need = plan(asked, PROFILE, GOAL, "shared")
     assert need.cells == 1
     assert need.workers <= 6
-    calls_per_s = 4.0 * Alone(Layout("shared", MODELS), asked, PROFILE).calls
-    assert seconds == pytest.approx([3000 / calls_per_s] * len(seconds))
+    calls_per_s = 2.0 * Alone(Layout("shared", MODELS), asked, PROFILE).calls
+    assert seconds == pytest.approx([1500 / calls_per_s] * len(seconds))
 
 
 @pytest.mark.parametrize(("most_calls", "cells"), [(120_000, 2), (1000, 3)])
@@ -199,17 +214,20 @@ def test_cells_are_as_many_as_have_work_for_their_workers(
     assert plan(Demand(SECOND, ("planner",), 11.6), ONE_A_SECOND, PATIENT, "shared").cells == cells
 
 
+@pytest.mark.usefixtures("short_runs")
 def test_the_pool_that_has_more_to_do_gets_more_workers() -> None:
     shapes = [(*shape, *(replace(call, model="planner") for call in shape)) for shape in SHAPES]
     need = plan(Demand(shapes, MODELS, 8.0, PREAMBLE), PROFILE, GOAL, "per-model")
     assert need.prefill_workers[0] > need.prefill_workers[1]
 
 
+@pytest.mark.usefixtures("short_runs")
 def test_modules_in_one_pool_need_fewer_workers_for_a_small_load() -> None:
     need = plan(demand(0.1), PROFILE, GOAL, "shared", decode_pools=1)
     assert need.decode_workers == (1,)
 
 
+@pytest.mark.usefixtures("short_runs")
 @pytest.mark.parametrize("system", ["per-model", "colocated"])
 def test_adapters_in_one_pool_do_without_a_worker_a_model_but_not_without_their_prefill(system: SystemName) -> None:
     apart, together = (plan(demand(0.1), PROFILE, GOAL, system, decode_pools=pools) for pools in (None, 1))
@@ -239,6 +257,7 @@ def test_a_goal_that_a_system_cannot_meet_is_named_with_the_system_and_what_it_r
         plan(demand(1.0), PROFILE, Goal(10.0, 0.001), "per-model")
 
 
+@pytest.mark.usefixtures("short_runs")
 def test_a_goal_that_one_system_cannot_meet_may_be_met_by_another() -> None:
     goal = Goal(0.18, 0.05)
     assert plan(demand(1.0), PROFILE, goal, "shared").ttft_p95_s <= goal.ttft_s
@@ -250,6 +269,7 @@ def test_a_goal_that_one_system_cannot_meet_may_be_met_by_another() -> None:
 LONG_PROMPT = Demand([(Call("planner", 0, 2000, 2000, 10, 0.0),)], ("planner",), 0.1)  # of four small steps, or one
 
 
+@pytest.mark.usefixtures("short_runs")
 def test_colocated_workers_take_large_steps_where_small_ones_miss_a_goal() -> None:
     """Alone the prompt takes 1.028 s in steps of 512 tokens, 1.022 s in one."""
     need = plan(LONG_PROMPT, PROFILE, Goal(1.025, 0.5), "colocated")
