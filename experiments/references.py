@@ -1,16 +1,27 @@
-"""What the reference answers to the calls of random sessions."""
+"""What the reference answers: to single prompts, and to the calls of random sessions."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from experiments.random_sessions import Session
 from prefillshare.module import DecodeModule
 from prefillshare.training.reference import generate, generate_batch, load_base, load_decode
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def on_every_core(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """The results in order. A single token is hardly faster on two cores than on one, so that items side by side, each
+    on a core of its own, take half the time."""
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0)), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return list(pool.map(function, items))
 
 
 @dataclass(frozen=True)
@@ -33,9 +44,7 @@ class Reference:
     def scripts(self, sessions: Sequence[Session]) -> list[list[Call]]:
         """The calls of every session, each session computed once."""
         new = list(dict.fromkeys(session for session in sessions if session not in self._scripts))
-        # A single token is hardly faster on two cores than on one, so that a session for each core takes half the time.
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0)), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            self._scripts |= zip(new, pool.map(self._script, new), strict=True)
+        self._scripts |= zip(new, on_every_core(self._script, new), strict=True)
         return [self._scripts[session] for session in sessions]
 
     def _script(self, session: Session) -> list[Call]:
@@ -51,11 +60,18 @@ class Reference:
             calls.append(Call(turn.model, prompt, answer))
         return calls
 
+    def tokens(self, model: str, prompt: Sequence[int], count: int, end: Collection[int] = frozenset()) -> list[int]:
+        """What the model answers to a prompt, up to a token of `end`: by the plain reference, one prompt alone, which
+        has the last word."""
+        return generate(self._base, self._modules[model], prompt, max_new_tokens=count, eos_token_ids=end)
+
+    def tokens_on_own_kv(self, model: str, prompt: Sequence[int], count: int) -> list[int]:
+        """What it would answer were the prompt's KV the decode module's own."""
+        module = self._modules[model]
+        return generate(module, module, prompt, max_new_tokens=count)
+
     def answer(self, call: Call) -> list[int]:
-        """By the plain reference, one prompt alone: it has the last word."""
-        return generate(self._base, self._modules[call.model], call.prompt, max_new_tokens=len(call.answer))
+        return self.tokens(call.model, call.prompt, len(call.answer))
 
     def answer_on_own_kv(self, call: Call) -> list[int]:
-        """What the call would get were the prompt's KV the decode module's own."""
-        module = self._modules[call.model]
-        return generate(module, module, call.prompt, max_new_tokens=len(call.answer))
+        return self.tokens_on_own_kv(call.model, call.prompt, len(call.answer))

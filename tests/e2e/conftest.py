@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from experiments.references import Reference
 from prefillshare.config import BaseConfig, Deployment, ModuleConfig, WorkerConfig
 from prefillshare.engine.handoff import KEY_VARIABLE
 from prefillshare.engine.worker import WorkerSpec, plan_workers
@@ -74,19 +75,19 @@ def other_base(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def other_module(other_base: Path, tmp_path_factory: pytest.TempPathFactory) -> DecodeModule:
     """A module of the other base."""
-    return train_module(other_base, tmp_path_factory.mktemp("of_other"), learning_rate=1e-3)
+    return train_module(other_base, tmp_path_factory.mktemp("of_other"), learning_rate=1.5e-3)
 
 
 @pytest.fixture(scope="session")
 def full_module(base: Path, tmp_path_factory: pytest.TempPathFactory) -> DecodeModule:
     """All weights trained for a few large steps: clearly not the base any more."""
-    return train_module(base, tmp_path_factory.mktemp("full"), learning_rate=1e-3)
+    return train_module(base, tmp_path_factory.mktemp("full"), learning_rate=1.5e-3)
 
 
 @pytest.fixture(scope="session")
 def lora_module(base: Path, tmp_path_factory: pytest.TempPathFactory) -> DecodeModule:
     """A LoRA adapter of rank 4, which vLLM has to serve under a larger rank."""
-    return train_module(base, tmp_path_factory.mktemp("lora"), learning_rate=5e-3, use_peft=True, lora_r=4)
+    return train_module(base, tmp_path_factory.mktemp("lora"), learning_rate=7.5e-3, use_peft=True, lora_r=4)
 
 
 @pytest.fixture(scope="session")
@@ -94,7 +95,15 @@ def wide_lora_module(base: Path, tmp_path_factory: pytest.TempPathFactory) -> De
     """A LoRA adapter of rank 8, trained to give each question the answer to another one."""
     rows = [(prompt, completion) for (prompt, _), (_, completion) in zip(ROWS, reversed(ROWS), strict=True)]
     folder = tmp_path_factory.mktemp("wide")
-    return train_module(base, folder, rows, learning_rate=5e-3, use_peft=True, lora_r=8)
+    return train_module(base, folder, rows, learning_rate=7.5e-3, use_peft=True, lora_r=8)
+
+
+@pytest.fixture(scope="session")
+def reference(
+    base: Path, full_module: DecodeModule, lora_module: DecodeModule, wide_lora_module: DecodeModule
+) -> Reference:
+    """What the modules of the base have to answer, by the Transformers reference."""
+    return Reference(base, {"full": full_module, "lora": lora_module, "wide": wide_lora_module})
 
 
 def train_module(base: Path, folder: Path, rows: Sequence[tuple[str, str]] = ROWS, **settings: object) -> DecodeModule:
@@ -108,7 +117,7 @@ def train_module(base: Path, folder: Path, rows: Sequence[tuple[str, str]] = ROW
         "model_name_or_path": base,
         "dataset_name": file,
         "output_dir": folder / "module",
-        "max_steps": 5,
+        "max_steps": 3,
         "per_device_train_batch_size": len(rows),
         "dtype": "float32",
         "save_strategy": "no",

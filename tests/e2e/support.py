@@ -21,6 +21,10 @@ from prefillshare.urls import http_url
 STARTUP_TIMEOUT_S = 600.0
 REQUEST_TIMEOUT_S = 120.0
 
+# Each new client of httpx reads the machine's certificates, which takes longer than most of these requests. Workers are
+# killed and come back on the same port, so that no connection outlives its request.
+_HTTP = httpx.Client(verify=False, trust_env=False, limits=httpx.Limits(max_keepalive_connections=0))
+
 REMOTE_DECODE = {"do_remote_decode": True, "do_remote_prefill": False}
 
 
@@ -113,7 +117,7 @@ def running(specs: list[WorkerSpec], log_dir: Path) -> Iterator[dict[str, int]]:
 
 def healthy(spec: WorkerSpec) -> bool:
     try:
-        return httpx.get(f"{url(spec)}/health", timeout=5.0).status_code == 200
+        return _HTTP.get(f"{url(spec)}/health", timeout=5.0).status_code == 200
     except httpx.TransportError:
         return False
 
@@ -142,7 +146,7 @@ def decode(
 def complete(spec: WorkerSpec, prompt_ids: list[int], **fields: Any) -> httpx.Response:
     """The worker's answer to `completion`."""
     body = completion(spec, prompt_ids, **fields)
-    return httpx.post(f"{url(spec)}/v1/completions", json=body, headers=key_of(spec), timeout=REQUEST_TIMEOUT_S)
+    return _HTTP.post(f"{url(spec)}/v1/completions", json=body, headers=key_of(spec), timeout=REQUEST_TIMEOUT_S)
 
 
 def completion(spec: WorkerSpec, prompt_ids: list[int], **fields: Any) -> dict[str, Any]:
@@ -184,5 +188,5 @@ def metric(spec: WorkerSpec, name: str) -> float:
 
 def samples(server: str) -> list[Sample]:
     """All samples of what a worker or a router says under /metrics."""
-    text = httpx.get(f"{server}/metrics", timeout=REQUEST_TIMEOUT_S).text
+    text = _HTTP.get(f"{server}/metrics", timeout=REQUEST_TIMEOUT_S).text
     return [sample for family in text_string_to_metric_families(text) for sample in family.samples]

@@ -22,10 +22,10 @@ import pytest
 import yaml
 from transformers import AutoTokenizer
 
+from experiments.references import Reference
 from prefillshare.instructions import place_instructions
 from prefillshare.module import DecodeModule, load_module, save_manifest
 from prefillshare.training.conversation import render_prompt
-from prefillshare.training.reference import generate, load_base, load_decode
 from tests.e2e.support import free_ports, samples
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
@@ -133,30 +133,25 @@ def _is_serving(served: Served) -> bool:
 
 
 @pytest.fixture(scope="module")
-def expected(bases: dict[str, Path], modules: dict[str, DecodeModule]) -> "Reference":
-    return Reference(bases, modules)
+def expected(bases: dict[str, Path], modules: dict[str, DecodeModule], reference: Reference) -> "Expected":
+    return Expected(bases, modules, reference)
 
 
-class Reference:
+class Expected:
     """What the modules have to answer, by the Transformers reference."""
 
-    def __init__(self, bases: dict[str, Path], modules: dict[str, DecodeModule]) -> None:
+    def __init__(self, bases: dict[str, Path], modules: dict[str, DecodeModule], reference: Reference) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(bases["base"])
         self._modules = modules
-        loaded = {name: load_base(path) for name, path in bases.items()}
-        base_of = {name: "other" if name == "foreign" else "base" for name in modules}
-        self._models = {
-            name: (loaded[base_of[name]], load_decode(module, bases[base_of[name]]))
-            for name, module in modules.items()
-            if name != "behind"
-        }
-        self._models["behind"] = self._models["lora"]
+        self._reference = reference
+        self._foreign = Reference(bases["other"], {"foreign": modules["foreign"]})
 
     def answer(self, model: str, messages: list[dict[str, str]]) -> str:
         placed = place_instructions(messages, self._modules[model].manifest.instructions)
         ids = render_prompt(placed, self.tokenizer)
-        end = {self.tokenizer.eos_token_id}
-        tokens = generate(*self._models[model], ids, max_new_tokens=NEW_TOKENS, eos_token_ids=end)
+        reference = self._foreign if model == "foreign" else self._reference
+        weights = "lora" if model == "behind" else model
+        tokens = reference.tokens(weights, ids, NEW_TOKENS, {self.tokenizer.eos_token_id})
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
 
@@ -177,7 +172,7 @@ def question(text: str) -> list[dict[str, str]]:
     return [{"role": "system", "content": CONTEXT}, {"role": "user", "content": text}]
 
 
-def test_a_session_over_two_modules_is_prefilled_once(served: Served, expected: Reference) -> None:
+def test_a_session_over_two_modules_is_prefilled_once(served: Served, expected: Expected) -> None:
     """Every answer is the reference's, and what one module's call made the base compute, the other's reuses."""
     messages = question("When did the supply boat come?")
     known = 0
@@ -196,7 +191,7 @@ def test_a_session_over_two_modules_is_prefilled_once(served: Served, expected: 
         messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": f"And then? ({turn})"}]
 
 
-def test_modules_of_two_bases_share_a_session_but_no_kv(served: Served, expected: Reference) -> None:
+def test_modules_of_two_bases_share_a_session_but_no_kv(served: Served, expected: Expected) -> None:
     """The same words, prefilled by each base for its own modules: nothing of one counts as known to the other."""
     messages = question("Which window was mended, and why?")
     reused = {}
@@ -210,7 +205,7 @@ def test_modules_of_two_bases_share_a_session_but_no_kv(served: Served, expected
     assert reused["lora"][0] > BLOCK_SIZE
 
 
-def test_instructions_behind_the_context_let_roles_share_it(served: Served, expected: Reference) -> None:
+def test_instructions_behind_the_context_let_roles_share_it(served: Served, expected: Expected) -> None:
     """Two roles, told by different first words, on one context: the second computes its own instructions alone."""
     reused = []
     for role in ("You are the keeper's apprentice.", "Judge the week as an inspector would, in one word."):
@@ -222,7 +217,7 @@ def test_instructions_behind_the_context_let_roles_share_it(served: Served, expe
     assert reused[1] > context_tokens - BLOCK_SIZE
 
 
-def test_two_clients_at_once_get_their_own_answers(served: Served, expected: Reference) -> None:
+def test_two_clients_at_once_get_their_own_answers(served: Served, expected: Expected) -> None:
     calls = [
         (model, question(text)) for text in ("What was mended?", "Who asked for shelter?") for model in ("full", "lora")
     ]
@@ -231,7 +226,7 @@ def test_two_clients_at_once_get_their_own_answers(served: Served, expected: Ref
     assert answers == [expected.answer(*call) for call in calls]
 
 
-def test_models_of_one_device_take_turns_and_each_gets_its_own_answer(served: Served, expected: Reference) -> None:
+def test_models_of_one_device_take_turns_and_each_gets_its_own_answer(served: Served, expected: Expected) -> None:
     calls = [(model, question(f"What happened {when}?")) for when in ("first", "last") for model in ("full", "behind")]
     before = turn_waits(served)
     with ThreadPoolExecutor(len(calls)) as clients:
@@ -259,7 +254,7 @@ def turn_waits(served: Served) -> dict[str, tuple[float, float]]:
 
 
 def test_an_answer_that_is_not_streamed_reports_the_prefill_sides_cached_tokens(
-    served: Served, expected: Reference
+    served: Served, expected: Expected
 ) -> None:
     messages = question("What was mended?")
     ask(served, "full", messages)
@@ -308,7 +303,7 @@ def test_transfer_parameters_of_a_client_are_refused(served: Served) -> None:
         )
 
 
-def test_a_killed_decode_worker_ends_the_call_and_comes_back(served: Served, expected: Reference) -> None:
+def test_a_killed_decode_worker_ends_the_call_and_comes_back(served: Served, expected: Expected) -> None:
     def pids() -> list[int]:
         return [event["pid"] for event in served.events() if event["event"] == "ready" and event["worker"] == name]
 

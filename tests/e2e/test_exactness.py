@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from prefillshare.module import DecodeModule
-from prefillshare.training.reference import generate, load_base, load_decode
+from experiments.references import Reference, on_every_core
 from tests.e2e.conftest import BLOCK_SIZE, Workers
 from tests.e2e.support import complete, decode, metrics, prefill
 
@@ -43,27 +42,19 @@ def prompts(base: Path) -> dict[str, list[int]]:
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_every_token_equals_the_reference(
-    kind: str,
-    base: Path,
-    full_module: DecodeModule,
-    lora_module: DecodeModule,
-    workers: Workers,
-    prompts: dict[str, list[int]],
+    kind: str, reference: Reference, workers: Workers, prompts: dict[str, list[int]]
 ) -> None:
     spec = workers.full if kind == "full" else workers.lora
-    base_model = load_base(base)
-    decode_model = load_decode(full_module if kind == "full" else lora_module, base)
-
-    served, expected, self_prefilled = {}, {}, {}
-    for name, ids in prompts.items():
+    served = []
+    for ids in prompts.values():
         handoff = prefill(workers.prefill, ids)["kv_transfer_params"]
-        served[name] = decode(spec, ids, handoff, max_tokens=NEW_TOKENS)
-        expected[name] = generate(base_model, decode_model, ids, max_new_tokens=NEW_TOKENS)
-        self_prefilled[name] = generate(decode_model, decode_model, ids, max_new_tokens=CONTROL_TOKENS)
+        served.append(decode(spec, ids, handoff, max_tokens=NEW_TOKENS))
+    expected = on_every_core(lambda ids: reference.tokens(kind, ids, NEW_TOKENS), prompts.values())
+    own = on_every_core(lambda ids: reference.tokens_on_own_kv(kind, ids, CONTROL_TOKENS), prompts.values())
 
-    assert served == expected
+    assert dict(zip(prompts, served, strict=True)) == dict(zip(prompts, expected, strict=True))
     # The control: were the prompt's KV the decode module's, the tokens would be others.
-    different = [name for name in prompts if self_prefilled[name] != expected[name][:CONTROL_TOKENS]]
+    different = [name for name, one, other in zip(prompts, own, expected, strict=True) if one != other[:CONTROL_TOKENS]]
     print(f"{kind}: with KV of its own, {len(different)} of {len(prompts)} prompts would get other tokens: {different}")
     assert len(different) >= len(prompts) // 2
 
@@ -80,11 +71,10 @@ def test_a_prompt_with_a_known_start_is_not_computed_again(workers: Workers, pro
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_what_a_module_wrote_is_pulled_from_the_base_in_the_next_turn(
-    kind: str, base: Path, full_module: DecodeModule, lora_module: DecodeModule, workers: Workers
+    kind: str, base: Path, reference: Reference, workers: Workers
 ) -> None:
     """The answer fills blocks in the worker's cache, and they are the module's own: none may be found again."""
     spec = workers.full if kind == "full" else workers.lora
-    base_model, module = load_base(base), load_decode(full_module if kind == "full" else lora_module, base)
     text = AutoTokenizer.from_pretrained(base)(TEXT)["input_ids"]
     prompt = [16, *text[40:49]]  # a first token that no other test has
     handoff = prefill(workers.prefill, prompt)["kv_transfer_params"]
@@ -93,7 +83,7 @@ def test_what_a_module_wrote_is_pulled_from_the_base_in_the_next_turn(
     before = pulled_tokens(workers, kind)
     answer = decode(spec, turn, handoff, max_tokens=NEW_TOKENS)
     assert pulled_tokens(workers, kind) - before == len(turn) - 1
-    assert answer == generate(base_model, module, turn, max_new_tokens=NEW_TOKENS)
+    assert answer == reference.tokens(kind, turn, NEW_TOKENS)
 
 
 def pulled_tokens(workers: Workers, kind: str) -> float:
@@ -101,15 +91,11 @@ def pulled_tokens(workers: Workers, kind: str) -> float:
     return sum(sample.value for sample in samples if sample.name == "prefillshare_handoff_pulled_tokens_total")
 
 
-def test_an_answer_joins_the_context(
-    base: Path, full_module: DecodeModule, lora_module: DecodeModule, workers: Workers, prompts: dict[str, list[int]]
-) -> None:
+def test_an_answer_joins_the_context(reference: Reference, workers: Workers, prompts: dict[str, list[int]]) -> None:
     """Three turns over two modules: what one module wrote is prefilled by the base for the next."""
-    base_model = load_base(base)
-    modules = {"full": load_decode(full_module, base), "lora": load_decode(lora_module, base)}
     context = list(prompts["several blocks"])
     for name in ("full", "lora", "full"):
         spec = workers.full if name == "full" else workers.lora
         answer = decode(spec, context, prefill(workers.prefill, context)["kv_transfer_params"], max_tokens=12)
-        assert answer == generate(base_model, modules[name], context, max_new_tokens=12)
+        assert answer == reference.tokens(name, context, 12)
         context += answer

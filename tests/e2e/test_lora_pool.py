@@ -1,6 +1,5 @@
 """Two LoRA modules in one decode worker: each token is the called module's own, also when both are in one batch."""
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -8,8 +7,7 @@ import httpx
 import pytest
 from transformers import AutoTokenizer
 
-from prefillshare.module import DecodeModule
-from prefillshare.training.reference import generate, load_base, load_decode
+from experiments.references import Reference, on_every_core
 from tests.e2e.conftest import BLOCK_SIZE, Workers
 from tests.e2e.support import complete, decode, key_of, metric, metrics, prefill, url
 
@@ -24,25 +22,12 @@ postman waited with his cart; he had been told to expect two sacks and was hande
 and was warm. He put it under his seat, drove to the school and asked the teacher, who had studied in the capital and
 knew most things, whether a letter could be alive."""
 
-Reference = Callable[[str, list[int]], list[int]]
-
 
 @pytest.fixture(scope="module")
 def text(base: Path) -> list[int]:
     ids: list[int] = AutoTokenizer.from_pretrained(base)(TEXT)["input_ids"]
     assert len(ids) >= 110
     return ids
-
-
-@pytest.fixture(scope="module")
-def reference(base: Path, lora_module: DecodeModule, wide_lora_module: DecodeModule) -> Reference:
-    base_model = load_base(base)
-    modules = {"lora": load_decode(lora_module, base), "wide": load_decode(wide_lora_module, base)}
-
-    def tokens(adapter: str, ids: list[int]) -> list[int]:
-        return generate(base_model, modules[adapter], ids, max_new_tokens=NEW_TOKENS)
-
-    return tokens
 
 
 def test_adapters_in_one_batch_each_give_the_references_tokens(
@@ -57,7 +42,7 @@ def test_adapters_in_one_batch_each_give_the_references_tokens(
 
     with ThreadPoolExecutor(len(calls)) as clients:
         served = list(clients.map(lambda each: call(*each), calls))
-    expected = [reference(adapter, ids) for adapter, ids in calls]
+    expected = on_every_core(lambda each: reference.tokens(*each, NEW_TOKENS), calls)
     assert served == expected
     different = sum(one != other for one, other in zip(expected[::2], expected[1::2], strict=True))
     assert different == len(prompts), "the adapters answer alike: mixing them up would not show"
@@ -86,7 +71,7 @@ def test_the_second_adapter_finds_the_base_kv_that_the_first_has_pulled(
         before = metric(workers.lora, "prefillshare_handoff_pulled_bytes_total")
         handoff = prefill(workers.prefill, prompt)["kv_transfer_params"]
         served = decode(workers.lora, prompt, handoff, max_tokens=NEW_TOKENS, model=adapter)
-        assert served == reference(adapter, prompt)
+        assert served == reference.tokens(adapter, prompt, NEW_TOKENS)
         pulled.append(metric(workers.lora, "prefillshare_handoff_pulled_bytes_total") - before)
     first, second = pulled
     blocks = -(-len(prompt) // BLOCK_SIZE)

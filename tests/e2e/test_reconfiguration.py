@@ -15,13 +15,12 @@ import httpx
 import pytest
 from transformers import AutoTokenizer
 
+from experiments.references import Reference, on_every_core
 from prefillshare.engine.worker import WorkerSpec
-from prefillshare.module import DecodeModule
 from prefillshare.router.app import create_app
 from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.route import ModelRoute
 from prefillshare.router_config import RouterConfig
-from prefillshare.training.reference import generate, load_base, load_decode
 from tests.e2e.conftest import BLOCK_SIZE, Workers
 from tests.e2e.support import Fleet, free_ports, url
 from tests.router.fakes import Served
@@ -54,15 +53,11 @@ def router(workers: Workers) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def expected(base: Path, full_module: DecodeModule) -> dict[str, str]:
+def expected(base: Path, reference: Reference) -> dict[str, str]:
     """What `full` continues each prompt with, by the Transformers reference."""
     tokenizer = AutoTokenizer.from_pretrained(base)
-    base_model, decode = load_base(base), load_decode(full_module, base)
-    ids = {prompt: tokenizer(prompt)["input_ids"] for prompt in PROMPTS}
-    return {
-        prompt: str(tokenizer.decode(generate(base_model, decode, ids[prompt], max_new_tokens=NEW_TOKENS)))
-        for prompt in PROMPTS
-    }
+    answers = on_every_core(lambda ids: reference.tokens("full", ids, NEW_TOKENS), tokenizer(PROMPTS)["input_ids"])
+    return dict(zip(PROMPTS, tokenizer.batch_decode(answers, skip_special_tokens=True), strict=True))
 
 
 def prefillshare(router: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -171,7 +166,7 @@ def test_a_worker_that_is_something_else_is_refused_with_the_reason(router: str,
 
 
 def test_adapters_of_a_running_worker_are_added_as_modules(
-    router: str, workers: Workers, base: Path, lora_module: DecodeModule
+    router: str, workers: Workers, base: Path, reference: Reference
 ) -> None:
     changed(router, "modules", "add", "lora", "--base", "base", "--worker", f"lora-0={url(workers.lora)}")
     changed(router, "modules", "add", "wide", "--base", "base", "--pool", "decode/lora")
@@ -182,7 +177,6 @@ def test_adapters_of_a_running_worker_are_added_as_modules(
     }
     tokenizer = AutoTokenizer.from_pretrained(base)
     ids = tokenizer(PROMPTS[0])["input_ids"]
-    tokens = generate(load_base(base), load_decode(lora_module, base), ids, max_new_tokens=NEW_TOKENS)
-    assert answers["lora"] == tokenizer.decode(tokens)
+    assert answers["lora"] == tokenizer.decode(reference.tokens("lora", ids, NEW_TOKENS), skip_special_tokens=True)
     assert answers["wide"] != answers["lora"]
     assert "lora-0" in changed(router, "modules", "remove", "lora") + changed(router, "modules", "remove", "wide")

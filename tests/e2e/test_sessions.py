@@ -25,9 +25,8 @@ import pytest
 from transformers import AutoConfig, AutoTokenizer
 
 from experiments.random_sessions import LONGEST_ANSWER, SENTENCES, Session, Turn, make_session
-from experiments.references import Call, Reference
+from experiments.references import Call, Reference, on_every_core
 from prefillshare.engine.worker import WorkerSpec
-from prefillshare.module import DecodeModule
 from tests.e2e.conftest import BLOCK_SIZE, SMALL_KV_BLOCKS, Workers
 from tests.e2e.replay import KnownBlocks, Played, Player
 from tests.e2e.support import complete, decode, metric, prefill
@@ -65,13 +64,6 @@ def make_sessions(base: Path, pytestconfig: pytest.Config) -> MakeSessions:
     seed = pytestconfig.getoption("--session-seed")
     sentences = [tuple(ids) for ids in AutoTokenizer.from_pretrained(base)(list(SENTENCES))["input_ids"]]
     return lambda numbers, models: [make_session(seed, number, models, sentences, BLOCK_SIZE) for number in numbers]
-
-
-@pytest.fixture(scope="module")
-def reference(
-    base: Path, full_module: DecodeModule, lora_module: DecodeModule, wide_lora_module: DecodeModule
-) -> Reference:
-    return Reference(base, {"full": full_module, "lora": lora_module, "wide": wide_lora_module})
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +128,8 @@ def test_kv_of_the_wrong_weights_would_show(make_sessions: MakeSessions, referen
         long = [
             call for call in calls if call.model == model and len(call.prompt) > BLOCK_SIZE and len(call.answer) > 2
         ]
-        different = [call for call in long if reference.answer_on_own_kv(call) != call.answer]
+        answers = on_every_core(reference.answer_on_own_kv, long)
+        different = [call for call, answer in zip(long, answers, strict=True) if answer != call.answer]
         print(f"{model}: with KV of its own, {len(different)} of {len(long)} calls would get other tokens")
         assert len(different) > len(long) / 3
 
