@@ -11,7 +11,7 @@ limits | models | float32 | small-steps | short-contexts | repeats | publish`.
                     sharing, for which there is a folder limits-more; three times: 18 hours
     models          whole tool-heavy sessions of one, two and four models, three times: four hours
     float32         whole tool-heavy sessions in float32, for cores without bfloat16 units: two hours
-    small-steps     four of these on `shared` and ordinary vLLMs whose steps are of 256 tokens: half an hour
+    small-steps     four of these, drawn twice, on `shared` and ordinary vLLMs whose steps are of 256 tokens: an hour
     short-contexts  ReAct and Reflexion in float32: 75 minutes
     repeats         ReAct in float32, three times with other sessions, also on one ordinary vLLM with all adapters: an
                     hour
@@ -78,6 +78,7 @@ SMALL_STEPS = FLOAT32.model_copy(
     update={
         "systems": ("shared", "colocated"),
         "loads": ("closed:4",),
+        "repeats": 2,
         "machine": Machine(dtype="float32", engine_args=("--max-num-batched-tokens", "256")),
     }
 )

@@ -75,13 +75,13 @@ def other_base(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def other_module(other_base: Path, tmp_path_factory: pytest.TempPathFactory) -> DecodeModule:
     """A module of the other base."""
-    return train_module(other_base, tmp_path_factory.mktemp("of_other"), learning_rate=1.5e-3)
+    return train_module(other_base, tmp_path_factory.mktemp("of_other"), learning_rate=1e-3)
 
 
 @pytest.fixture(scope="session")
 def full_module(base: Path, tmp_path_factory: pytest.TempPathFactory) -> DecodeModule:
     """All weights trained for a few large steps: clearly not the base any more."""
-    return train_module(base, tmp_path_factory.mktemp("full"), learning_rate=1.5e-3)
+    return train_module(base, tmp_path_factory.mktemp("full"), learning_rate=1e-3)
 
 
 @pytest.fixture(scope="session")
