@@ -67,8 +67,7 @@ def test_a_batch_generates_what_its_prompts_do_alone(architecture: str) -> None:
     }
     known = None
     for start in (0, 3, 3):
-        stop = alone[start][2][4]
-        for eos in (frozenset[int](), {stop}):
+        for eos in (frozenset[int](), {alone[start][0][4]}, {alone[start][2][4]}):
             expected = [until(eos, tokens) for tokens in alone[start]]
             outputs, known = generate_batch(
                 base, decode, prompts[start], max_new_tokens=10, eos_token_ids=eos, known=known
