@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from transformers import AutoTokenizer
 
 from experiments.random_sessions import Session
 from prefillshare.module import DecodeModule
+from prefillshare.training.conversation import render_prompt
 from prefillshare.training.reference import generate, generate_batch, load_base, load_decode
 
 Item = TypeVar("Item")
@@ -37,6 +39,7 @@ class Reference:
     """The base and the decode modules in Transformers, float32."""
 
     def __init__(self, base: Path, modules: Mapping[str, DecodeModule]) -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(base)
         self._base = load_base(base)
         self._modules = {name: load_decode(module, base) for name, module in modules.items()}
         self._scripts: dict[Session, list[Call]] = {}
@@ -64,6 +67,11 @@ class Reference:
         """What the model answers to a prompt, up to a token of `end`: by the plain reference, one prompt alone, which
         has the last word."""
         return generate(self._base, self._modules[model], prompt, max_new_tokens=count, eos_token_ids=end)
+
+    def chat(self, model: str, messages: Sequence[Mapping[str, str]], count: int) -> str:
+        """The text that the model answers a conversation with."""
+        tokens = self.tokens(model, render_prompt(messages, self.tokenizer), count, {self.tokenizer.eos_token_id})
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
     def tokens_on_own_kv(self, model: str, prompt: Sequence[int], count: int) -> list[int]:
         """What it would answer were the prompt's KV the decode module's own."""

@@ -24,6 +24,7 @@ from experiments.hostile.attack import Outcome, attack
 from experiments.hostile.cases import Known, draw
 from experiments.hostile.honest import make_sessions, names
 from experiments.hostile.report import START, table
+from experiments.references import Reference
 from experiments.section import write_section
 
 ROOT = Path(__file__).parents[2]
@@ -58,7 +59,9 @@ async def run(options: argparse.Namespace, console: Console) -> int:
     known = Known((keys["mallory"], keys["trudy"]), deployment.MODULE, names(SESSIONS), MARK, options.first_port + 4)
     with console.status("drawing requests, and the reference's answers"):
         cases = draw(known, options.requests, options.seed)
-        sessions = make_sessions(base, module, SESSIONS, options.seed)
+        sessions = make_sessions(
+            Reference(base, {deployment.MODULE: module}), deployment.MODULE, SESSIONS, options.seed
+        )
     if options.only is not None:
         cases = [cases[options.only]]
     file = deployment.plan(base, module, SCRATCH, options.first_port, keys)

@@ -10,15 +10,11 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import aiohttp
-from transformers import AutoTokenizer
 
-from prefillshare.module import DecodeModule
-from prefillshare.training.conversation import render_prompt
-from prefillshare.training.reference import generate, load_base, load_decode
+from experiments.references import Reference
 
 NEW_TOKENS = 12
 QUESTIONS = ("When did the supply boat come?", "What was mended, and by whom?", "Which word opens the door?")
@@ -54,20 +50,9 @@ def names(count: int) -> tuple[str, ...]:
     return tuple(f"honest-{number}" for number in range(count))
 
 
-def make_sessions(base: Path, module: DecodeModule, count: int, seed: int) -> list[Session]:
+def make_sessions(reference: Reference, model: str, count: int, seed: int) -> list[Session]:
     """The sessions with the reference's answers, in float32."""
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    models = load_base(base), load_decode(module, base)
     draw = random.Random(f"canaries {seed}")
-
-    def answer(messages: Messages) -> str:
-        tokens = generate(
-            *models,
-            render_prompt(messages, tokenizer),
-            max_new_tokens=NEW_TOKENS,
-            eos_token_ids={tokenizer.eos_token_id},
-        )
-        return str(tokenizer.decode(tokens, skip_special_tokens=True))
 
     def session(name: str) -> Session:
         canary = f"heron{draw.getrandbits(48):012x}"
@@ -76,7 +61,7 @@ def make_sessions(base: Path, module: DecodeModule, count: int, seed: int) -> li
         for question in QUESTIONS:
             messages = [*messages, {"role": "user", "content": question}]
             turns.append(messages)
-            answers.append(answer(messages))
+            answers.append(reference.chat(model, messages, NEW_TOKENS))
             messages = [*messages, {"role": "assistant", "content": answers[-1]}]
         return Session(name, canary, tuple(turns), tuple(answers))
 

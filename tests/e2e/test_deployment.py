@@ -20,12 +20,10 @@ import openai
 import psutil
 import pytest
 import yaml
-from transformers import AutoTokenizer
 
 from experiments.references import Reference
 from prefillshare.instructions import place_instructions
 from prefillshare.module import DecodeModule, load_module, save_manifest
-from prefillshare.training.conversation import render_prompt
 from tests.e2e.support import free_ports, samples
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
@@ -141,18 +139,16 @@ class Expected:
     """What the modules have to answer, by the Transformers reference."""
 
     def __init__(self, bases: dict[str, Path], modules: dict[str, DecodeModule], reference: Reference) -> None:
-        self.tokenizer = AutoTokenizer.from_pretrained(bases["base"])
+        self.tokenizer = reference.tokenizer
         self._modules = modules
         self._reference = reference
         self._foreign = Reference(bases["other"], {"foreign": modules["foreign"]})
 
     def answer(self, model: str, messages: list[dict[str, str]]) -> str:
         placed = place_instructions(messages, self._modules[model].manifest.instructions)
-        ids = render_prompt(placed, self.tokenizer)
         reference = self._foreign if model == "foreign" else self._reference
         weights = "lora" if model == "behind" else model
-        tokens = reference.tokens(weights, ids, NEW_TOKENS, {self.tokenizer.eos_token_id})
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+        return reference.chat(weights, placed, NEW_TOKENS)
 
 
 def ask(served: Served, model: str, messages: list[dict[str, str]]) -> tuple[str, dict[str, str]]:

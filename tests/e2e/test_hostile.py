@@ -6,7 +6,6 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import psutil
 import pytest
@@ -16,9 +15,9 @@ from experiments.hostile.attack import Target, attack
 from experiments.hostile.cases import Known, draw
 from experiments.hostile.deployment import new_keys
 from experiments.hostile.honest import make_sessions, names
+from experiments.references import Reference
 from prefillshare.access import KeyConfig, LimitsConfig, digest
 from prefillshare.engine.worker import WorkerSpec
-from prefillshare.module import DecodeModule
 from prefillshare.router.app import create_app
 from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.route import ModelRoute
@@ -92,12 +91,12 @@ def _pool(name: str, spec: WorkerSpec) -> Pool:
 
 
 def test_whatever_attackers_send_honest_sessions_get_the_references_answers(
-    target: tuple[Target, dict[str, str]], base: Path, full_module: DecodeModule, workers: Workers
+    target: tuple[Target, dict[str, str]], reference: Reference, workers: Workers
 ) -> None:
     attacked, keys = target
     known = Known((keys["mallory"], keys["trudy"]), "full", names(SESSIONS), MARK, workers.prefill.side_channel_port)
     cases = draw(known, REQUESTS, SEED)
-    sessions = make_sessions(base, full_module, SESSIONS, SEED)
+    sessions = make_sessions(reference, "full", SESSIONS, SEED)
     outcome = asyncio.run(attack(attacked, cases, sessions, MARK))
     print(outcome.record())
     assert outcome.problems == []

@@ -15,6 +15,9 @@ from prefillshare.simulate.answer import Answer, answer
 from prefillshare.simulate.goals import Goal, Missed, Reached
 from prefillshare.simulate.plan import Need
 
+# What is asked, and what is made of plans, does not depend on how long is simulated.
+pytestmark = pytest.mark.usefixtures("short_runs")
+
 QUESTION = {
     "source": "react",
     "rate": 1.0,
@@ -23,13 +26,6 @@ QUESTION = {
     "models": 4,
     "sessions": 20,
 }
-
-
-@pytest.fixture(autouse=True)
-def _short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is asked, and what is made of plans, does not depend on how long is simulated."""
-    monkeypatch.setattr("prefillshare.simulate.plan.SHORT_CALLS", 300)
-    monkeypatch.setattr("prefillshare.simulate.plan.LONG_CALLS", 1200)
 
 
 def need(system: str, workers: int, computed: float) -> Need:
