@@ -8,6 +8,7 @@ import pytest
 
 from prefillshare.engine.handoff import STATUS
 from tests.e2e.conftest import BLOCK_SIZE, MAX_MODEL_LEN, SMALL_KV_BLOCKS, Workers
+from tests.e2e.failing import kv_usage, wait_until
 from tests.e2e.support import REMOTE_DECODE, complete, decode, healthy, prefill
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
@@ -92,6 +93,7 @@ def test_prompt_logprobs_are_refused_since_vllm_would_compute_the_prompt(workers
 def test_a_worker_refuses_kv_of_another_base(workers: Workers) -> None:
     response = complete(workers.stranger, PROMPT, max_tokens=2, kv_transfer_params=handoff(workers))
     assert refused(response) == "another_base"
+    wait_until(lambda: not kv_usage(workers.stranger), 10.0, "an empty KV pool")
     assert healthy(workers.stranger)
     assert serves(workers)
 
