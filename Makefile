@@ -82,12 +82,13 @@ accuracy: setup  ## The table of docs/accuracy.md (hours on a small CPU; resumes
 	$(BIN)/python -m experiments.accuracy run
 	$(BIN)/python -m experiments.accuracy table
 
-simulation: setup  ## The figures of docs/simulation.md, but for the cluster's (about 6 minutes)
+simulation: setup  ## The figures of docs/simulation.md, but for the cluster's (about 12 minutes)
 	$(BIN)/python -m experiments.simulation react
 	$(BIN)/python -m experiments.simulation reflexion
 	$(BIN)/python -m experiments.simulation tool_heavy
 	$(BIN)/python -m experiments.simulation models
 	$(BIN)/python -m experiments.simulation day
+	$(BIN)/python -m experiments.simulation divisions
 
 bench: setup  ## Two systems on one workload, with a report in artifacts/bench/short (about 15 minutes)
 	$(BIN)/python -m experiments.bench short

@@ -5,9 +5,12 @@
     python -m experiments.simulation tool_heavy   # each of these takes less than a minute
     python -m experiments.simulation models       # 1 to 8 models, as many GPUs for prefill and for decode
     python -m experiments.simulation day          # 1,000 GPUs through a day, in windows: some minutes
-    python -m experiments.simulation cluster      # 1,000 GPUs and a million sessions, call by call: 90 min of a core
+    python -m experiments.simulation divisions    # its busiest hour with more or fewer GPUs for prefill: some minutes
+    python -m experiments.simulation cluster      # 1,000 GPUs and a million sessions, call by call: 2 hours of a core
 
-Each writes its figures to docs/results/ as JSON and, but for the last, a plot. The same command gives the same figures.
+Each writes its figures to docs/results/ as JSON and, but for the last two, a plot. The same command gives the same
+figures. The last one keeps the cells that are done in artifacts/ until it has them all, and goes on with them after a
+stop.
 """
 
 import argparse
@@ -15,10 +18,12 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from prefillshare.simulate import plan
 from prefillshare.simulate.calls import Shape
 from prefillshare.simulate.cost import WorkerProfile
 from prefillshare.simulate.hardware import worker_profile
@@ -29,7 +34,9 @@ from prefillshare.simulate.workload import many, model_names, rough_tokenise, sh
 from prefillshare.workloads.arrivals import Arrivals, Closed, Poisson
 from prefillshare.workloads.sources import open_workload
 
-RESULTS = Path(__file__).parent.parent / "docs" / "results"
+REPOSITORY = Path(__file__).parent.parent
+RESULTS = REPOSITORY / "docs" / "results"
+SCRATCH = REPOSITORY / "artifacts" / "simulation"
 MODEL, HARDWARE = "llama-3.1-8b", "a100-80g"
 DIFFERENT_SESSIONS = 300  # drawn; runs draw from these
 
@@ -47,17 +54,22 @@ KEPT = (
     "session_p95_s",
     "ttft_p95_s",
     "tpot_p50_s",
+    "tpot_p95_s",
     "calls_per_s",
     "sessions_per_s",
     "hit_ratio",
 )
 CELLS, CELL_PREFILL, CELL_DECODE = 25, 16, 6  # 25 cells of 16 prefill workers and 6 decode workers for each of 4 models
+GPUS_A_MODEL = CELL_PREFILL // 4 + CELL_DECODE  # of its own, without sharing
+CELL_PREFILL_OF_OTHERS = 8  # of those; this serves most at the day's peak (`divisions`)
+SMALL_STEPS = f"colocated, steps of {plan.SMALL_STEPS}"
 CELL_RATE = 16.0  # sessions a second
 MILLION = 1_000_000
 # The load of a day has its peak, CELL_RATE, at 15:00 and its trough twelve hours apart. Of each hour one cell is
 # simulated for a window; what begins in the first part of it fills the caches and is not counted.
 PEAK_HOUR, TROUGH = 15, 0.3
 WINDOW_S, WARM_UP_S = 300.0, 60.0
+HOURS_OF_OTHERS = (3, 9, 12, 15)
 
 
 def simulate(
@@ -133,30 +145,91 @@ def by_models() -> list[dict[str, Any]]:
 
 
 def cluster(cells: int, sessions: int) -> list[dict[str, Any]]:
+    """Every cell by itself, so many sessions in each. Those that an earlier run has finished are taken from it."""
+    folder = SCRATCH / f"cluster-{sessions}"
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"cell-{seed}.json" for seed in range(cells)]
+    missing = [seed for seed, file in enumerate(files) if not file.exists()]
+    if len(missing) < cells:
+        print(f"{cells - len(missing)} of {cells} cells are in {folder}; remove it after a change of the simulator")
     with ProcessPoolExecutor() as executor:
-        return list(executor.map(_cell, range(cells), [sessions] * cells))
+        running = {executor.submit(_cell, seed, sessions): seed for seed in missing}
+        try:
+            for count, each in enumerate(as_completed(running), cells - len(missing) + 1):
+                part = files[running[each]].with_suffix(".part")
+                part.write_text(json.dumps({"cell": running[each], **each.result()}))
+                part.rename(files[running[each]])
+                print(f"{count} of {cells} cells")
+        except KeyboardInterrupt:
+            executor.shutdown(wait=False, cancel_futures=True)
+            raise SystemExit(130) from None
+    return [json.loads(file.read_text()) for file in files]
+
+
+def cell_systems() -> dict[str, Layout]:
+    """What the GPUs of a cell can be: `shared`, and without sharing what serves these sessions best."""
+    names = model_names(4)
+    colocated = Layout("colocated", names, decode_workers=GPUS_A_MODEL)
+    return {
+        "shared": Layout("shared", names, CELL_PREFILL, CELL_DECODE),
+        "per-model": Layout("per-model", names, CELL_PREFILL_OF_OTHERS, GPUS_A_MODEL - CELL_PREFILL_OF_OTHERS),
+        "colocated": colocated,
+        SMALL_STEPS: colocated,
+    }
 
 
 def _cell(
-    seed: int, sessions: int, rate: float = CELL_RATE, since: float = 0.0, until: float | None = None
+    seed: int,
+    sessions: int,
+    rate: float = CELL_RATE,
+    since: float = 0.0,
+    until: float | None = None,
+    system: str = "shared",
+    layout: Layout | None = None,
 ) -> dict[str, Any]:
-    """Tool-heavy sessions, over the network. Cells have nothing in common, so each is a simulation of its own."""
-    layout = Layout("shared", model_names(4), CELL_PREFILL, CELL_DECODE)
+    """Tool-heavy sessions, over the network. Cells have nothing in common, so each is a simulation of its own.
+
+    `layout`: if it is not that of `cell_systems`.
+    """
     profile = worker_profile(HARDWARE, MODEL, block_size=128)
+    if system == SMALL_STEPS:
+        profile = replace(profile, max_num_batched_tokens=plan.SMALL_STEPS)
     began = time.process_time()
+    layout = layout or cell_systems()[system]
     found = simulate(layout, profile, "tool_heavy", Poisson(rate, seed), sessions, seed, since, until)
-    return show(found | {"cpu_s": round(time.process_time() - began, 1)})
+    return show(found | {"system": system, "cpu_s": round(time.process_time() - began, 1)})
 
 
 def day() -> list[dict[str, Any]]:
+    """Every hour of `shared`, some of the others."""
+    of_others = [(hour, system) for system in cell_systems() if system != "shared" for hour in HOURS_OF_OTHERS]
+    hours, names = zip(*[(hour, "shared") for hour in range(24)], *of_others, strict=True)
     with ProcessPoolExecutor() as executor:
-        return list(executor.map(_hour, range(24)))
+        return list(executor.map(_hour, hours, names))
 
 
-def _hour(hour: int) -> dict[str, Any]:
+def _hour(hour: int, system: str = "shared", layout: Layout | None = None) -> dict[str, Any]:
     rate = rate_at(hour)
-    found = _cell(hour, round(rate * WINDOW_S), rate, WARM_UP_S, WINDOW_S)
+    found = _cell(hour, round(rate * WINDOW_S), rate, WARM_UP_S, WINDOW_S, system, layout)
     return found | {"hour": hour, "sessions_in_the_hour": round(rate * 3600) * CELLS}
+
+
+def divisions() -> list[dict[str, Any]]:
+    """The peak of the day with the GPUs of a cell divided otherwise, of ten for each model."""
+    names = model_names(4)
+    layouts = [
+        *(Layout("shared", names, prefill * len(names), GPUS_A_MODEL - prefill) for prefill in range(2, 7)),
+        *(Layout("per-model", names, prefill, GPUS_A_MODEL - prefill) for prefill in range(4, 10)),
+    ]
+    with ProcessPoolExecutor() as executor:
+        found = executor.map(_hour, [PEAK_HOUR] * len(layouts), [layout.system for layout in layouts], layouts)
+        return [record | _gpus(layout) for record, layout in zip(found, layouts, strict=True)]
+
+
+def _gpus(layout: Layout) -> dict[str, int]:
+    """Of both kinds, of all models."""
+    prefill = sum(layout.prefill_numbers())
+    return {"prefill_gpus": prefill, "decode_gpus": layout.workers() - prefill}
 
 
 def rate_at(hour: int) -> float:
@@ -168,18 +241,22 @@ def rate_at(hour: int) -> float:
 def plot_day(records: Sequence[dict[str, Any]], file: Path) -> None:
     from matplotlib.figure import Figure
 
-    panels = (
-        ("sessions_in_the_hour", "sessions in the hour"),
-        ("ttft_p95_s", "first token p95 (s)"),
-        ("hit_ratio", "hit ratio"),
-        ("prefill_busy", "prefill GPUs busy"),
-    )
+    panels: dict[str, Callable[[dict[str, Any]], float]] = {
+        "sessions in the hour (million)": lambda record: record["sessions_in_the_hour"] / 1e6,
+        "first token p95 (s)": lambda record: record["ttft_p95_s"],
+        "hit ratio": lambda record: record["hit_ratio"],
+        "GPUs busy, of the busier kind": lambda record: max(record["prefill_busy"], record["decode_busy"]),
+    }
     figure = Figure(figsize=(13, 3), dpi=110, layout="constrained")
-    for axis, (name, title) in zip(figure.subplots(1, len(panels)), panels, strict=True):
-        axis.plot([record["hour"] for record in records], [record[name] for record in records], "o-")
+    axes = figure.subplots(1, len(panels))
+    for axis, (title, value) in zip(axes, panels.items(), strict=True):
+        for system in dict.fromkeys(record["system"] for record in records):
+            points = [record for record in records if record["system"] == system]
+            axis.plot([each["hour"] for each in points], [value(each) for each in points], "o-", label=system)
         axis.set(xlabel="hour of the day", title=title)
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
+    axes[1].legend(fontsize="small")
     figure.savefig(file, format="png")
 
 
@@ -220,7 +297,7 @@ def write(name: str, records: Sequence[dict[str, Any]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("figure", choices=(*PAPER, "models", "day", "cluster"))
+    parser.add_argument("figure", choices=(*PAPER, "models", "day", "divisions", "cluster"))
     parser.add_argument("--cells", type=int, default=CELLS, help=f"of `cluster`: how many of its {CELLS}")
     parser.add_argument("--sessions", type=int, default=MILLION // CELLS, help="of `cluster`: in each cell")
     arguments = parser.parse_args()
@@ -233,6 +310,8 @@ def main() -> None:
     elif arguments.figure == "day":
         write("day", records := day())
         plot_day(records, _png("day"))
+    elif arguments.figure == "divisions":
+        write("divisions", divisions())
     else:
         write("cluster", cluster(arguments.cells, arguments.sessions))
 

@@ -11,7 +11,7 @@ from prefillshare.workloads.arrivals import Closed
 def test_every_system_has_the_same_gpus() -> None:
     for models in (1, 2, 4):
         assert [layout.workers() for layout in simulation.systems(models, models)] == [2 * models] * 3
-    assert simulation.CELLS * (simulation.CELL_PREFILL + 4 * simulation.CELL_DECODE) == 1000
+    assert {simulation.CELLS * layout.workers() for layout in simulation.cell_systems().values()} == {1000}
 
 
 def test_a_figure_is_written_and_plotted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,11 +31,20 @@ def test_a_figure_is_written_and_plotted(tmp_path: Path, monkeypatch: pytest.Mon
     assert (tmp_path / "small.png").stat().st_size > 10_000
 
 
-def test_cells_are_simulated_apart() -> None:
-    one, other = simulation.cluster(cells=2, sessions=30)
+def test_cells_are_simulated_apart_and_a_stopped_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simulation, "SCRATCH", tmp_path)
+    one, other = records = simulation.cluster(cells=2, sessions=30)
     assert one["sessions"] == other["sessions"] == 30
     assert one["load"] == other["load"]
     assert one["latency_p50_s"] != other["latency_p50_s"]
+
+    first, second = sorted(tmp_path.rglob("*.json"))
+    first.write_text(json.dumps(one | {"calls": 0}))  # as no simulation has it
+    second.unlink()
+    again = simulation.cluster(cells=2, sessions=30)
+    assert [record | {"cpu_s": 0} for record in again] == [one | {"calls": 0, "cpu_s": 0}, other | {"cpu_s": 0}]
+    assert simulation.cluster(cells=1, sessions=20)[0]["sessions"] == 20  # another run
+    assert [record["cell"] for record in records] == [0, 1]
 
 
 def test_a_day_has_its_peak_and_its_trough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,5 +56,10 @@ def test_a_day_has_its_peak_and_its_trough(tmp_path: Path, monkeypatch: pytest.M
     trough, peak = simulation._hour(3), simulation._hour(15)
     assert (peak["sessions_in_the_hour"], trough["sessions_in_the_hour"]) == (1_440_000, 432_000)
     assert trough["sessions"] < peak["sessions"] < 12 * 16  # those of the warm-up are not counted
-    simulation.plot_day([trough, peak], tmp_path / "day.png")
+    without = simulation._hour(15, "per-model")
+    assert without["sessions"] == peak["sessions"]
+    assert without["hit_ratio"] < peak["hit_ratio"]
+    long, small = simulation._hour(15, "colocated"), simulation._hour(15, simulation.SMALL_STEPS)
+    assert small["tpot_p95_s"] < long["tpot_p95_s"]
+    simulation.plot_day([trough, peak, without], tmp_path / "day.png")
     assert (tmp_path / "day.png").stat().st_size > 10_000
