@@ -45,6 +45,7 @@ def _run(options: argparse.Namespace) -> int:
         base=prepare_base(options.base),
         results=options.results,
         checkpoints=CHECKPOINTS,
+        adapters_only=options.adapters,
     )
     return 0 if run(what, budget_s=options.budget_minutes * 60, console=Console()) else 1
 
@@ -84,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--families", nargs="+", choices=sorted(FAMILIES), default=list(COUNTED))
     run.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     run.add_argument("--rates", nargs="+", type=_positive(float), help="learning rates (default: each family's own)")
+    run.add_argument("--adapters", action="store_true", help="decode modules as LoRA adapters, and nothing else")
     sweep.add_argument("--family", choices=sorted(FAMILIES), default="sql")
     sweep.add_argument("--seed", type=int, default=2)
     for command in (run, sweep):

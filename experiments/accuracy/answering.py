@@ -5,14 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from rich.progress import track
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedModel
 
 from experiments.accuracy.items import Family, Item
 from experiments.accuracy.scorers import is_right
+from experiments.accuracy.training import is_adapter
 from prefillshare.hardware import preferred_dtype
+from prefillshare.module import load_module
 from prefillshare.training.conversation import render_prompt
-from prefillshare.training.reference import generate_batch, load_base
+from prefillshare.training.reference import generate_batch, load_base, load_decode
 
 _BATCH = 25
 
@@ -25,7 +28,11 @@ def score(
     dtype = getattr(torch, preferred_dtype())
     tokenizer = AutoTokenizer.from_pretrained(prefill)
     prefill_model = load_base(prefill, dtype=dtype)
-    decode_model = prefill_model if decode == prefill else load_base(decode, dtype=dtype)
+    decode_model: PreTrainedModel | PeftModel = prefill_model
+    if is_adapter(decode):
+        decode_model = load_decode(load_module(decode), prefill, dtype=dtype)
+    elif decode != prefill:
+        decode_model = load_base(decode, dtype=dtype)
     prompts = [render_prompt(item.prompt, tokenizer) for item in items]
     order = sorted(range(len(items)), key=lambda number: len(prompts[number]))  # little padding
     answers = [""] * len(items)

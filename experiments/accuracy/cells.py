@@ -19,6 +19,7 @@ ANSWERERS: dict[System, tuple[Answerer, ...]] = {"base": ("base",), "full": ("fu
 
 BATCH_SIZE = 8
 WARMUP_RATIO = 0.1
+RANK = 16  # of adapters; their alpha is twice that
 RESULTS = Path(__file__).parents[2] / "docs" / "results" / "accuracy"
 
 
@@ -26,7 +27,8 @@ RESULTS = Path(__file__).parents[2] / "docs" / "results" / "accuracy"
 class Cell:
     """One training, or for `base` none. `rate` is its learning rate, `passes` how often it goes through the rows.
 
-    `after`: the decode module starts from full fine-tuning at this rate, for so many passes.
+    `after`: the decode module starts from full fine-tuning at this rate, for so many passes. `rank`: it is a LoRA
+    adapter of this rank; 0: all its weights are trained.
     """
 
     family: str
@@ -35,11 +37,12 @@ class Cell:
     rate: float | None = None
     passes: int = 1
     after: int = 0
+    rank: int = 0
 
     @property
     def in_sweep(self) -> bool:
         """Whether it is one of the trainings that both systems have at every rate."""
-        return self.passes == 1 and not self.after
+        return self.passes == 1 and not self.after and not self.rank
 
     @property
     def start(self) -> "Cell | None":
@@ -49,13 +52,14 @@ class Cell:
     def __str__(self) -> str:
         rate = "" if self.rate is None else f" {self.rate:g}"
         more = f" x{self.passes}" if self.passes > 1 else ""
+        more += f" rank {self.rank}" if self.rank else ""
         return f"{self.family} seed {self.seed} {self.system}{rate}{more}" + (
             f" after x{self.after}" * (self.after > 0)
         )
 
     @property
     def name(self) -> str:
-        return str(self).replace(" seed ", "-s").replace(" ", "-")
+        return str(self).replace(" seed ", "-s").replace(" rank ", "-r").replace(" ", "-")
 
     @property
     def folder(self) -> str:
@@ -86,11 +90,13 @@ class Record:
         return sum(bits) / len(bits)
 
 
-def grid(families: list[Family], seeds: list[int], rates: tuple[float, ...] | None) -> Iterator[list[list[Cell]]]:
-    """For each seed and family seven groups of cells whose best is scored on the test items: the base, all rates of
+def grid(
+    families: list[Family], seeds: list[int], rates: tuple[float, ...] | None, *, adapters_only: bool = False
+) -> Iterator[list[list[Cell]]]:
+    """For each seed and family eight groups of cells whose best is scored on the test items: the base, all rates of
     full fine-tuning, all rates of the decode module, its longer training, full fine-tuning's for as many passes, one
-    pass of the decode module that starts from that, and its longest training (the last four empty if their rate is left
-    out).
+    pass of the decode module that starts from that, its longest training, and the decode module as an adapter (the last
+    five empty if their rate is left out). With `adapters_only` all but the last are empty.
 
     Seed by seed, so that a run that stops early has every family.
     """
@@ -103,7 +109,11 @@ def grid(families: list[Family], seeds: list[int], rates: tuple[float, ...] | No
         )
         as_often = [replace(cell, system="full") for cell in longer]
         from_full = [replace(cell, system="decode", passes=1, after=cell.passes) for cell in as_often]
-        yield [[Cell(family.name, seed, "base")], full, decode, longer, as_often, from_full, longest]
+        adapters = [
+            Cell(family.name, seed, "decode", rate, rank=RANK) for rate in family.adapters if not rates or rate in rates
+        ]
+        others = [[Cell(family.name, seed, "base")], full, decode, longer, as_often, from_full, longest]
+        yield [*([] if adapters_only else group for group in others), adapters]
 
 
 def draw(family: Family, seed: int, items: int) -> Data:

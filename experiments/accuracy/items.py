@@ -53,7 +53,8 @@ class Family:
 
     `longer` is what the decode module is trained besides, for the time that its cheaper steps leave: rates, and how
     often to go through the rows. Full fine-tuning is, too, as a control. `longest` is what the decode module is trained
-    in place of that for the time that those of full fine-tuning take.
+    in place of that for the time that those of full fine-tuning take. `adapters` are the rates at which it is trained
+    as a LoRA adapter.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Family:
     max_new_tokens: int
     longer: tuple[tuple[float, int], ...] = ()
     longest: tuple[tuple[float, int], ...] = ()
+    adapters: tuple[float, ...] = ()
 
 
 def epochs(rows: list[Item], length: int, shuffle: Callable[[list[Item]], None]) -> list[Item]:

@@ -8,7 +8,7 @@ from typing import Any
 from experiments.accuracy.cells import Answerer, Record, read
 from experiments.accuracy.families import COUNTED, FAMILIES
 from experiments.accuracy.plot import draw
-from experiments.accuracy.results import FamilyResult, MorePasses, SameTime, family_result
+from experiments.accuracy.results import Adapters, FamilyResult, MorePasses, SameTime, family_result
 from experiments.accuracy.statistics import Difference, mean, paired_difference
 from experiments.section import write_section
 from prefillshare.errors import UserError
@@ -61,7 +61,11 @@ def table(families: list[FamilyResult], records: list[Record]) -> str:
             cells = " | ".join(f"{100 * accuracy[key]:.1f}" for key in ("full", "naive", "decode"))
             chosen = " | ".join(str(result.rates[system].count(rate)) for system in ("full", "decode"))
             lines.append(f"| {result.family} | {rate:g} | {cells} | {chosen} |")
-    more = [*_same_time_table(families), *_more_passes_table(families), *_from_full_table(families)]
+    more = [
+        line
+        for part in (_same_time_table, _more_passes_table, _from_full_table, _adapters_table)
+        for line in part(families)
+    ]
     return "\n".join([*lines, *more, "", _what_was_run(families, records)])
 
 
@@ -129,6 +133,23 @@ def _from_full_table(families: list[FamilyResult]) -> list[str]:
     return lines
 
 
+def _adapters_table(families: list[FamilyResult]) -> list[str]:
+    known = [(result.family, result.adapters) for result in families if result.adapters]
+    if not known:
+        return []
+    lines = ["", "The decode module as a LoRA adapter, as many steps, at the best of its own rates (test items):", ""]
+    head = "| family | items x seeds | full fine-tuning | decode module, all weights | decode module, adapter"
+    lines += [f"{head} | adapter - full | adapter - all weights | validation items by rate, and seeds that chose it |"]
+    lines += ["|---" * 8 + "|"]
+    for family, of in known:
+        cells = [f"{len(of.adapter[0])} x {len(of.adapter)}"]
+        cells += [f"{100 * mean(bits):.1f}" for bits in (of.bits["full"], of.bits["decode"], of.adapter)]
+        cells += [str(paired_difference([(of.adapter, of.bits[key])])) for key in ("full", "decode")]
+        tried = [f"{rate:g}: {100 * accuracy:.1f}, {of.rates.count(rate)}" for rate, accuracy in of.sweep.items()]
+        lines.append(f"| {family} | {' | '.join([*cells, '; '.join(tried)])} |")
+    return lines
+
+
 def _counted(families: list[FamilyResult]) -> list[FamilyResult]:
     return [result for result in families if result.family in COUNTED]
 
@@ -161,6 +182,7 @@ def as_json(families: list[FamilyResult]) -> dict[str, Any]:
                 "same_time": result.same_time and _same_time_json(result, result.same_time),
                 "more_passes": result.more_passes and _more_passes_json(result.more_passes),
                 "as_long": result.as_long and _more_passes_json(result.as_long),
+                "adapters": result.adapters and _adapters_json(result.adapters),
                 "from_full": result.from_full and _by_seed(result.from_full.bits),
             }
             for result in families
@@ -190,6 +212,17 @@ def _more_passes_json(longer: MorePasses) -> dict[str, Any]:
         "passes": longer.passes,
         "points": {key: asdict(paired_difference([(longer.bits[key], longer.bits["full"])])) for key in _COMPARED},
         "time": longer.time,
+    }
+
+
+def _adapters_json(adapters: Adapters) -> dict[str, Any]:
+    return {
+        "accuracy_by_seed": [mean([seed]) for seed in adapters.adapter],
+        "best_rates": adapters.rates,
+        "points": {
+            key: asdict(paired_difference([(adapters.adapter, adapters.bits[key])])) for key in ("full", "decode")
+        },
+        "validation": {f"{rate:g}": accuracy for rate, accuracy in adapters.sweep.items()},
     }
 
 

@@ -49,6 +49,17 @@ class FromFull:
 
 
 @dataclass(frozen=True)
+class Adapters:
+    """The decode module as a LoRA adapter at its best rate, beside full fine-tuning and the decode module whose weights
+    are all trained; over the seeds that have it at all rates."""
+
+    bits: dict[Answerer, list[list[int]]]  # "full" and "decode", as in the first table
+    adapter: list[list[int]]
+    rates: list[float]  # what was chosen, by seed
+    sweep: dict[float, float]  # validation accuracy by rate, mean over these seeds
+
+
+@dataclass(frozen=True)
 class FamilyResult:
     """One family over the seeds for which every system has been scored on the test items.
 
@@ -65,6 +76,7 @@ class FamilyResult:
     more_passes: MorePasses | None  # as many for both; None: no seed has those of both systems
     as_long: MorePasses | None  # for the decode module as many as the time of full fine-tuning's allows
     from_full: FromFull | None
+    adapters: Adapters | None
 
     def pair(self, one: Answerer, other: Answerer) -> tuple[Bits, Bits]:
         return self.bits[one], self.bits[other]
@@ -100,6 +112,7 @@ def family_result(name: str, records: list[Record]) -> FamilyResult | None:
         _more_passes(tuned, longer, seeds),
         _more_passes(tuned, [*of_full, *longest], seeds),
         _from_full(records, seeds),
+        _adapters(records, seeds, bits),
     )
 
 
@@ -163,6 +176,27 @@ def _from_full(records: list[Record], seeds: list[int]) -> FromFull | None:
         key: [full.right("test", key) for full, _ in pairs] for key in ("full", "naive")
     }
     return FromFull(bits | {"decode": [decode.right("test", "decode") for _, decode in pairs]})
+
+
+def _adapters(records: list[Record], seeds: list[int], bits: dict[Answerer, list[list[int]]]) -> Adapters | None:
+    chosen: dict[int, Record] = {}
+    used: list[Record] = []
+    for number, seed in enumerate(seeds):
+        group = [record for record in records if record.cell.rank and record.cell.seed == seed]
+        tried = {record.cell.rate for record in group if "validation" in record.scores}
+        if group and tried.issuperset(FAMILIES[group[0].cell.family].adapters) and "test" in best(group).scores:
+            chosen[number] = best(group)
+            used += group
+    if not chosen:
+        return None
+    _check_comparable(used[0].cell.family, used)
+    rates = sorted({record.cell.rate or 0.0 for record in used})
+    return Adapters(
+        {key: [bits[key][number] for number in chosen] for key in ("full", "decode")},
+        [record.right("test", "decode") for record in chosen.values()],
+        [record.cell.rate or 0.0 for record in chosen.values()],
+        {rate: mean([r.right("validation", "decode") for r in used if r.cell.rate == rate]) for rate in rates},
+    )
 
 
 def _of(records: list[Record], seed: int, system: System) -> list[Record]:

@@ -2,7 +2,7 @@
 
 For each family and seed: the base is scored; full fine-tuning and the decode module are trained at every learning
 rate and scored on the validation items; then each system's best checkpoint is scored on the test items. The longer
-trainings of both are scored on both.
+trainings of both, and adapters, are scored on both.
 """
 
 import shutil
@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from rich.console import Console
@@ -79,22 +80,27 @@ class Grid:
     base: Path
     results: Path
     checkpoints: Path
+    adapters_only: bool = False
 
     def groups(self) -> list["Group"]:
         identity = compute_identity(self.base).digest
         groups = []
-        for base, *tuned in grid([FAMILIES[name] for name in self.families], list(self.seeds), self.rates):
-            family = FAMILIES[base[0].family]
-            data = draw(family, base[0].seed, self.items)
+        families = [FAMILIES[name] for name in self.families]
+        for cells in grid(families, list(self.seeds), self.rates, adapters_only=self.adapters_only):
+            first = next(chain.from_iterable(cells), None)
+            if first is None:
+                continue
+            family = FAMILIES[first.family]
+            data = draw(family, first.seed, self.items)
             wanted = recipe(family, data, identity)
-            of_base, full, decode, longer, as_often, from_full, longest = (
-                Group(self, data, [load(cell, wanted, self.results) for cell in cells]) for cells in (base, *tuned)
+            of_base, full, decode, longer, as_often, *further = (
+                Group(self, data, [load(cell, wanted, self.results) for cell in group]) for group in cells
             )
             for of_full, of_decode in ((full, decode), (as_often, longer)):
                 for number, pair in enumerate(zip(of_full.records, of_decode.records, strict=True)):
                     of_full.records[number], of_decode.records[number] = _in_one_dtype(*pair)
-            further = (group for group in (longer, as_often, from_full, longest) if group.records)
-            groups += [of_base, full, decode, *further]
+            every = (of_base, full, decode, longer, as_often, *further)
+            groups += [group for group in every if group.records]
         return groups
 
 

@@ -51,7 +51,11 @@ def train_cell(
 
 def is_trained(folder: Path) -> bool:
     """Whether `train_cell` has written a checkpoint there."""
-    return (folder / "config.json").is_file()
+    return (folder / "config.json").is_file() or is_adapter(folder)
+
+
+def is_adapter(folder: Path) -> bool:
+    return (folder / "adapter_config.json").is_file()
 
 
 def _row(item: Item, tokenizer: PreTrainedTokenizerBase) -> Row:
@@ -88,7 +92,8 @@ def _train_decode(cell: Cell, data: Path, base: Path, folder: Path, start_from: 
         "start_from": start_from,
         "name": cell.folder,
     }
-    config = TrainConfig.model_validate({**own, **_common(cell)})
+    adapter = {"use_peft": True, "lora_r": cell.rank, "lora_alpha": 2 * cell.rank} if cell.rank else {}
+    config = TrainConfig.model_validate({**own, **adapter, **_common(cell)})
     return float(train(config).manifest.training["final_loss"])
 
 

@@ -89,4 +89,5 @@ FAMILY = Family(
     max_new_tokens=90,
     longer=((3e-4, 3),),
     longest=((3e-4, 6),),
+    adapters=(1e-3, 2e-3),
 )

@@ -145,4 +145,5 @@ FAMILY = Family(
     rates=(5e-5, 1e-4, 2e-4, 4e-4, 8e-4),
     max_new_tokens=88,
     longer=((2e-4, 3),),
+    adapters=(1e-3, 2e-3, 4e-3),
 )

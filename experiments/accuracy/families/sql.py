@@ -113,4 +113,5 @@ FAMILY = Family(
     rates=(3e-4, 6e-4, 1.2e-3),
     max_new_tokens=48,
     longer=((3e-4, 2),),
+    adapters=(1e-3, 2e-3, 4e-3),
 )

@@ -229,6 +229,30 @@ def test_decode_modules_that_started_from_full_fine_tuning_are_shown_beside_it(d
     assert summary == {"full": [1.0], "naive": [1.0], "decode": [0.75]}
 
 
+def test_adapters_are_shown_beside_what_trains_all_weights_once_they_have_all_their_rates(
+    docs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FAMILIES, "sql", replace(FAMILIES["sql"], adapters=(1e-3, 2e-3)))
+    results = docs / "results" / "accuracy"
+    fill(results, 0)
+    fill(results, 1)
+    before = write_report(results, docs)
+    for rate, validation, test in ((1e-3, "10", None), (2e-3, "11", "1111")):
+        record = Record(Cell("sql", 1, "decode", rate, rank=16), RECIPE, {"dtype": "float32"}, {"seconds": 9.0})
+        record.scores["validation"] = {"decode": {"right": validation, "seconds": 1.0}}
+        if test:
+            record.scores["test"] = {"decode": {"right": test, "seconds": 1.0}}
+        assert "LoRA" not in write_report(results, docs)
+        save(record, results)
+    after = write_report(results, docs)
+    assert "| sql | 4 x 1 | 75.0 | 50.0 | 100.0 | +25.0 (" in after
+    assert "| 0.001: 50.0, 0; 0.002: 100.0, 1 |" in after
+    assert after.splitlines()[:11] == before.splitlines()[:11]  # elsewhere they do not count
+    summary = json.loads((docs / "results" / "accuracy.json").read_text())["families"]["sql"]["adapters"]
+    assert summary["accuracy_by_seed"] == [1.0]
+    assert summary["best_rates"] == [2e-3]
+
+
 def test_no_complete_seed_is_said(docs: Path) -> None:
     with pytest.raises(UserError, match="no family"):
         write_report(docs / "results" / "accuracy", docs)

@@ -178,6 +178,32 @@ def test_the_longer_trainings_have_tests_of_their_own(
     ]
 
 
+def test_adapters_are_trained_with_the_rest_or_alone(
+    grid: Grid, trained: list[str], family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FAMILIES, "toy", replace(family, adapters=(1e-2, 1e-1)))
+    go(replace(grid, adapters_only=True))
+    assert trained == [
+        "train toy seed 0 decode 0.01 rank 16",
+        "toy seed 0 decode 0.01 rank 16: decode, validation items",
+        "train toy seed 0 decode 0.1 rank 16",
+        "toy seed 0 decode 0.1 rank 16: decode, validation items",
+        "toy seed 0 decode 0.01 rank 16: decode, test items",
+    ]
+    assert read(grid.results / "toy-s0-decode-0.01-r16.json").cell == Cell("toy", 0, "decode", 1e-2, rank=16)
+    trained.clear()
+    go(grid)
+    assert trained[0] == "toy seed 0 base: base, test items"
+    assert trained[-1] == "toy seed 0 decode 0.01: decode, test items"
+    for folder in (grid.results, grid.checkpoints):
+        shutil.rmtree(folder)
+    go(grid)
+    assert trained[-1] == "toy seed 0 decode 0.01 rank 16: decode, test items"
+    trained.clear()
+    go(replace(grid, rates=(1e-3,), adapters_only=True))
+    assert not trained  # its rates are not asked for
+
+
 def test_the_checkpoint_that_a_training_starts_from_is_trained_again_in_its_dtype(
     grid: Grid, trained: list[str], family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ from experiments.accuracy import answering, training
 from experiments.accuracy.cells import BATCH_SIZE, Cell, read
 from experiments.accuracy.items import Family, Size
 from experiments.accuracy.run import Grid
-from experiments.accuracy.training import train_cell
+from experiments.accuracy.training import is_trained, train_cell
 from prefillshare import hardware
 from prefillshare.errors import UserError
 from prefillshare.identity import compute_identity
@@ -56,6 +56,22 @@ def test_a_decode_module_may_start_from_full_fine_tuning(base: Path, tmp_path: P
     before, after = (AutoModelForCausalLM.from_pretrained(folder) for folder in (full, decode))
     assert torch.allclose(before.lm_head.weight, after.lm_head.weight, atol=1e-6)
     assert load_module(decode).manifest.base.identity == compute_identity(base)
+
+
+def test_an_adapter_is_trained_and_answers(base: Path, tmp_path: Path, family: Family) -> None:
+    data = toy(0, Size(2 * BATCH_SIZE, 0, 4))
+    adapter = tmp_path / "adapter"
+    assert not is_trained(adapter)
+    train_cell(Cell("toy", 0, "decode", 0.5, rank=16), data.train, base, adapter)
+    assert is_trained(adapter)
+    assert load_module(adapter).kind == "lora"
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"]) == (16, 32)
+    answers = []
+    for decode in (base, adapter):
+        answering.score("", family, data.test, base, decode, tmp_path / "answers.txt")
+        answers.append((tmp_path / "answers.txt").read_text())
+    assert answers[0] != answers[1]
 
 
 def test_other_tokens_in_trl_void_the_comparison(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
