@@ -9,13 +9,14 @@
     python -m experiments.simulation cluster      # 1,000 GPUs and a million sessions, call by call: 2 hours of a core
 
 Each writes its figures to docs/results/ as JSON and, but for the last two, a plot. The same command gives the same
-figures. The last one keeps the cells that are done in artifacts/ until it has them all, and goes on with them after a
+figures. The last one keeps the cells that are done in artifacts/ until it has them all, and goes on from them after a
 stop.
 """
 
 import argparse
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -146,7 +147,7 @@ def by_models() -> list[dict[str, Any]]:
 
 def cluster(cells: int, sessions: int) -> list[dict[str, Any]]:
     """Every cell by itself, so many sessions in each. Those that an earlier run has finished are taken from it."""
-    folder = SCRATCH / f"cluster-{sessions}"
+    folder = _cells_of(sessions)
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"cell-{seed}.json" for seed in range(cells)]
     missing = [seed for seed, file in enumerate(files) if not file.exists()]
@@ -164,6 +165,10 @@ def cluster(cells: int, sessions: int) -> list[dict[str, Any]]:
             executor.shutdown(wait=False, cancel_futures=True)
             raise SystemExit(130) from None
     return [json.loads(file.read_text()) for file in files]
+
+
+def _cells_of(sessions: int) -> Path:
+    return SCRATCH / f"cluster-{sessions}"
 
 
 def cell_systems() -> dict[str, Layout]:
@@ -314,6 +319,7 @@ def main() -> None:
         write("divisions", divisions())
     else:
         write("cluster", cluster(arguments.cells, arguments.sessions))
+        shutil.rmtree(_cells_of(arguments.sessions))
 
 
 def _concurrent(record: dict[str, Any]) -> int:

@@ -63,3 +63,16 @@ def test_a_day_has_its_peak_and_its_trough(tmp_path: Path, monkeypatch: pytest.M
     assert small["tpot_p95_s"] < long["tpot_p95_s"]
     simulation.plot_day([trough, peak, without], tmp_path / "day.png")
     assert (tmp_path / "day.png").stat().st_size > 10_000
+
+
+def test_the_gpus_of_a_cell_are_divided_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simulation, "WINDOW_S", 4.0)
+    monkeypatch.setattr(simulation, "WARM_UP_S", 1.0)
+    records = simulation.divisions()
+    assert {record["prefill_gpus"] + record["decode_gpus"] for record in records} == {1000 // simulation.CELLS}
+    prefill = {
+        system: [r["prefill_gpus"] for r in records if r["system"] == system] for system in ("shared", "per-model")
+    }
+    assert prefill == {"shared": [8, 12, 16, 20, 24], "per-model": [16, 20, 24, 28, 32, 36]}
+    assert len({record["sessions"] for record in records}) == 1
+    assert len({record["latency_p95_s"] for record in records}) > 2

@@ -190,7 +190,9 @@ def test_adapters_are_trained_with_the_rest_or_alone(
         "toy seed 0 decode 0.1 rank 16: decode, validation items",
         "toy seed 0 decode 0.01 rank 16: decode, test items",
     ]
-    assert read(grid.results / "toy-s0-decode-0.01-r16.json").cell == Cell("toy", 0, "decode", 1e-2, rank=16)
+    adapter = read(grid.results / "toy-s0-decode-0.01-r16.json").cell
+    assert adapter == Cell("toy", 0, "decode", 1e-2, rank=16)
+    assert not adapter.in_sweep
     trained.clear()
     go(grid)
     assert trained[0] == "toy seed 0 base: base, test items"
