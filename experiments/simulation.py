@@ -24,11 +24,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from prefillshare.files import write_whole
 from prefillshare.simulate import plan
 from prefillshare.simulate.calls import Shape
 from prefillshare.simulate.cost import WorkerProfile
 from prefillshare.simulate.hardware import worker_profile
-from prefillshare.simulate.layout import Layout
+from prefillshare.simulate.layout import Layout, SystemName
 from prefillshare.simulate.records import Totals
 from prefillshare.simulate.simulation import Simulation
 from prefillshare.simulate.workload import many, model_names, rough_tokenise, shapes_of
@@ -60,9 +61,9 @@ KEPT = (
     "sessions_per_s",
     "hit_ratio",
 )
-CELLS, CELL_PREFILL, CELL_DECODE = 25, 16, 6  # 25 cells of 16 prefill workers and 6 decode workers for each of 4 models
-GPUS_A_MODEL = CELL_PREFILL // 4 + CELL_DECODE  # of its own, without sharing
-CELL_PREFILL_OF_OTHERS = 8  # of those; this serves most at the day's peak (`divisions`)
+CELLS, CELL_MODELS, GPUS_A_MODEL = 25, 4, 10  # 25 cells of 4 models, with 10 GPUs for each
+# Of a model's GPUs those that prefill: with sharing they are one pool; without, this serves most at the day's peak.
+PREFILL: dict[SystemName, int] = {"shared": 4, "per-model": 8}
 SMALL_STEPS = f"colocated, steps of {plan.SMALL_STEPS}"
 CELL_RATE = 16.0  # sessions a second
 MILLION = 1_000_000
@@ -157,9 +158,8 @@ def cluster(cells: int, sessions: int) -> list[dict[str, Any]]:
         running = {executor.submit(_cell, seed, sessions): seed for seed in missing}
         try:
             for count, each in enumerate(as_completed(running), cells - len(missing) + 1):
-                part = files[running[each]].with_suffix(".part")
-                part.write_text(json.dumps({"cell": running[each], **each.result()}))
-                part.rename(files[running[each]])
+                seed = running[each]
+                write_whole(files[seed], json.dumps({"cell": seed, **each.result()}))
                 print(f"{count} of {cells} cells")
         except KeyboardInterrupt:
             executor.shutdown(wait=False, cancel_futures=True)
@@ -173,14 +173,15 @@ def _cells_of(sessions: int) -> Path:
 
 def cell_systems() -> dict[str, Layout]:
     """What the GPUs of a cell can be: `shared`, and without sharing what serves these sessions best."""
-    names = model_names(4)
-    colocated = Layout("colocated", names, decode_workers=GPUS_A_MODEL)
-    return {
-        "shared": Layout("shared", names, CELL_PREFILL, CELL_DECODE),
-        "per-model": Layout("per-model", names, CELL_PREFILL_OF_OTHERS, GPUS_A_MODEL - CELL_PREFILL_OF_OTHERS),
-        "colocated": colocated,
-        SMALL_STEPS: colocated,
-    }
+    colocated = Layout("colocated", model_names(CELL_MODELS), decode_workers=GPUS_A_MODEL)
+    divided = {system: _divided(system, prefill) for system, prefill in PREFILL.items()}
+    return divided | {"colocated": colocated, SMALL_STEPS: colocated}
+
+
+def _divided(system: SystemName, prefill: int) -> Layout:
+    """A cell in which so many of each model's GPUs prefill, and the others decode."""
+    pools = 1 if system == "shared" else CELL_MODELS
+    return Layout(system, model_names(CELL_MODELS), prefill * CELL_MODELS // pools, GPUS_A_MODEL - prefill)
 
 
 def _cell(
@@ -221,11 +222,8 @@ def _hour(hour: int, system: str = "shared", layout: Layout | None = None) -> di
 
 def divisions() -> list[dict[str, Any]]:
     """The peak of the day with the GPUs of a cell divided otherwise, of ten for each model."""
-    names = model_names(4)
-    layouts = [
-        *(Layout("shared", names, prefill * len(names), GPUS_A_MODEL - prefill) for prefill in range(2, 7)),
-        *(Layout("per-model", names, prefill, GPUS_A_MODEL - prefill) for prefill in range(4, 10)),
-    ]
+    tried: dict[SystemName, range] = {"shared": range(2, 7), "per-model": range(4, 10)}
+    layouts = [_divided(system, prefill) for system, numbers in tried.items() for prefill in numbers]
     with ProcessPoolExecutor() as executor:
         found = executor.map(_hour, [PEAK_HOUR] * len(layouts), [layout.system for layout in layouts], layouts)
         return [record | _gpus(layout) for record, layout in zip(found, layouts, strict=True)]
