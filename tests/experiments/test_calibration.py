@@ -1,6 +1,7 @@
 """A run that was made by the simulator is predicted by it exactly; one that was slower is not."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -8,12 +9,25 @@ from typing import Any
 
 import pytest
 
-from experiments import calibration
+from experiments.calibration import __main__ as command
+from experiments.calibration.report import ratios, table, what_the_fit_is_worth
+from experiments.calibration.runs import (
+    FIGURES,
+    Compared,
+    Played,
+    _layout,
+    _of_one_worker,
+    _template_tokens,
+    compare,
+    played,
+)
 from experiments.section import END, around_section
+from prefillshare.bench.costs import read
+from prefillshare.bench.figures import recorded
 from prefillshare.bench.matrix import Run, WorkloadConfig, workload_of
 from prefillshare.bench.systems import Machine, model_names
 from prefillshare.errors import UserError
-from prefillshare.router_config import FlowConfig
+from prefillshare.simulate.calibrate import AS_MEASURED, Pace, fit_pace
 from prefillshare.simulate.records import Records
 from prefillshare.simulate.simulation import Simulation
 from prefillshare.simulate.workload import shapes_of
@@ -33,22 +47,28 @@ TEMPLATE = 6  # tokens around a message
 START = 40  # before all of them
 
 
-def made_up(
+def made_up(tmp_path: Path, system: Any, *arguments: Any, **options: Any) -> Compared:
+    """A run of `system` by the simulator, compared with its prediction."""
+    return compare(played_by_simulator(tmp_path, system, *arguments, **options))
+
+
+def played_by_simulator(
     tmp_path: Path,
     system: Any,
     slower: float = 1.0,
     predicted_by: Mapping[str, Any] = COSTS,
     limit_s: float = 1e6,
+    load: str = "closed:2",
+    pace: Pace = AS_MEASURED,
     **further_facts: Any,
-) -> calibration.Compared:
-    """A run of `system` by the simulator, `slower` than it predicts, compared with its prediction. After `limit_s` both
-    are cut off."""
+) -> Played:
+    """A run of `system` by the simulator at this pace, all of it `slower`, and cut off after `limit_s`."""
     costs = tmp_path / "costs.json"
     costs.write_text(json.dumps(COSTS))
-    run = Run(system, 2, CONFIG, "closed:2", 0)
+    run = Run(system, 2, CONFIG, load, 0)
     workload = workload_of(run, words, MACHINE.max_model_len)
     preamble = len(words(f"{run.salt} {workload.preamble}")) + START
-    shapes = shapes_of(calibration.replace(workload, preamble_tokens=preamble), model_names(2), TEMPLATE)
+    shapes = shapes_of(replace(workload, preamble_tokens=preamble), model_names(2), TEMPLATE)
     specs = {
         "colocated": [("both", 49_152)],
         "per-model": [("prefill", 24_576), ("decode", 24_576)],
@@ -56,10 +76,10 @@ def made_up(
         "shared-lora": [("prefill", 49_152), ("decode", 49_152)],
     }
     workers = [{"role": role, "kv_tokens": tokens} for role, tokens in specs[system]]
-    fitted = calibration.read(costs, MACHINE, 1000, adapters=system == "shared-lora")
-    profile = calibration._of_one_worker(fitted, workers)
+    fitted = read(costs, MACHINE, 1000, adapters=system == "shared-lora")
+    profile = pace.of(_of_one_worker(fitted, workers))
     records = Records()
-    arguments = (calibration._layout(run, MACHINE), profile, shapes, run.arrivals(workload), records)
+    arguments = (_layout(run, MACHINE), profile, shapes, run.arrivals(workload), records)
     Simulation(*arguments, preamble_tokens=preamble).run()
     names = [session.name for session in workload.sessions]
     rows: list[dict[str, Any]] = [
@@ -95,7 +115,7 @@ def made_up(
         "system": system,
         "models": 2,
         "workload": CONFIG.model_dump(),
-        "load": "closed:2",
+        "load": load,
         "repeat": 0,
         "limit_s": limit_s,
         "machine": MACHINE.model_dump(),
@@ -104,13 +124,13 @@ def made_up(
         **further_facts,
     }
     costs.write_text(json.dumps(predicted_by))
-    return calibration.compare(facts, rows, words, costs)
+    return played(facts, rows, words, costs)
 
 
 @pytest.mark.parametrize("system", ["shared", "shared-lora", "per-model", "colocated"])
 def test_what_the_simulator_made_it_predicts(tmp_path: Path, system: str) -> None:
     found = made_up(tmp_path, system)
-    for name in calibration.FIGURES:
+    for name in FIGURES:
         assert found.simulated[name] == pytest.approx(found.measured[name], rel=1e-3), name
 
 
@@ -125,18 +145,12 @@ def test_adapters_cost_what_they_do_where_there_are_any(tmp_path: Path, system: 
 
 @pytest.mark.parametrize(("facts", "turn_s"), [({}, 0.0), ({"turn_s": 5.0}, 5.0)])
 def test_models_take_turns_in_the_simulation_of_a_run_in_which_they_did(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, facts: dict[str, float], turn_s: float
+    tmp_path: Path, facts: dict[str, float], turn_s: float
 ) -> None:
     """Runs that do not say so are from before there were turns."""
-    used: list[float] = []
-
-    def noted(*arguments: Any, flow: FlowConfig, **options: Any) -> Simulation:
-        used.append(flow.turn_s)
-        return Simulation(*arguments, flow=flow, **options)
-
-    monkeypatch.setattr(calibration, "Simulation", noted)
-    made_up(tmp_path, "shared", **facts)
-    assert used == [turn_s]
+    flow = played_by_simulator(tmp_path, "shared", **facts).measured.flow
+    assert flow is not None
+    assert flow.turn_s == turn_s
 
 
 def test_sessions_that_were_cut_off_are_not_left_out(tmp_path: Path) -> None:
@@ -146,19 +160,19 @@ def test_sessions_that_were_cut_off_are_not_left_out(tmp_path: Path) -> None:
     assert list(cut.at_least) == ["measured", "simulated"]
     assert cut.simulated["session_p95_s"] == pytest.approx(cut.measured["session_p95_s"], rel=1e-3)
     assert cut.measured["session_p95_s"] == pytest.approx(limit_s)
-    assert calibration.table([cut]).count(f">= {limit_s:.3g}") == 2
+    assert table([cut]).count(f">= {limit_s:.3g}") == 2
     other = made_up(tmp_path, "per-model", slower=2.0)
-    assert [ratio["figure"] for ratio in calibration.ratios([cut, other])] == ["calls_per_s"]
-    assert [ratio["figure"] for ratio in calibration.ratios([whole, other])] == ["session_p95_s", "calls_per_s"]
+    assert [ratio["figure"] for ratio in ratios([cut, other])] == ["calls_per_s"]
+    assert [ratio["figure"] for ratio in ratios([whole, other])] == ["session_p95_s", "calls_per_s"]
 
 
 def test_errors_and_ratios_are_told(tmp_path: Path) -> None:
     runs = [made_up(tmp_path, "shared"), made_up(tmp_path, "per-model", slower=2.0)]
     assert runs[1].measured["latency_p50_s"] == pytest.approx(2 * runs[1].simulated["latency_p50_s"])
-    for ratio in calibration.ratios(runs):
+    for ratio in ratios(runs):
         assert ratio["against"] == "per-model"
         assert ratio["measured"] == pytest.approx(2 * ratio["simulated"])
-    text = calibration.table(runs)
+    text = table(runs)
     assert "| tool_heavy, 5 calls, 2 models, closed:2 | per-model |" in text
     assert text.count("-50%") >= 7
 
@@ -166,30 +180,30 @@ def test_errors_and_ratios_are_told(tmp_path: Path) -> None:
 def test_a_system_whose_costs_are_not_known_is_left_out_by_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calibration, "load_tokenise", lambda base: words)
+    monkeypatch.setattr(command, "load_tokenise", lambda base: words)
     monkeypatch.setattr("sys.argv", ["calibration", str(tmp_path)])
     write_run(tmp_path, [CALL, SESSION], system="colocated-lora")
-    assert calibration.main() == 2
+    assert command.main() == 2
     assert "colocated-lora is not simulated" in capsys.readouterr().err
-    facts, rows = calibration.recorded(tmp_path)[0]
+    facts, rows = recorded(tmp_path)[0]
     with pytest.raises(UserError, match="colocated-lora is not simulated"):
-        calibration.compare(facts, rows, words, tmp_path / "costs.json")
+        played(facts, rows, words, tmp_path / "costs.json")
     write_run(tmp_path, [CALL, SESSION])
-    compared = made_up(tmp_path, "shared")
-    monkeypatch.setattr(calibration, "compare", lambda facts, *_: replace(compared, workload=facts["system"]))
-    assert calibration.main() == 0
+    run = played_by_simulator(tmp_path, "shared")
+    monkeypatch.setattr(command, "played", lambda facts, *_: run)
+    assert command.main() == 0
     told = capsys.readouterr()
     assert "left out, 1 runs: colocated-lora is not simulated" in told.err
-    assert "| shared, 2 models, closed:2 |" in told.out
+    assert "| tool_heavy, 5 calls, 2 models, closed:2 | shared |" in told.out
     assert "colocated-lora" not in told.out
 
 
 def test_a_folder_without_runs_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calibration, "load_tokenise", lambda base: words)
+    monkeypatch.setattr(command, "load_tokenise", lambda base: words)
     monkeypatch.setattr("sys.argv", ["calibration", str(tmp_path)])
-    assert calibration.main() == 2
+    assert command.main() == 2
     assert "no run has ended here" in capsys.readouterr().err
 
 
@@ -197,38 +211,109 @@ def test_a_table_goes_where_the_page_names_its_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page, results, other = tmp_path / "page.md", tmp_path / "bench-one", tmp_path / "bench-two"
-    starts = [calibration.START.format(folder=folder) for folder in (results.name, "bench-three")]
+    starts = [command.START.format(arguments=folder) for folder in (results.name, "bench-three")]
     page.write_text("\n".join(f"{start}\nas before\n{END}" for start in starts))
-    monkeypatch.setattr(calibration, "PAGE", page)
-    monkeypatch.setattr(calibration, "load_tokenise", lambda base: words)
-    compared = made_up(tmp_path, "shared")
-    monkeypatch.setattr(calibration, "compare", lambda *_: compared)
+    monkeypatch.setattr(command, "PAGE", page)
+    monkeypatch.setattr(command, "load_tokenise", lambda base: words)
+    run = played_by_simulator(tmp_path, "shared")
+    monkeypatch.setattr(command, "played", lambda *_: run)
     for folder in (results, other):
         folder.mkdir()
         write_run(folder, [CALL, SESSION])
     monkeypatch.setattr("sys.argv", ["calibration", str(results), "--publish"])
-    assert calibration.main() == 0
+    assert command.main() == 0
     before, after = around_section(page, starts[0])
-    assert calibration.table([compared]) in page.read_text()
+    assert table([compare(run)]) in page.read_text()
     assert before == ""
     assert "as before" in after
-    assert "tool_heavy, 5 calls" in (results / calibration.PREDICTED).read_text()
+    assert "tool_heavy, 5 calls" in (results / command.PREDICTED).read_text()
     capsys.readouterr()
     monkeypatch.setattr("sys.argv", ["calibration", str(other), "--publish"])
-    monkeypatch.setattr(calibration, "compare", lambda *_: pytest.fail("it was known that there is no place"))
-    assert calibration.main() == 2
+    monkeypatch.setattr(command, "played", lambda *_: pytest.fail("it was known that there is no place"))
+    assert command.main() == 2
     assert "docs/results/bench-two" in capsys.readouterr().err
+
+
+def several(tmp_path: Path) -> list[Played]:
+    """Runs during which the machine took a third longer than when its costs were measured."""
+    return [
+        played_by_simulator(tmp_path, system, load=load, pace=Pace(4 / 3))
+        for load in ("closed:1", "closed:2", "closed:3")
+        for system in ("shared", "per-model")
+    ]
+
+
+def test_what_some_runs_tell_of_the_machine_predicts_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = tmp_path / "bench-one"
+    results.mkdir()
+    runs = iter(several(tmp_path))
+    for number in range(6):
+        write_run(results, [CALL, SESSION], repeat=number)
+    page = tmp_path / "page.md"
+    to_fit = ["tool_heavy/closed:1", "tool_heavy/closed:3"]
+    page.write_text(f"{command.START.format(arguments=' '.join(['bench-one --fit', *to_fit]))}\n{END}")
+    monkeypatch.setattr(command, "PAGE", page)
+    monkeypatch.setattr(command, "load_tokenise", lambda base: words)
+    monkeypatch.setattr(command, "played", lambda *_: next(runs))
+    monkeypatch.setattr("sys.argv", ["calibration", str(results), "--fit", *to_fit, "--publish"])
+    assert command.main() == 0
+    told = capsys.readouterr().out
+    assert "Fitted: everything takes 1.33 times as long" in told
+    assert re.search(r"\| session p95 s, mean error of a run \| [12]\d\.\d% .* \| 0\.\d% ", told)
+    assert "| tool_heavy, 5 calls, 2 models, closed:2 | shared |" in told
+    assert "closed:1 |" not in told  # what was fitted to is no prediction
+    assert told.strip() in page.read_text()
+    published = json.loads((results / command.PREDICTED).read_text())
+    assert published["pace"]["factor"] == pytest.approx(4 / 3, rel=1e-3)
+    assert {run["load"] for run in published["runs"]} == {"closed:2"}
+
+
+def test_a_ratio_has_the_range_of_a_machine_that_was_not_as_fast_in_both_runs(tmp_path: Path) -> None:
+    runs = several(tmp_path)
+    pace = fit_pace([run.measured for run in runs if run.run.load != "closed:2"])
+    predicted = [compare(run, pace, ranges=True) for run in runs if run.run.load == "closed:2"]
+    for run, one in zip((run for run in runs if run.run.load == "closed:2"), predicted, strict=True):
+        ends = [compare(run, replace(pace, factor=each * pace.factor)).simulated for each in (0.95, 1.05)]
+        for name, (least, most) in one.ranges.items():
+            assert least <= min(end[name] for end in ends) <= max(end[name] for end in ends) <= most
+            assert 0.9 * least <= one.simulated[name] <= 1.1 * most
+    shared, other = (one.ranges for one in predicted)
+    for ratio in ratios(predicted):
+        better, worse = (shared, other) if ratio["figure"] == "calls_per_s" else (other, shared)
+        (least, most), (worse_least, worse_most) = better[ratio["figure"]], worse[ratio["figure"]]
+        assert (ratio["least"], ratio["most"]) == (least / worse_most, most / worse_least)
+        assert ratio["least"] < ratio["simulated"] < ratio["most"]
+    # Measured 30 % better than simulated: neither within 15 % nor in the range.
+    off = [replace(one, measured={name: 1.3 * value for name, value in one.measured.items()}) for one in predicted[1:]]
+    text = what_the_fit_is_worth([predicted[0], *off], predicted, Pace(1.3333, 1.0))
+    assert "| ratios of `shared` to `per-model` within 15%; the worst | 0 of 2;" in text
+    assert "| and within what a machine 5 % faster or slower in either run makes | 0 of 2 | 2 of 2 |" in text
+
+
+def test_runs_to_fit_to_that_are_not_there_or_are_all_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(tmp_path, [CALL, SESSION])
+    run = played_by_simulator(tmp_path, "shared")
+    monkeypatch.setattr(command, "load_tokenise", lambda base: words)
+    monkeypatch.setattr(command, "played", lambda *_: run)
+    for kind, why in (("react/closed:2", "there are tool_heavy/closed:2"), (run.kind, "no run is left")):
+        monkeypatch.setattr("sys.argv", ["calibration", str(tmp_path), "--fit", kind])
+        assert command.main() == 2
+        assert why in capsys.readouterr().err
 
 
 def test_roles_have_the_models_that_they_had_in_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cast: list[tuple[str, ...]] = []
-    whole = calibration._template_tokens
+    whole = _template_tokens
 
     def template_tokens(calls: Any, workload: Workload, names: Any) -> tuple[int, int]:
         cast.append(workload.declared)
         return whole(calls, workload, names)
 
-    monkeypatch.setattr(calibration, "_template_tokens", template_tokens)
+    monkeypatch.setattr("experiments.calibration.runs._template_tokens", template_tokens)
     roles = ("explorer", "editor", "tester", "reviewer")
     made_up(tmp_path, "shared", roles=list(roles))
     made_up(tmp_path, "shared")  # as before runs said it: those that were drawn

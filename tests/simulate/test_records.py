@@ -1,19 +1,8 @@
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from prefillshare.errors import UserError
-from prefillshare.simulate.records import (
-    CallRecord,
-    Records,
-    percentile,
-    read_bench,
-    read_records,
-    summarise,
-    write_records,
-)
+from prefillshare.simulate.records import CallRecord, Records, of_client, percentile, summarise
 
 RECORD = CallRecord("s", 0, "m", 1.0, 0.0, 0.1, 0.2, 0.01, 0.5, 100, 40, 31, 60)
 
@@ -36,14 +25,7 @@ def test_a_summary_counts_what_arrived_after_the_beginning() -> None:
     assert (found["session_p95_s"], found["latency_p50_s"]) == (pytest.approx(2), pytest.approx(0.5))
 
 
-def test_records_are_read_as_they_were_written_and_more_fields_do_not_matter(tmp_path: Path) -> None:
-    file = tmp_path / "calls.jsonl"
-    write_records(file, [RECORD, replace(RECORD, turn=1)])
-    file.write_text(file.read_text().replace('{"session"', '{"system": "shared", "session"'))
-    assert read_records(file) == [RECORD, replace(RECORD, turn=1)]
-
-
-def test_the_calls_of_a_benchmark_are_read(tmp_path: Path) -> None:
+def test_the_calls_of_a_benchmark_are_records() -> None:
     row = {
         "kind": "call",
         "session": "s",
@@ -55,30 +37,17 @@ def test_the_calls_of_a_benchmark_are_read(tmp_path: Path) -> None:
         "latency_s": 0.5,
     }
     row |= {"prompt_tokens": 100, "cached_tokens": 40, "output_tokens": 31, "expected_output_tokens": 31}
-    ended = {
-        "kind": "session",
-        "session": "s",
-        "at": 0.0,
-        "latency_s": 4.0,
-        "busy_s": 3.0,
-        "calls": 3,
-        "planned_calls": 3,
-        "error": None,
-    }
-    file = tmp_path / "run.jsonl"
-    rows = [row | {"error": None}, row | {"error": "503", "ttft_s": None}, ended]
-    file.write_text("".join(json.dumps(each) + "\n" for each in rows))
-    (record,) = read_bench(file)
+    record = of_client(row)
     assert (record.turn, record.arrived_s, record.tpot_s) == (2, 1.5, pytest.approx(0.01))
-    file.write_text('{"kind": "call", "turn": 1}\n')
-    with pytest.raises(UserError, match=r"run.jsonl, line 1: .*error"):
-        read_bench(file)
+    assert of_client(row | {"output_tokens": 1}).tpot_s == 0
 
 
-def test_what_is_no_record_is_named_by_its_line(tmp_path: Path) -> None:
-    file = tmp_path / "calls.jsonl"
-    file.write_text('\n{"session": "s"}\n')
-    with pytest.raises(UserError, match=r"calls.jsonl, line 2: .*missing"):
-        read_records(file)
-    with pytest.raises(UserError, match="cannot read"):
-        read_records(tmp_path / "none.jsonl")
+def test_until_a_limit_what_had_ended_is_known() -> None:
+    records = Records()
+    for arrived in (0.0, 10.0):
+        records.call(replace(RECORD, arrived_s=arrived))
+        records.session(arrived, arrived + 2)
+    cut = records.until(10.5)
+    assert [call.arrived_s for call in cut.calls] == [0.0, 10.0]
+    assert cut.sessions == [(0.0, 2.0)]
+    assert records.until(10.4).calls == cut.calls[:1]

@@ -1,30 +1,53 @@
-"""Fitting the cost model to measured runs, and saying how well it predicts others.
+"""Fitting the cost model to measured runs, and how the machine went to runs under load.
 
-First a run of one session at a time, in which nobody waits: what a leg takes is then linear in the parameters. Then
-runs under load, for which the simulation itself is compared with what was measured; that moves the parameters that a
-run of its own does not show, such as what each further sequence in a batch costs. What the fit is worth is said by runs
-that it has not seen.
+First calls one at a time, in which nobody waits: what a call takes is then linear in the parameters. Then decode steps
+of several sizes. A machine that is shared with others is not always as fast as when its costs were measured, and a core
+slows down while another is busy, which calls one at a time do not show: `fit_pace` finds both from runs under load, for
+which the simulation itself is compared with what was measured. What the fit is worth is said by runs that it has not
+seen.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from math import exp, log
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prefillshare.errors import UserError
+from prefillshare.router_config import FlowConfig
 from prefillshare.simulate.calls import Shape
-from prefillshare.simulate.cost import Cost, Link, WorkerProfile
+from prefillshare.simulate.cost import Cost, Link, Slowdown, WorkerProfile
 from prefillshare.simulate.layout import Layout
 from prefillshare.simulate.records import CallRecord, Records, summarise
 from prefillshare.simulate.simulation import Simulation
 from prefillshare.workloads.arrivals import Arrivals
 
-COMPARED = ("latency_p50_s", "latency_p95_s", "ttft_p50_s", "ttft_p95_s", "tpot_p50_s", "calls_per_s")
 FITTED = ("latency_mean_s", "ttft_mean_s", "tpot_mean_s", "calls_per_s")
-REFINED = ("step_s", "token_s", "sequence_s", "kv_token_s")
 ROUNDS = 8
+_START = 0.1  # by how much a step is first taken to be longer beside other work
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How a machine went while runs were made, to how it went while its costs were measured."""
+
+    factor: float = 1.0  # everything takes so many times as long
+    beside: float = 1.0  # and a step so many times more while another device of the host is busy
+
+    def of(self, profile: WorkerProfile) -> WorkerProfile:
+        """`profile` at this pace. `beside` is not used where it was measured what work does to other work."""
+        return replace(
+            profile,
+            cost=_times(profile.cost, self.factor),
+            decode_cost=profile.decode_cost and _times(profile.decode_cost, self.factor),
+            link=Link(self.factor * profile.link.latency_s, profile.link.bytes_per_s / self.factor),
+            leg_s=self.factor * profile.leg_s,
+            slowdown=profile.slowdown or (Slowdown(*4 * (self.beside,)) if self.beside > 1 else None),
+        )
+
+
+AS_MEASURED = Pace()
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,49 +55,20 @@ class Measured:
     """A run on real workers, and all that it takes to simulate it."""
 
     layout: Layout
+    profile: WorkerProfile  # by the costs that were measured
     shapes: Sequence[Shape]
     arrivals: Arrivals
-    records: Sequence[CallRecord]
+    records: Records
     preamble_tokens: int = 0
+    flow: FlowConfig | None = None
+    limit_s: float = float("inf")  # when it was cut off
 
-    def summary(self) -> dict[str, float]:
+    def simulated(self, pace: Pace = AS_MEASURED) -> Records:
+        """All of it, also what ends after the limit."""
         records = Records()
-        records.calls.extend(self.records)
-        return summarise(records)
-
-    def simulated(self, profile: WorkerProfile) -> dict[str, float]:
-        records = Records()
-        arguments = (self.layout, profile, self.shapes, self.arrivals, records)
-        Simulation(*arguments, preamble_tokens=self.preamble_tokens).run()
-        return summarise(records)
-
-
-def fit_alone(records: Sequence[CallRecord], profile: WorkerProfile) -> WorkerProfile:
-    """`profile` with the costs of these records, of a run of one session at a time on disaggregated workers.
-
-    Least squares with no cost below 0, over leg 1 (launch, tokens, pairs), over the time between tokens (a step, KV
-    read) and over what lies between leg 1 and the first token (the handoff). A sequence's own cost is in every step and
-    does not show; a tenth of the step is taken for it, where `refine` goes on from.
-
-    Raises:
-        UserError: too few records to tell the costs apart.
-    """
-    if len(records) < 20:
-        raise UserError(f"calibration: at least 20 calls of a run with one session at a time, found {len(records)}")
-    leg_s = sum(record.queue_s for record in records) / len(records)
-    computed, pairs = _computed(records)
-    prefill = [record.prefill_s for record in records]
-    launch_s, token_s, pair_s = _least_squares([[1.0] * len(records), computed, pairs], prefill)
-    step_s, kv_token_s = _between_tokens(records)
-    first = [step_s + kv_token_s * record.prompt_tokens for record in records]
-    handoff = [
-        record.ttft_s - record.queue_s - record.prefill_s - leg_s - step
-        for record, step in zip(records, first, strict=True)
-    ]
-    latency_s, pulled_s = _least_squares([[1.0] * len(records), [record.pulled_tokens for record in records]], handoff)
-    cost = Cost(0.9 * step_s, token_s, launch_s, pair_s, 0.1 * step_s, kv_token_s)
-    bytes_per_s = profile.kv_bytes_per_token / pulled_s if pulled_s else float("inf")
-    return replace(profile, cost=cost, link=Link(latency_s, bytes_per_s), leg_s=leg_s)
+        arguments = (self.layout, pace.of(self.profile), self.shapes, self.arrivals, records)
+        Simulation(*arguments, preamble_tokens=self.preamble_tokens, flow=self.flow).run()
+        return records
 
 
 def fit_from_outside(records: Sequence[CallRecord], profile: WorkerProfile) -> WorkerProfile:
@@ -140,32 +134,49 @@ def misses(cost: Cost, points: Sequence[StepTime]) -> list[float]:
     return [cost.step(0, 0.0, point.sequences, point.kv_tokens) / point.seconds - 1 for point in points]
 
 
-def refine(profile: WorkerProfile, runs: Sequence[Measured], names: Sequence[str] = REFINED) -> WorkerProfile:
-    """`profile` with the costs `names` changed so that the simulation is nearest to these runs under load.
+def fit_pace(runs: Sequence[Measured]) -> Pace:
+    """The pace at which the simulation is nearest to these runs.
 
-    Damped least squares (Levenberg and Marquardt) on the logarithms of costs and of means, so that all errors are
-    relative and no cost falls below 0. Means, since percentiles of a simulation jump.
+    Damped least squares (Levenberg and Marquardt) on the logarithms of means, so that all errors are relative. Means,
+    since percentiles of a simulation jump. `beside` stays 1 if all profiles know what work does to other work.
     """
-    wanted = [run.summary() for run in runs]
-    at = np.array([log(max(getattr(profile.cost, name), 1e-12)) for name in names])
-    missed, damping = _missed(_with(profile, names, at), runs, wanted), 0.01
+    wanted = [summarise(run.records) for run in runs]
+    known = all(run.profile.slowdown for run in runs)
+
+    def pace(at: NDArray[np.float64]) -> Pace:
+        return Pace(exp(at[0]), 1.0 if known else 1.0 + exp(at[1]))
+
+    def missed(at: NDArray[np.float64]) -> NDArray[np.float64]:
+        found = [summarise(run.simulated(pace(at)).until(run.limit_s)) for run in runs]
+        return np.array(
+            [log(one[name] / other[name]) for one, other in zip(found, wanted, strict=True) for name in FITTED]
+        )
+
+    start = [0.0] if known else [0.0, log(_START)]
+    return pace(_nearest(missed, np.array(start)))
+
+
+def _nearest(
+    missed: Callable[[NDArray[np.float64]], NDArray[np.float64]], at: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """From `at`, to where the squares of what is missed are least. Slopes are taken over a wide step, since a
+    simulation of single events is not smooth."""
+    width, damping, misses_now = 0.2, 0.01, missed(at)
     for _ in range(ROUNDS):
-        slopes = np.array([_slope(profile, names, at, index, missed, runs, wanted) for index in range(len(names))]).T
-        squares = slopes.T @ slopes
-        step = np.linalg.solve(squares + damping * np.eye(len(names)), -slopes.T @ missed)
+        moves = width * np.eye(len(at))
+        slopes = np.array([(missed(at + move) - misses_now) / width for move in moves]).T
+        step = np.linalg.solve(slopes.T @ slopes + damping * np.eye(len(at)), -slopes.T @ misses_now)
         moved = at + np.clip(step, -1.0, 1.0)
-        found = _missed(_with(profile, names, moved), runs, wanted)
-        if found @ found < missed @ missed:
-            at, missed, damping = moved, found, damping / 3
+        found = missed(moved)
+        if found @ found < misses_now @ misses_now:
+            at, misses_now, damping = moved, found, damping / 3
         else:
             damping *= 5
-    return _with(profile, names, at)
+    return at
 
 
-def errors(profile: WorkerProfile, run: Measured) -> Mapping[str, tuple[float, float, float]]:
-    """Of each figure: measured, simulated, and the relative error of the latter."""
-    measured, simulated = run.summary(), run.simulated(profile)
-    return {name: (measured[name], simulated[name], simulated[name] / measured[name] - 1) for name in COMPARED}
+def _times(cost: Cost, factor: float) -> Cost:
+    return replace(cost, **{field.name: factor * getattr(cost, field.name) for field in fields(Cost)})
 
 
 def _computed(records: Sequence[CallRecord]) -> tuple[list[int], list[float]]:
@@ -181,34 +192,6 @@ def _between_tokens(records: Sequence[CallRecord]) -> tuple[float, float]:
     read = [record.prompt_tokens + record.output_tokens / 2 for record in growing]
     step_s, kv_token_s = _least_squares([[1.0] * len(growing), read], [record.tpot_s for record in growing])
     return step_s, kv_token_s
-
-
-def _with(profile: WorkerProfile, names: Sequence[str], logs: NDArray[np.float64]) -> WorkerProfile:
-    return replace(profile, cost=replace(profile.cost, **{name: exp(at) for name, at in zip(names, logs, strict=True)}))
-
-
-def _missed(
-    profile: WorkerProfile, runs: Sequence[Measured], wanted: Sequence[Mapping[str, float]]
-) -> NDArray[np.float64]:
-    """How far each figure of each run is off, as a logarithm."""
-    found = [run.simulated(profile) for run in runs]
-    return np.array([log(one[name] / other[name]) for one, other in zip(found, wanted, strict=True) for name in FITTED])
-
-
-def _slope(
-    profile: WorkerProfile,
-    names: Sequence[str],
-    at: NDArray[np.float64],
-    index: int,
-    missed: NDArray[np.float64],
-    runs: Sequence[Measured],
-    wanted: Sequence[Mapping[str, float]],
-) -> NDArray[np.float64]:
-    """By how much everything moves with one cost. The step is wide: a simulation of single events is not smooth."""
-    width = 0.2
-    moved = at.copy()
-    moved[index] += width
-    return (_missed(_with(profile, names, moved), runs, wanted) - missed) / width
 
 
 def _least_squares(columns: Sequence[Sequence[float]], values: Sequence[float]) -> list[float]:

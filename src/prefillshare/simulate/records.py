@@ -1,15 +1,10 @@
 """What is known of each call, and what is made of many."""
 
-import json
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import ceil
-from pathlib import Path
 from typing import Any, Protocol
-
-from prefillshare.errors import UserError
-from prefillshare.workloads.rows import lines_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,51 +47,17 @@ class Records:
     def session(self, begun_s: float, ended_s: float) -> None:
         self.sessions.append((begun_s, ended_s))
 
-
-def write_records(file: Path, records: Iterable[CallRecord]) -> None:
-    """JSONL, a call a line."""
-    with file.open("w") as out:
-        for record in records:
-            out.write(json.dumps(asdict(record)) + "\n")
-
-
-def read_records(file: Path) -> list[CallRecord]:
-    """Fields that are not known are left out, so raw records of a benchmark may have more.
-
-    Raises:
-        UserError: an unreadable file, or a line that lacks a field.
-    """
-    known = {field.name for field in fields(CallRecord)}
-    records = []
-    for number, text in lines_of(file):
-        try:
-            records.append(CallRecord(**{key: value for key, value in json.loads(text).items() if key in known}))
-        except (json.JSONDecodeError, AttributeError, TypeError) as error:
-            raise UserError(f"{file}, line {number}: not the record of a call: {error}") from None
-    return records
-
-
-def read_bench(file: Path) -> list[CallRecord]:
-    """The calls among the raw records of `prefillshare bench`, but those that failed.
-
-    What happened behind the server is not in them: queue, leg 1, what was pulled and by whom are left empty.
-
-    Raises:
-        UserError: an unreadable file, or a line that is not a record.
-    """
-    records = []
-    for number, text in lines_of(file):
-        try:
-            row = json.loads(text)
-            if row["kind"] == "call" and row["error"] is None:
-                records.append(of_client(row))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise UserError(f"{file}, line {number}: not a benchmark's record: {error!r}") from None
-    return records
+    def until(self, limit_s: float) -> "Records":
+        """What had ended by then."""
+        records = Records()
+        records.calls += (call for call in self.calls if call.arrived_s + call.latency_s <= limit_s)
+        records.sessions += ((begun, ended) for begun, ended in self.sessions if ended <= limit_s)
+        return records
 
 
 def of_client(row: Mapping[str, Any]) -> CallRecord:
-    """A benchmark's row of a call that was answered; see `read_bench`."""
+    """A benchmark's row of a call that was answered. What happened behind the server is not in it: queue, leg 1, what
+    was pulled and by whom are left empty."""
     further = row["output_tokens"] - 1
     return CallRecord(
         session=row["session"],
