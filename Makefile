@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 LOCK := requirements/cpu-py311.txt
 
 .PHONY: help setup browser demo test lint unit e2e exactness figures training-cost handoff-cost extension chaos overload
-.PHONY: overhead hostile accuracy simulation bench bench-limits bench-full clean
+.PHONY: worker-start overhead hostile accuracy simulation bench bench-limits bench-full clean
 .DEFAULT_GOAL := help
 
 # Containers often forbid Python to keep what it compiled. Every worker would then compile all of vLLM again, which makes
@@ -62,6 +62,9 @@ training-cost: setup  ## The table of docs/training.md: a step against TRL's SFT
 
 handoff-cost: setup  ## The tables of docs/handoff.md: decode speed, a session's second turn (under 10 minutes)
 	$(BIN)/python -m experiments.handoff_cost
+
+worker-start: setup  ## What a worker's start costs, with a forked engine and a spawned one (5 minutes)
+	$(BIN)/python -m experiments.worker_start
 
 extension: setup  ## The first table of docs/extension.md: next turns with eager extension and without (5 minutes)
 	$(BIN)/python -m experiments.extension

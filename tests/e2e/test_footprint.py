@@ -24,6 +24,17 @@ def test_a_worker_stays_on_its_core(workers: Workers) -> None:
             assert {core for thread in threads for core in os.sched_getaffinity(thread)} == {spec.core}, spec.name
 
 
+def test_the_engine_is_a_fork_that_has_no_part_in_the_port(workers: Workers) -> None:
+    """With it, it would keep the port of an API server that is gone, and calls would wait there for nobody."""
+    for spec in (workers.prefill, workers.full, workers.lora, workers.stranger):
+        leader, engine = processes(workers.pids[spec.name])  # one more, if it were spawned
+        listening = [
+            {each.laddr.port for each in process.net_connections() if each.status == psutil.CONN_LISTEN}
+            for process in (leader, engine)
+        ]
+        assert spec.port in listening[0] - listening[1], spec.name
+
+
 def test_a_worker_that_waits_leaves_its_core_to_others(workers: Workers) -> None:
     """Nobody fetches this prompt, so the prefill worker waits until the lease of its blocks ends."""
     prefill(workers.prefill, list(range(4000, 4040)))

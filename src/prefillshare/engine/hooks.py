@@ -1,4 +1,4 @@
-"""Every place where the engine room reaches behind vLLM's public interfaces, each with a test that notices a change.
+"""Where an engine reaches behind vLLM's public interfaces, each place with a test that notices a change.
 
 What is not here goes through the interface of a KV connector (`connector.py`), of a prefix-cache manager that vLLM
 hands to connectors (`provenance.py`), of connector statistics (`stats.py`) or of `--middleware` (`refusals.py`).
