@@ -79,10 +79,10 @@ def main() -> int:
             print(f"left out, {len(found) - len(known)} runs: {WHY_NOT}", file=sys.stderr)
         all_played = [played(facts, rows, tokenise, costs) for facts, rows in known]
         to_fit, others = divided(all_played, options.fit)
+        pace = fit_pace([run.measured for run in to_fit]) if to_fit else AS_MEASURED
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    pace = fit_pace([run.measured for run in to_fit]) if to_fit else AS_MEASURED
     runs = [compare(run, pace, ranges=bool(to_fit)) for run in others]
     text = table(runs)
     if to_fit:

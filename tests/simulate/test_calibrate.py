@@ -139,6 +139,18 @@ def test_a_run_that_was_cut_off_is_fitted_as_far_as_it_went() -> None:
     assert found.factor == pytest.approx(SLOWER.factor, rel=0.01)
 
 
+def test_what_runs_do_not_have_is_not_fitted_to() -> None:
+    one_token_each = [
+        replace(run, shapes=[tuple(replace(call, output=1) for call in shape) for shape in run.shapes])
+        for run in runs_to_fit_to()[:2]
+    ]
+    for run in one_token_each:
+        run.records.calls[:] = run.simulated(SLOWER).calls
+    assert fit_pace(one_token_each).factor == pytest.approx(SLOWER.factor, rel=0.05)
+    with pytest.raises(UserError, match="no call that was answered"):
+        fit_pace([*one_token_each, replace(one_token_each[0], records=Records())])
+
+
 def test_costs_are_never_negative() -> None:
     records = [
         replace(record, tpot_s=0.05 - 1e-6 * record.prompt_tokens) for record in measured(Closed(1)).records.calls

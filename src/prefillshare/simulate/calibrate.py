@@ -139,20 +139,27 @@ def fit_pace(runs: Sequence[Measured]) -> Pace:
 
     Damped least squares (Levenberg and Marquardt) on the logarithms of means, so that all errors are relative. Means,
     since percentiles of a simulation jump. `beside` stays 1 if all profiles know what work does to other work.
+
+    Raises:
+        UserError: a run without a call that was answered.
     """
-    wanted = [summarise(run.records) for run in runs]
-    known = all(run.profile.slowdown for run in runs)
+    wanted = [
+        {name: found[name] for name in FITTED if found[name]} for found in (summarise(run.records) for run in runs)
+    ]
+    if not all(wanted):
+        raise UserError("calibration: a run to fit to has no call that was answered")
+    beside_is_known = all(run.profile.slowdown for run in runs)
 
     def pace(at: NDArray[np.float64]) -> Pace:
-        return Pace(exp(at[0]), 1.0 if known else 1.0 + exp(at[1]))
+        return Pace(exp(at[0]), 1.0 if beside_is_known else 1.0 + exp(at[1]))
 
     def missed(at: NDArray[np.float64]) -> NDArray[np.float64]:
         found = [summarise(run.simulated(pace(at)).until(run.limit_s)) for run in runs]
         return np.array(
-            [log(one[name] / other[name]) for one, other in zip(found, wanted, strict=True) for name in FITTED]
+            [log(one[name] / known) for one, other in zip(found, wanted, strict=True) for name, known in other.items()]
         )
 
-    start = [0.0] if known else [0.0, log(_START)]
+    start = [0.0] if beside_is_known else [0.0, log(_START)]
     return pace(_nearest(missed, np.array(start)))
 
 
