@@ -1,7 +1,7 @@
 """What is shown of predicted runs."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.calibration.runs import FIGURES, OF_SESSIONS, SIDES, Compared
@@ -99,10 +99,12 @@ def what_the_fit_is_worth(as_measured: Sequence[Compared], fitted: Sequence[Comp
     for figure in RATIOS:
         cells = [_mean_error(runs, figure) for runs in both]
         lines.append(f"| {FIGURES[figure]}, mean error of a run | {' | '.join(cells)} |")
-    for against in dict.fromkeys(ratio["against"] for ratio in ratios(as_measured)):
-        cells = [_ratios_within(runs, against) for runs in both]
+    medians = [_medians(runs) for runs in both]
+    for against in dict.fromkeys(system for _, system, _ in medians[0]):
+        of_both = [[values for (_, system, _), values in each.items() if system == against] for each in medians]
+        cells = [_ratios_within(each) for each in of_both]
         lines.append(f"| ratios of `shared` to `{against}` within {_GOAL:.0%}; the worst | {' | '.join(cells)} |")
-        cells = [_ratios_in_range(runs, against) for runs in both]
+        cells = [_ratios_in_range(each) for each in of_both]
         lines.append(f"| and within what a machine 5 % faster or slower in either run makes | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -113,13 +115,11 @@ def _mean_error(runs: Sequence[Compared], figure: str) -> str:
     return f"{statistics.mean(map(abs, errors)):.1%} ({min(errors):+.0%} to {max(errors):+.0%})"
 
 
-def _ratios_within(runs: Sequence[Compared], against: str) -> str:
-    medians = [values for (_, system, _), values in _medians(runs).items() if system == against]
+def _ratios_within(medians: Sequence[Mapping[str, float]]) -> str:
     errors = [values["simulated"] / values["measured"] - 1 for values in medians]
     within = sum(abs(error) <= _GOAL for error in errors)
     return f"{within} of {len(errors)}; {max(errors, key=abs):+.0%}"
 
 
-def _ratios_in_range(runs: Sequence[Compared], against: str) -> str:
-    medians = [values for (_, system, _), values in _medians(runs).items() if system == against]
+def _ratios_in_range(medians: Sequence[Mapping[str, float]]) -> str:
     return f"{sum(each['least'] <= each['measured'] <= each['most'] for each in medians)} of {len(medians)}"

@@ -13,7 +13,8 @@ import torch
 from vllm.platforms import current_platform
 from vllm.v1.engine import utils
 
-from prefillshare.engine.forking import METHOD_VARIABLE, fork_engine
+from prefillshare.engine.command import METHOD_VARIABLE
+from prefillshare.engine.forking import fork_engine
 
 # A process of its own, since this one has threads already. Two threads, as on a worker that has no core to itself.
 API_SERVER = """

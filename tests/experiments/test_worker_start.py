@@ -7,6 +7,7 @@ import pytest
 
 from experiments import worker_start
 from prefillshare.bench.systems import Machine, plan
+from prefillshare.deployment.supervision import StartupFailed
 from prefillshare.engine.worker import plan_workers
 
 
@@ -30,6 +31,6 @@ def test_a_worker_that_ends_is_told_with_the_end_of_its_log(
         "-c",
         "import os; print(os.environ['VLLM_WORKER_MULTIPROC_METHOD'], 'no memory'); exit(3)",
     ]
-    monkeypatch.setattr(worker_start, "worker_command", lambda _: failing)
-    with pytest.raises(RuntimeError, match="did not start: fork no memory"):
+    monkeypatch.setattr("prefillshare.deployment.supervision.worker_command", lambda _: failing)
+    with pytest.raises(StartupFailed, match=r"did not start: exit code 3\nthe end of .*:\nfork no memory$"):
         worker_start.start(spec, "fork")

@@ -18,6 +18,7 @@ _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 NICENESS = 5
 
 MAIN_MODULE = "prefillshare.engine.launch"  # of a worker's first process
+METHOD_VARIABLE = "VLLM_WORKER_MULTIPROC_METHOD"  # vLLM's own; with "spawn" in it no engine is forked (`forking.py`)
 
 _PCI = Path("/sys/bus/pci/devices")
 _NVIDIA, _DISPLAY = "0x10de", "0x03"

@@ -17,7 +17,7 @@ from vllm.logger import init_logger
 from vllm.platforms import current_platform
 from vllm.v1.engine import utils
 
-METHOD_VARIABLE = "VLLM_WORKER_MULTIPROC_METHOD"  # vLLM's own; with "spawn" in it nothing is forked
+from prefillshare.engine.command import METHOD_VARIABLE
 
 logger = init_logger("vllm.prefillshare.forking")
 
