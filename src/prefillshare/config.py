@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from prefillshare.errors import UserError
 from prefillshare.fields import Count, ModelName, Port, RelativePath, Section
 from prefillshare.router_config import RouterConfig
+
+_SPECULATIVE = ("--speculative", "--spec-", "-sc")  # how vLLM's options for speculative decoding begin
 
 Parser = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
@@ -100,6 +102,18 @@ class WorkerConfig(Section):
     cores: tuple[Annotated[int, Field(ge=0)], ...] | None = None
     startup_timeout_s: Annotated[float, Field(gt=0)] = 600.0
     engine_args: tuple[str, ...] = ()
+
+    @field_validator("engine_args")
+    @classmethod
+    def _no_speculative_decoding(cls, arguments: tuple[str, ...]) -> tuple[str, ...]:
+        """It is one more way to other tokens than the reference's, and was found to take it (docs/deployment.md)."""
+        for argument in arguments:
+            if argument.replace("_", "-").startswith(_SPECULATIVE):
+                raise ValueError(
+                    f"{argument}: with vLLM's speculative decoding, answers were found to have other tokens than "
+                    "without it (docs/deployment.md); leave it out"
+                )
+        return arguments
 
 
 class Deployment(Section):
