@@ -11,11 +11,10 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from prefillshare.engine_args import why_refused
 from prefillshare.errors import UserError
 from prefillshare.fields import Count, ModelName, Port, RelativePath, Section
 from prefillshare.router_config import RouterConfig
-
-_SPECULATIVE = ("--speculative", "--spec-", "-sc")  # how vLLM's options for speculative decoding begin
 
 Parser = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
@@ -105,14 +104,9 @@ class WorkerConfig(Section):
 
     @field_validator("engine_args")
     @classmethod
-    def _no_speculative_decoding(cls, arguments: tuple[str, ...]) -> tuple[str, ...]:
-        """It is one more way to other tokens than the reference's, and was found to take it (docs/deployment.md)."""
-        for argument in arguments:
-            if argument.replace("_", "-").startswith(_SPECULATIVE):
-                raise ValueError(
-                    f"{argument}: with vLLM's speculative decoding, answers were found to have other tokens than "
-                    "without it (docs/deployment.md); leave it out"
-                )
+    def _leave_prefillshare_its_own(cls, arguments: tuple[str, ...]) -> tuple[str, ...]:
+        if why := why_refused(arguments):
+            raise ValueError(why)
         return arguments
 
 
@@ -289,4 +283,5 @@ def describe_validation_error(path: Path, error: ValidationError, *, short: bool
 
 
 def _may_hold_a_key(field: tuple[int | str, ...]) -> bool:
-    return field in ((), ("router",)) or field[:2] in (("router", "keys"), ("router", "keys_file"))
+    keys = (("router", "keys"), ("router", "keys_file"), ("workers", "engine_args"))
+    return field in ((), ("router",)) or field[:2] in keys

@@ -27,6 +27,7 @@ from pydantic import Field, field_validator
 from prefillshare.bench.modules import make_adapter, make_module
 from prefillshare.config import BaseConfig, Deployment, ModuleConfig, WorkerConfig
 from prefillshare.engine.worker import WorkerSpec, device_of_core, giving_way, plan_workers
+from prefillshare.engine_args import why_refused
 from prefillshare.errors import UserError
 from prefillshare.fields import Count, Port, Section
 from prefillshare.router_config import FlowConfig, HealthConfig, RouterConfig
@@ -70,7 +71,9 @@ class Machine(Section):
 
     @field_validator("engine_args")
     @classmethod
-    def _require_a_number_of_tokens(cls, arguments: tuple[str, ...]) -> tuple[str, ...]:
+    def _can_be_handed_on(cls, arguments: tuple[str, ...]) -> tuple[str, ...]:
+        if why := why_refused(arguments):
+            raise ValueError(why)
         try:
             _batched_tokens(arguments)
         except ArgumentError as error:

@@ -1,0 +1,48 @@
+"""Which of vLLM's options a deployment may not hand to its workers, and what it says instead.
+
+They come last on a worker's command line, so they would win over what PrefillShare says there: some have a field that
+other parts go by, too, and with some a worker would answer with other tokens, without an error.
+"""
+
+from collections.abc import Sequence
+
+_FROM_MODULES = "it follows from `base` and `modules`"
+_FROM_PARSERS = "say it as `tool_call_parser` or `reasoning_parser` of a base or module"
+_GUESSES = "with speculative decoding, answers were found to have other tokens than without it (docs/deployment.md)"
+
+_INSTEAD = {
+    "--kv-transfer-config": "with another KV connector a decode worker would prefill, with its own weights",
+    **dict.fromkeys(
+        (
+            "--model",
+            "--tokenizer",
+            "--served-model-name",
+            "--enable-lora",
+            "--lora-modules",
+            "--max-loras",
+            "--max-lora-rank",
+        ),
+        _FROM_MODULES,
+    ),
+    **dict.fromkeys(("--enable-auto-tool-choice", "--tool-call-parser", "--reasoning-parser"), _FROM_PARSERS),
+    **dict.fromkeys(("--speculative-config", "-sc", "--spec-method", "--spec-model", "--spec-tokens"), _GUESSES),
+    "--config": "what is in that file could be any of these; give its options here",
+    "--host": "say it as `workers.host`",
+    "--port": "say it as `workers.first_port`",
+    "--dtype": "say it as `workers.dtype`",
+    "--block-size": "say it as `workers.block_size`",
+    "--max-model-len": "say it as `workers.max_model_len`",
+    "--max-num-seqs": "say it as `workers.max_num_seqs`",
+}
+
+
+def why_refused(arguments: Sequence[str]) -> str | None:
+    """Why these arguments are not handed on, by the first that is not; None if all are."""
+    for argument in arguments:
+        # vLLM takes underscores for dashes, the beginning of an option for the option, and `--option.key value` for a
+        # part of one that is JSON.
+        name = argument.partition("=")[0].partition(".")[0].replace("_", "-")
+        own = next((option for option in _INSTEAD if len(name) > 2 and option.startswith(name)), None)
+        if own is not None:
+            return f"{own}: {_INSTEAD[own]}; leave it out"
+    return None
