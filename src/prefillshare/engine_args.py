@@ -10,7 +10,7 @@ _FROM_MODULES = "it follows from `base` and `modules`"
 _FROM_PARSERS = "say it as `tool_call_parser` or `reasoning_parser` of a base or module"
 _GUESSES = "with speculative decoding, answers were found to have other tokens than without it (docs/deployment.md)"
 
-_INSTEAD = {
+INSTEAD = {
     "--kv-transfer-config": "with another KV connector a decode worker would prefill, with its own weights",
     **dict.fromkeys(
         (
@@ -42,7 +42,7 @@ def why_refused(arguments: Sequence[str]) -> str | None:
         # vLLM takes underscores for dashes, the beginning of an option for the option, and `--option.key value` for a
         # part of one that is JSON.
         name = argument.partition("=")[0].partition(".")[0].replace("_", "-")
-        own = next((option for option in _INSTEAD if len(name) > 2 and option.startswith(name)), None)
+        own = next((option for option in INSTEAD if len(name) > 2 and option.startswith(name)), None)
         if own is not None:
-            return f"{own}: {_INSTEAD[own]}; leave it out"
+            return f"{own}: {INSTEAD[own]}; leave it out"
     return None

@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from prefillshare.config import BaseConfig, Deployment, ModuleConfig
 from prefillshare.engine import command as command_module
 from prefillshare.engine.command import worker_command, worker_environment
 from prefillshare.engine.worker import WorkerSpec, plan_workers
+from prefillshare.engine_args import INSTEAD
 from prefillshare.errors import UserError
 from prefillshare.identity import compute_identity
 from tests.conftest import write_checkpoint
@@ -285,3 +288,9 @@ def test_transports_are_only_limited_where_nixl_starts_with_that(
     (tmp_path / "0000:00:01.0" / "vendor").write_text(vendor + "\n")
     (tmp_path / "0000:00:01.0" / "class").write_text(kind + "\n")
     assert ("UCX_TLS" in worker_environment(specs["decode-json-0"])) == limited
+
+
+def test_options_that_may_not_be_handed_on_are_vllms() -> None:
+    """By another name, vLLM would take what `engine_args` refuses."""
+    known = make_arg_parser(FlexibleArgumentParser())._option_string_actions
+    assert set(INSTEAD) - {"--config"} <= known.keys()  # which the parser reads before the others
