@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from prefillshare.engine_args import why_refused
+from prefillshare.engine_args import EngineArgs
 from prefillshare.errors import UserError
 from prefillshare.fields import Count, ModelName, Port, RelativePath, Section
 from prefillshare.router_config import RouterConfig
@@ -100,14 +100,7 @@ class WorkerConfig(Section):
     pull_timeout_s: Annotated[float, Field(gt=0)] = 8.0
     cores: tuple[Annotated[int, Field(ge=0)], ...] | None = None
     startup_timeout_s: Annotated[float, Field(gt=0)] = 600.0
-    engine_args: tuple[str, ...] = ()
-
-    @field_validator("engine_args")
-    @classmethod
-    def _leave_prefillshare_its_own(cls, arguments: tuple[str, ...]) -> tuple[str, ...]:
-        if why := why_refused(arguments):
-            raise ValueError(why)
-        return arguments
+    engine_args: EngineArgs = ()
 
 
 class Deployment(Section):

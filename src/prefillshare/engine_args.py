@@ -4,7 +4,10 @@ They come last on a worker's command line, so they would win over what PrefillSh
 other parts go by, too, and with some a worker would answer with other tokens, without an error.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Annotated
+
+from pydantic import AfterValidator
 
 _FROM_MODULES = "it follows from `base` and `modules`"
 _FROM_PARSERS = "say it as `tool_call_parser` or `reasoning_parser` of a base or module"
@@ -38,11 +41,26 @@ INSTEAD = {
 
 def why_refused(arguments: Sequence[str]) -> str | None:
     """Why these arguments are not handed on, by the first that is not; None if all are."""
-    for argument in arguments:
-        # vLLM takes underscores for dashes, the beginning of an option for the option, and `--option.key value` for a
-        # part of one that is JSON.
-        name = argument.partition("=")[0].partition(".")[0].replace("_", "-")
-        own = next((option for option in INSTEAD if len(name) > 2 and option.startswith(name)), None)
-        if own is not None:
-            return f"{own}: {INSTEAD[own]}; leave it out"
-    return None
+    own = next(filter(None, (meant(argument, INSTEAD) for argument in arguments)), None)
+    return None if own is None else f"{own}: {INSTEAD[own]}; leave it out"
+
+
+def meant(argument: str, options: Collection[str]) -> str | None:
+    """The one of these options that vLLM would take the argument for.
+
+    It takes underscores for dashes, the beginning of an option for the option, and `--option.key value` for a part of
+    one that is JSON.
+    """
+    name = argument.partition("=")[0].partition(".")[0].replace("_", "-")
+    if len(name) <= len("--"):
+        return None
+    return next((option for option in options if option.startswith(name)), None)
+
+
+def _can_be_handed_on(arguments: tuple[str, ...]) -> tuple[str, ...]:
+    if why := why_refused(arguments):
+        raise ValueError(why)
+    return arguments
+
+
+EngineArgs = Annotated[tuple[str, ...], AfterValidator(_can_be_handed_on)]

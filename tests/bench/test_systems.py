@@ -97,6 +97,11 @@ def test_a_step_that_is_no_number_of_tokens_is_named(arguments: tuple[str, ...])
         Machine(engine_args=arguments)
 
 
+def test_what_a_deployment_refuses_to_hand_on_a_matrix_does_too() -> None:
+    with pytest.raises(ValidationError, match=r"engine_args[\s\S]*--max-model-len: say it as `workers"):
+        Machine(engine_args=("--max-model-len", "4096"))
+
+
 def test_turns_are_as_long_as_the_machine_says(base: Path) -> None:
     for machine, turn_s in ((MACHINE, 5.0), (MACHINE.model_copy(update={"turn_s": 0.0}), 0.0)):
         assert plan("shared", 2, base, base.parent / "x", machine).router.flow.turn_s == turn_s

@@ -45,7 +45,7 @@ def test_what_is_open_by_choice_is_warned_of(settings: dict[str, Any]) -> None:
         assert verdict == "warning"
 
 
-@pytest.mark.parametrize("arguments", [["--api-key", "x"], ["--api-key=x"]])
+@pytest.mark.parametrize("arguments", [["--api-key", "x"], ["--api-key=x"], ["--api_key", "x"]])
 def test_a_worker_key_on_the_command_line_is_refused(settings: dict[str, Any], arguments: list[str]) -> None:
     settings["workers"]["engine_args"] = arguments
     assert "VLLM_API_KEY" in problem(settings, "workers.engine_args")

@@ -27,7 +27,7 @@ from pydantic import Field, field_validator
 from prefillshare.bench.modules import make_adapter, make_module
 from prefillshare.config import BaseConfig, Deployment, ModuleConfig, WorkerConfig
 from prefillshare.engine.worker import WorkerSpec, device_of_core, giving_way, plan_workers
-from prefillshare.engine_args import why_refused
+from prefillshare.engine_args import EngineArgs
 from prefillshare.errors import UserError
 from prefillshare.fields import Count, Port, Section
 from prefillshare.router_config import FlowConfig, HealthConfig, RouterConfig
@@ -67,13 +67,11 @@ class Machine(Section):
     cached_first_s: Annotated[float, Field(ge=0)] = 86400.0
     first_port: Port = 8400
     first_side_channel_port: Port = 5900
-    engine_args: tuple[str, ...] = ()
+    engine_args: EngineArgs = ()
 
     @field_validator("engine_args")
     @classmethod
-    def _can_be_handed_on(cls, arguments: tuple[str, ...]) -> tuple[str, ...]:
-        if why := why_refused(arguments):
-            raise ValueError(why)
+    def _require_a_number_of_tokens(cls, arguments: tuple[str, ...]) -> tuple[str, ...]:
         try:
             _batched_tokens(arguments)
         except ArgumentError as error:

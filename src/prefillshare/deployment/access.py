@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from prefillshare.access import is_loopback, load_keys
 from prefillshare.config import Deployment
 from prefillshare.deployment.report import Finding
+from prefillshare.engine_args import meant
 from prefillshare.errors import UserError
 
 
@@ -33,7 +34,7 @@ def check_access(deployment: Deployment) -> Iterator[Finding]:
         yield Finding("router.admin", "warning", detail)
     if router.log_prompts:
         yield Finding("router.log_prompts", "warning", "prompts are written to the log")
-    if any(argument.partition("=")[0] == "--api-key" for argument in deployment.workers.engine_args):
+    if any(meant(argument, ["--api-key"]) for argument in deployment.workers.engine_args):
         detail = "workers have a key of their own, out of sight of `ps`; leave out --api-key, or set VLLM_API_KEY"
         yield Finding("workers.engine_args", "problem", detail)
     if not is_loopback(deployment.workers.host):
