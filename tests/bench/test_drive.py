@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -54,8 +55,20 @@ async def test_every_role_calls_its_model_over_the_growing_context() -> None:
 
 async def test_live_answers_join_the_context() -> None:
     fake = FakeServer()
-    await played(fake, [session("a")], Closed(1), mode="live")
+    calls, _ = split(await played(fake, [session("a")], Closed(1), mode="live"))
     assert fake.bodies[1]["messages"][1]["content"] == "w0 w1 w2 w3 "
+    assert [call.output_tokens for call in calls] == [4, 8]
+    recorded, _ = split(await played(fake, [session("a")], Closed(1)))
+    longer = [live.new_tokens - replayed.new_tokens for live, replayed in zip(calls, recorded, strict=True)]
+    assert longer == [0, 2]  # the answer that joined has four tokens in place of two
+
+
+async def test_a_live_trial_that_begins_again_has_nothing_of_the_last_answer() -> None:
+    first = session("a").turns[0]
+    again = Session("a", (first, replace(first, observed="Question: b", restarts=True)))
+    calls, _ = split(await played(FakeServer(), [again], Closed(1), mode="live"))
+    recorded, _ = split(await played(FakeServer(), [again], Closed(1)))
+    assert [call.new_tokens for call in calls] == [call.new_tokens for call in recorded]
 
 
 async def test_a_closed_loop_keeps_as_many_sessions_under_way_as_it_says() -> None:

@@ -82,12 +82,13 @@ async def test_what_a_signal_stopped_has_not_succeeded(number: signal.Signals, c
     assert "to be gone on with" in told.getvalue()
 
 
-async def test_a_worker_that_is_gone_is_told_in_a_line() -> None:
-    """Killed for want of memory, for instance, while another system started."""
+@pytest.mark.parametrize("error", [aiohttp.ClientError("no connection to 127.0.0.1:8401"), psutil.NoSuchProcess(99999)])
+async def test_a_worker_that_is_gone_is_told_in_a_line(error: Exception) -> None:
+    """Killed for want of memory, for instance, while another system started, or during a run."""
 
     async def work() -> None:
-        raise aiohttp.ClientError("Cannot connect to host 127.0.0.1:8401")
+        raise error
 
     told = io.StringIO()
     assert await hosting.to_the_end(work(), Console(file=told), stopped="") == 1
-    assert "failed: a worker does not answer: Cannot connect to host 127.0.0.1:8401; its log is" in told.getvalue()
+    assert f"failed: a worker does not answer: {error}; its log is" in told.getvalue()

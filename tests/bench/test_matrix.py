@@ -29,12 +29,14 @@ def test_a_closed_loop_plays_its_rounds() -> None:
         ("closed:8", 16),
         ("poisson:0.1", 3),
     ]
+    once = matrix.model_copy(update={"rounds": None})
+    assert [run.workload.sessions for run in runs(once)] == [3, 8, 3]  # as many as its load says
 
 
 def test_an_open_loop_plays_what_arrives_in_its_minutes() -> None:
     loads = ("closed:8", "poisson:0.005", "poisson:0.1", "poisson:0.123")
     matrix = Matrix(workloads=(WORKLOAD,), loads=loads, systems=("shared",), repeats=1, minutes=5)
-    assert [run.workload.sessions for run in runs(matrix)] == [3, 3, 30, 37]
+    assert [run.workload.sessions for run in runs(matrix)] == [8, 3, 30, 37]
 
 
 def test_a_workload_may_have_loads_of_its_own() -> None:
@@ -81,9 +83,9 @@ def test_systems_are_given_the_same_sessions_and_repeats_others() -> None:
 
 
 def test_a_run_cannot_be_asked_for_twice() -> None:
-    with pytest.raises(ValueError, match="shared-m4-react-3-s0-closed4-r0 would be run twice"):
+    with pytest.raises(ValueError, match="shared-m4-react-4-s0-closed4-r0 would be run twice"):
         Matrix(workloads=(WORKLOAD, WORKLOAD))
-    with pytest.raises(ValueError, match="shared-m4-react-3-s0-closed4-r0 would be run twice"):
+    with pytest.raises(ValueError, match="shared-m4-react-4-s0-closed4-r0 would be run twice"):
         Matrix(workloads=(WORKLOAD,), loads=("closed:4", "closed:4"))
 
 
@@ -157,3 +159,30 @@ def test_the_short_matrix_ends_in_time() -> None:
     starting_s = 150 * len(SHORT.systems)
     assert starting_s + len(list(runs(SHORT))) * SHORT.limit_s < 15 * 60
     assert {config.source for config in FULL.workloads} == {"react", "reflexion", "tool_heavy"}
+
+
+def test_live_sessions_have_room_for_outputs_twice_as_long(tmp_path: Path) -> None:
+    turns = [{"role": "r", "output": "so " * 10}] * 4
+    (tmp_path / "own.jsonl").write_text(json.dumps({"session": "a", "turns": turns}) + "\n")
+    run = Run("shared", 4, WorkloadConfig(source=str(tmp_path / "own.jsonl"), sessions=1), "closed:1", 0)
+    calls = [len(workload_of(run, words, 60, mode).sessions[0].turns) for mode in ("replay", "live")]
+    assert calls == [4, 2]
+
+
+def test_what_differs_is_never_shown_under_one_name() -> None:
+    def title(source: str, **fields: int) -> str:
+        return WorkloadConfig(source=source, **fields).title
+
+    assert title("react") == title("a/react.jsonl") == "react"
+    assert title("react", max_calls=3) == "react, 3 calls"
+    assert title("react", seed=2) == "react, seed 2"
+    assert (title("react:a/hotpot.jsonl"), title("reflexion:a/hotpot.jsonl")) == ("react:hotpot", "reflexion:hotpot")
+    assert (title("mooncake:t.jsonl"), title("bfcl:base")) == ("mooncake:t", "bfcl:base")
+    files = tuple(WorkloadConfig(source=f"mooncake:{folder}/t.jsonl") for folder in "ab")
+    with pytest.raises(ValueError, match=r"'mooncake:a/t.jsonl' and 'mooncake:b/t.jsonl' would both be shown as 'moon"):
+        Matrix(workloads=files)
+    more = WORKLOAD.model_copy(update={"sessions": 30})
+    with pytest.raises(ValueError, match="'react' is given twice with load 'closed:4', with other `sessions` alone"):
+        Matrix(workloads=(WORKLOAD, more))
+    loads = WORKLOAD.model_copy(update={"sessions": 30, "loads": ("closed:9",)})
+    assert len(Matrix(workloads=(WORKLOAD, loads), loads=("closed:4",)).workloads) == 2

@@ -247,3 +247,12 @@ def test_runs_that_began_on_a_busy_system_are_told_of(tmp_path: Path) -> None:
     for repeat, requests in enumerate((0.0, 2.0)):
         write_run(tmp_path, [CALL, SESSION], repeat=repeat, idle={"waited_s": 60.0, "requests": requests})
     assert "to 0.1. 1 began before the one before was off the workers." in report_of(tmp_path)
+
+
+def test_sessions_that_were_not_played_are_told_of(tmp_path: Path) -> None:
+    workload = {"source": "own.jsonl", "sessions": 2, "max_calls": None, "seed": 0}
+    for repeat in range(2):
+        outgrown = {"left_out": 3, "shortened": 1}
+        write_run(tmp_path, [CALL, SESSION], repeat=repeat, workload=workload, outgrown=outgrown)
+    said = "Not played: workload 'own.jsonl', in 7,782 tokens of context: 3 sessions whose first call does not fit are"
+    assert report_of(tmp_path).count(said) == 1

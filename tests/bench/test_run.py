@@ -1,3 +1,4 @@
+import io
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -17,6 +18,7 @@ from prefillshare.bench.matrix import Matrix, Run, WorkloadConfig, workload_of
 from prefillshare.bench.systems import Machine
 from prefillshare.errors import UserError
 from prefillshare.identity import BaseIdentity
+from prefillshare.workloads.conversation import Mode
 from prefillshare.workloads.session import Workload
 from prefillshare.workloads.tokens import Tokenise
 from tests.bench.fake_server import FakeServer, hosted_by
@@ -24,6 +26,7 @@ from tests.workloads.tokenisers import words
 
 MATRIX = Matrix(
     workloads=(WorkloadConfig(source="react", sessions=2, max_calls=3),),
+    loads=("closed:2",),
     systems=("shared", "colocated"),
     models=(2,),
     repeats=2,
@@ -50,9 +53,9 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def _without_thinking(run: Run, tokenise: Tokenise, max_model_len: int) -> Workload:
+def _without_thinking(run: Run, tokenise: Tokenise, max_model_len: int, mode: Mode = "replay") -> Workload:
     """Drawn sessions think for seconds between their calls, and these runs would be played in real time."""
-    drawn = workload_of(run, tokenise, max_model_len)
+    drawn = workload_of(run, tokenise, max_model_len, mode)
     turns = ([replace(turn, think_s=0.0) for turn in session.turns] for session in drawn.sessions)
     sessions = (replace(session, turns=tuple(own)) for session, own in zip(drawn.sessions, turns, strict=True))
     return replace(drawn, sessions=tuple(sessions))
@@ -71,7 +74,7 @@ def test_every_run_leaves_its_records_and_what_they_were_measured_with(started: 
     assert [row["kind"] for row in rows].count("call") == 6
     assert [row["kind"] for row in rows].count("session") == 2
     facts = json.loads(results[0].read_text())
-    assert (facts["system"], facts["models"], facts["load"]) == ("colocated", 2, "closed:4")
+    assert (facts["system"], facts["models"], facts["load"]) == ("colocated", 2, "closed:2")
     assert facts["environment"]["dtype"] == "float32"
     assert facts["use"]["seconds"] > 0
     assert facts["roles"] == ["planner", "actor", "evaluator"]
@@ -160,7 +163,7 @@ def test_what_is_done_is_not_done_again(started: list[str], tmp_path: Path) -> N
 def test_part_of_a_matrix_can_be_run_and_the_rest_later(started: list[str], tmp_path: Path) -> None:
     assert run(tmp_path, only=("shared", "r1")) == 0
     names = sorted(file.stem for file in (tmp_path / "runs").glob("*.json"))
-    assert names == [f"{system}-m2-react-2-3-s0-closed4-{repeat}" for system, repeat in _SOME]
+    assert names == [f"{system}-m2-react-2-3-s0-closed2-{repeat}" for system, repeat in _SOME]
     run(tmp_path)
     assert len(list((tmp_path / "runs").glob("*.json"))) == 4
     assert started == ["shared", "colocated", "colocated"]
@@ -171,7 +174,7 @@ _SOME = (("colocated", "r1"), ("shared", "r0"), ("shared", "r1"))
 
 def test_a_part_that_is_none_is_refused_before_anything_starts(started: list[str], tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"^--only closed:4 --only none: no run .* they are as shared-m2-react-2-3-s0-closed4-r0"
+        UserError, match=r"^--only closed:4 --only none: no run .* they are as shared-m2-react-2-3-s0-closed2-r0"
     ):
         run(tmp_path, only=("closed:4", "none"))
     assert started == []
@@ -238,6 +241,58 @@ def test_too_little_memory_for_the_models_is_said_before_anything_starts(started
     assert started == []
 
 
+def own_sessions(file: Path, *texts: str) -> Matrix:
+    """A matrix of a file's sessions, each with one call that puts out one of these texts."""
+    rows = ({"session": f"s{place}", "turns": [{"role": "r", "output": text}]} for place, text in enumerate(texts))
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return MATRIX.model_copy(update={"workloads": (WorkloadConfig(source=str(file), sessions=9),), "repeats": 1})
+
+
+def test_a_file_that_has_changed_is_not_gone_on_with(started: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "own.jsonl"
+    matrix, output = own_sessions(file, "so far", "so good"), tmp_path / "results"
+    assert run(output, matrix, only=("shared",)) == 0
+    own_sessions(file, "so far", "so bad")
+    started.clear()
+    with pytest.raises(
+        UserError, match=r"holds shared-.*, which played other sessions than .*own.jsonl' has now; go on"
+    ):
+        run(output, matrix)
+    assert started == []
+    (result,) = (output / "runs").glob("*.json")
+    facts = json.loads(result.read_text())
+    # Records of before that was written do not say.
+    result.write_text(json.dumps({name: value for name, value in facts.items() if name != "sessions_digest"}))
+    assert run(output, matrix) == 0
+
+
+def test_fewer_sessions_than_are_played_at_a_time_are_refused(started: list[str], tmp_path: Path) -> None:
+    matrix = own_sessions(tmp_path / "own.jsonl", "so far", "so good")
+    with pytest.raises(
+        UserError, match=r"load 'closed:3': .*own.jsonl' has 2 sessions; give closed:2 or less, or more"
+    ):
+        run(tmp_path / "results", matrix.model_copy(update={"loads": ("closed:3",)}))
+    assert started == []
+
+
+def test_what_the_context_is_too_small_for_is_said_once_and_recorded(started: list[str], tmp_path: Path) -> None:
+    matrix = own_sessions(tmp_path / "own.jsonl", "so far", "so " * 9000, "so good")
+    told = io.StringIO()
+    assert runner.run(matrix, Path("base"), tmp_path / "results", Console(file=told), ()) == 0
+    assert told.getvalue().count("1 sessions whose first call does not fit are left out") == 1
+    for result in (tmp_path / "results" / "runs").glob("*.json"):
+        assert json.loads(result.read_text())["outgrown"] == {"left_out": 1, "shortened": 0}
+
+
+def test_an_output_that_is_no_folder_is_refused_before_anything_starts(started: list[str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"OUTPUT .*file is a file; give a folder"):
+        run(tmp_path / "file")
+    with pytest.raises(UserError, match=r"OUTPUT .*results: cannot write there: Not a directory; give another folder"):
+        run(tmp_path / "file" / "results")
+    assert started == []
+
+
 def test_what_is_wrong_with_a_workload_is_said_before_anything_starts(started: list[str], tmp_path: Path) -> None:
     wrong = Matrix(workloads=(WORKLOAD := MATRIX.workloads[0], WORKLOAD.model_copy(update={"source": "none.jsonl"})))
     with pytest.raises(UserError, match=r"none\.jsonl: cannot read it"):
@@ -296,7 +351,7 @@ def test_calls_that_were_cut_off_are_counted(
             yield system
 
     monkeypatch.setattr(runner, "hosted", hosted)
-    run(tmp_path, MATRIX.model_copy(update={"limit_s": 0.3}), only=("shared-m2-react-2-3-s0-closed4-r0",))
+    run(tmp_path, MATRIX.model_copy(update={"limit_s": 0.3}), only=("shared-m2-react-2-3-s0-closed2-r0",))
     (file,) = (tmp_path / "runs").glob("*.json")
     kinds = [json.loads(line)["kind"] for line in file.with_suffix(".jsonl").read_text().splitlines()]
     assert kinds.count("cut") == json.loads(file.read_text())["cut_calls"] == 2
@@ -308,7 +363,7 @@ def test_runs_whose_roles_were_cast_otherwise_are_not_gone_on_with(
 ) -> None:
     """Three calls have no evaluator. Of three models the third was then the planner's too; of two it makes no odds."""
     matrix = MATRIX.model_copy(update={"models": (models,)})
-    assert run(tmp_path, matrix, only=(f"shared-m{models}-react-2-3-s0-closed4-r0",)) == 0
+    assert run(tmp_path, matrix, only=(f"shared-m{models}-react-2-3-s0-closed2-r0",)) == 0
     (file,) = (tmp_path / "runs").glob("shared*r0.json")
     facts = json.loads(file.read_text())
     started.clear()
@@ -327,8 +382,8 @@ def test_what_was_asked_for_is_there_whole_or_not_at_all(
     written = []
     whole = runner.write_whole
     monkeypatch.setattr(runner, "write_whole", lambda file, text: (written.append(file.name), whole(file, text)))
-    run(tmp_path, only=("shared-m2-react-2-3-s0-closed4-r0",))
-    assert written == ["matrix.json", "shared-m2-react-2-3-s0-closed4-r0.json"]
+    run(tmp_path, only=("shared-m2-react-2-3-s0-closed2-r0",))
+    assert written == ["matrix.json", "shared-m2-react-2-3-s0-closed2-r0.json"]
 
 
 def test_a_system_that_does_not_start_ends_the_command(

@@ -84,7 +84,12 @@ def test_decode_workers_of_a_core_share_it_as_a_device_also_when_they_start_on_a
 
 @pytest.mark.parametrize(
     ("arguments", "tokens"),
-    [((), 2048), (("--max-num-batched-tokens", "256"), 256), (("--seed", "1", "--max-num-batched-tokens=512"), 512)],
+    [
+        ((), 2048),
+        (("--max-num-batched-tokens", "256"), 256),
+        (("--seed", "1", "--max-num-batched-tokens=512"), 512),
+        (("--max_num_batched_tokens=99",), 99),
+    ],
 )
 def test_a_step_is_as_long_as_the_engine_is_told(arguments: tuple[str, ...], tokens: int) -> None:
     machine = Machine(engine_args=arguments)

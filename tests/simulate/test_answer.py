@@ -217,3 +217,15 @@ def test_help_teaches() -> None:
     shown = run("--help").stdout
     for word in ("Example", "--rate", "--ttft", "shared", "per-model", "colocated", "docs/simulation.md"):
         assert word in shown
+
+
+def test_a_call_that_is_too_long_for_the_model_is_bad_input(tmp_path: Path) -> None:
+    turn = {"role": "r", "observed": "hot cold day " * 3000, "output": "so it is"}
+    file = tmp_path / "own.jsonl"
+    file.write_text(json.dumps({"session": "s", "turns": [turn]}) + "\n")
+    asked = QUESTION | {"source": str(file), "models": 1, "sessions": 1}
+    with pytest.raises(
+        UserError, match=r"model: smollm2-135m takes 8,192 tokens, and a prompt of .* has 9,00\d with its"
+    ):
+        answer(**asked | {"model": "smollm2-135m"}, ttft_s=9.0, tpot_s=0.5)
+    assert answer(**asked, ttft_s=9.0, tpot_s=0.5).needs["shared"]

@@ -47,3 +47,11 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     file = tmp_path / "folder" / "rows.jsonl"
     write_rows(file, iter([{"name": "ä"}, {"name": "b"}]))
     assert [row.name for _, row in read_rows(file, Row)] == ["ä", "b"]
+
+
+def test_where_nothing_can_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path, tmp_path / "file" / "rows.jsonl"):
+        with pytest.raises(UserError, match=f"^{place}: cannot write it: .*; give another file"):
+            write_rows(place, iter([{"name": "a"}]))
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]

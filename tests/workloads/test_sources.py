@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from prefillshare.errors import UserError
-from prefillshare.workloads.session import prompt_tokens
-from prefillshare.workloads.sources import open_workload
+from prefillshare.workloads.session import Outgrown, Workload, prompt_tokens
+from prefillshare.workloads.sources import in_words, open_workload
 from tests.workloads.tokenisers import characters, words
 
 STEP = {"thought": "so far", "action": "Search[x]", "observation": "x is y"}
@@ -87,3 +87,43 @@ def test_sessions_that_began_soon_are_taken_too(tmp_path: Path) -> None:
     assert begun(2, None) == (0.0, 3.0)
     drawn = open_workload("react", words, sessions=2, begun_within_s=1e9)
     assert (len(drawn.sessions), drawn.starts()) == (2, None)
+
+
+def test_sessions_that_begin_together_are_not_more_than_asked_for(tmp_path: Path) -> None:
+    rows = ({"session": name, "start_s": 0.0, "turns": [{"role": "r", "output": "x"}]} for name in "abc")
+    file = str(written(tmp_path / "own.jsonl", *rows))
+    assert len(open_workload(file, words, sessions=2).sessions) == 2
+    assert len(open_workload(file, words, sessions=2, begun_within_s=0.0).sessions) == 3
+
+
+def long(name: str, *outputs: int) -> dict:
+    return {"session": name, "turns": [{"role": "r", "output": "so " * number} for number in outputs]}
+
+
+def test_what_a_context_is_too_small_for_is_counted(tmp_path: Path) -> None:
+    rows = [long("a", 50), long("b", 5, 5, 30), long("c", 5), long("d", 50), long("e", 5, 50)]
+    file = str(written(tmp_path / "own.jsonl", *rows))
+
+    def opened(**limits: int | None) -> Workload:
+        return open_workload(file, words, **limits)
+
+    whole = opened(context_limit=20)
+    assert [(session.name, len(session.turns)) for session in whole.sessions] == [("b", 2), ("c", 1), ("e", 1)]
+    assert whole.outgrown == Outgrown(left_out=2, shortened=2)
+    assert opened(context_limit=20, sessions=2).outgrown == Outgrown(left_out=1, shortened=1)  # d and e are not wanted
+    assert opened(context_limit=20, sessions=9).outgrown == Outgrown(left_out=2, shortened=2)
+    assert opened(context_limit=20, max_calls=1).outgrown == Outgrown(left_out=2)
+    assert opened(context_limit=100).outgrown == opened().outgrown == Outgrown()
+    said = in_words(file, whole.outgrown, 2000)
+    assert said is not None
+    assert said.startswith(f"workload '{file}', in 2,000 tokens of context: ")
+    assert said.endswith("context: 2 sessions whose first call does not fit are left out, 2 end early")
+    assert in_words(file, Outgrown(), 20) is None
+    assert in_words("tool_heavy", Outgrown(shortened=3), 20) is None  # drawn to the end of the context
+
+
+def test_outputs_that_may_become_longer_take_more_of_the_context(tmp_path: Path) -> None:
+    file = str(written(tmp_path / "own.jsonl", long("a", 5, 5, 5)))
+    for stretch, calls in ((1, 3), (2, 1)):
+        (session,) = open_workload(file, words, context_limit=18, stretch=stretch).sessions
+        assert len(session.turns) == calls

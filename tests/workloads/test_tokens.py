@@ -51,3 +51,10 @@ def test_without_the_package_it_is_said_what_to_install(tmp_path: Path, monkeypa
     monkeypatch.setattr("prefillshare.extras.is_installed", lambda package: False)
     with pytest.raises(UserError, match=r"tokenizers is not installed; pip install 'prefillshare\[cpu\]'"):
         load_tokenise(tmp_path)
+
+
+def test_a_tokenizer_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    (tmp_path / "tokenizer.json").write_text('{"version": "1.0"')
+    with pytest.raises(UserError, match=r"tokenizer\.json: not a tokenizer: "):
+        load_tokenise(tmp_path)

@@ -137,7 +137,7 @@ def workload(
     from prefillshare.workloads.arrivals import Poisson
     from prefillshare.workloads.mooncake import write_trace
     from prefillshare.workloads.recorded import write_sessions
-    from prefillshare.workloads.sources import open_workload
+    from prefillshare.workloads.sources import in_words, open_workload
     from prefillshare.workloads.tokens import load_tokenise
 
     tokenise = load_tokenise(base)
@@ -151,3 +151,5 @@ def workload(
     calls = sum(len(session.turns) for session in opened.sessions)
     roles = {turn.role for session in opened.sessions for turn in session.turns}
     typer.echo(f"{len(opened.sessions):,} sessions with {calls:,} calls of {len(roles)} roles are in {output}")
+    if context is not None and (missing := in_words(source, opened.outgrown, context)):
+        typer.echo(missing, err=True)

@@ -151,6 +151,7 @@ class _Player:
         try:
             conversation = Conversation(self._preamble, self._what.mode)
             for number, (model, new) in enumerate(zip(models, new_tokens(session), strict=True)):
+                new += _longer(session, number, calls) if self._what.mode == "live" else 0
                 record = await self._turn(session, number, model, new, conversation)
                 calls.append(record)
                 self._tell(record)
@@ -207,6 +208,13 @@ class _Player:
 
     def _now(self) -> float:
         return perf_counter() - self.began
+
+
+def _longer(session: Session, number: int, calls: Sequence[CallRecord]) -> int:
+    """By how many tokens what joined the context before a turn is longer than recorded."""
+    if number == 0 or session.turns[number].restarts:
+        return 0
+    return calls[-1].output_tokens - session.turns[number - 1].output_tokens
 
 
 def as_row(record: Record) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import psutil
 from rich.console import Console
 
 from prefillshare.bench.host import Hosted, HostRequest
@@ -39,9 +40,9 @@ async def to_the_end(work: Coroutine[Any, Any, None], console: Console, *, stopp
                 raise
             console.print(stopped)
             return 128 + signals.received
-        except (HostFailed, aiohttp.ClientError) as error:
+        except (HostFailed, aiohttp.ClientError, psutil.NoSuchProcess) as error:
             why = str(error)
-            if isinstance(error, aiohttp.ClientError):
+            if not isinstance(error, HostFailed):
                 why = f"a worker does not answer: {why}; its log is under `systems` in the output folder"
             console.print(f"failed: {why}", style="red", markup=False, highlight=False, soft_wrap=True)
             return 1

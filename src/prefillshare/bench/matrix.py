@@ -15,7 +15,7 @@ from prefillshare.config import describe_validation_error, read_yaml
 from prefillshare.errors import UserError
 from prefillshare.fields import Count, Section
 from prefillshare.workloads.arrivals import Arrivals, Closed, Poisson, Trace, parse_arrivals
-from prefillshare.workloads.conversation import Mode
+from prefillshare.workloads.conversation import STRETCH, Mode
 from prefillshare.workloads.session import Workload
 from prefillshare.workloads.sources import open_workload
 from prefillshare.workloads.tokens import Tokenise
@@ -41,8 +41,11 @@ class WorkloadConfig(Section):
 
     @property
     def title(self) -> str:
-        """In tables and plots."""
-        return Path(self.source).stem + (f", {self.max_calls} calls" if self.max_calls else "")
+        """In tables and plots, where runs of one title are compared with each other."""
+        kind, colon, file = self.source.partition(":")
+        name = f"{kind}:{Path(file).stem}" if colon and "/" not in kind else Path(self.source).stem
+        calls = f", {self.max_calls} calls" if self.max_calls else ""
+        return name + calls + (f", seed {self.seed}" if self.seed else "")
 
 
 class Matrix(Section):
@@ -51,8 +54,9 @@ class Matrix(Section):
     Systems are started one after the other, or all of one number of models `together`: then they play each load in
     turn, within minutes of each other. There must be memory for all of them.
 
-    With `rounds`, a closed loop plays so many sessions for each that it has at a time, and with `minutes` an open loop
-    as many as arrive in that time, on average or as recorded, if that is more than a workload's `sessions`.
+    With `rounds`, a closed loop plays so many sessions for each that it has at a time, without it one, and with
+    `minutes` an open loop as many as arrive in that time, on average or as recorded, if that is more than a workload's
+    `sessions`.
     """
 
     workloads: Annotated[tuple[WorkloadConfig, ...], Field(min_length=1)]
@@ -85,6 +89,27 @@ class Matrix(Section):
             raise ValueError(
                 f"{twice[0]} would be run twice; give each workload, load, system and number of models once"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _titles_tell_workloads_apart(self) -> Self:
+        """Runs of one title and load would be taken for repeats of one cell."""
+        shown: dict[str, WorkloadConfig] = {}
+        played = set[tuple[str, str]]()
+        for workload in self.workloads:
+            title = workload.title
+            if (other := shown.setdefault(title, workload)).source != workload.source:
+                raise ValueError(
+                    f"workloads {other.source!r} and {workload.source!r} would both be shown as {title!r}; give the "
+                    "files names that differ"
+                )
+            for load in workload.loads or self.loads:
+                if (title, load) in played:
+                    raise ValueError(
+                        f"workload {workload.source!r} is given twice with load {load!r}, with other `sessions` alone; "
+                        "give each of them loads, `max_calls` or a `seed` of its own"
+                    )
+                played.add((title, load))
         return self
 
     def limit_of(self, workload: WorkloadConfig) -> float:
@@ -177,7 +202,7 @@ def runs(matrix: Matrix) -> Iterator[Run]:
 def _long_enough(workload: WorkloadConfig, load: str, matrix: Matrix) -> WorkloadConfig:
     arrivals, minutes, sessions = parse_arrivals(load), matrix.minutes_of(workload), workload.sessions
     if isinstance(arrivals, Closed):
-        sessions = max(sessions, (matrix.rounds or 0) * arrivals.concurrent)
+        sessions = max(sessions, (matrix.rounds or 1) * arrivals.concurrent)
     if isinstance(arrivals, Poisson):
         sessions = max(sessions, ceil(60 * (minutes or 0.0) * arrivals.rate))
     # How many of a trace arrive in that time is known when it has been read.
@@ -213,23 +238,27 @@ FULL = Matrix(
 )
 
 
-def workload_of(run: Run, tokenise: Tokenise, max_model_len: int) -> Workload:
-    """The run's sessions: of drawn ones others for every repeat, and the same for all systems.
+def workload_of(run: Run, tokenise: Tokenise, max_model_len: int, mode: Mode = "replay") -> Workload:
+    """The run's sessions: of drawn ones others for every repeat, and the same for all systems. They fit into the
+    context, however long the outputs become that `mode` allows.
 
     Raises:
         UserError: as `open_workload`.
     """
     config, arrivals = run.workload, parse_arrivals(run.load)
     soon_s = 60 * config.minutes * arrivals.speed if config.minutes and isinstance(arrivals, Trace) else None
-    opened = open_workload(
+    return open_workload(
         config.source,
         tokenise,
         sessions=config.sessions,
         seed=config.seed + run.repeat,
-        context_limit=int(max_model_len * (1 - _TEMPLATE)),
+        max_calls=config.max_calls,
+        context_limit=context_for_texts(max_model_len),
+        stretch=STRETCH[mode],
         begun_within_s=soon_s,
     )
-    if config.max_calls is None:
-        return opened
-    cut = (replace(session, turns=session.turns[: config.max_calls]) for session in opened.sessions)
-    return replace(opened, sessions=tuple(cut))
+
+
+def context_for_texts(max_model_len: int) -> int:
+    """Tokens that the texts of a prompt and its output may have together."""
+    return int(max_model_len * (1 - _TEMPLATE))

@@ -5,12 +5,16 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 from prefillshare.bench.cells import ARRIVING, LABELS, by_load, by_panel, by_system, in_figures
 from prefillshare.bench.figures import Figures, Slo, read_runs
+from prefillshare.bench.matrix import context_for_texts
 from prefillshare.bench.open_loop import KEEPS_UP
 from prefillshare.bench.plots import plots
 from prefillshare.bench.systems import SYSTEMS, Machine, SystemName, calls_at_a_time
+from prefillshare.workloads.session import Outgrown
+from prefillshare.workloads.sources import in_words
 
 # What a table shows, with its decimals.
 SHOWN = {
@@ -116,8 +120,17 @@ def _about(runs: Sequence[Figures], slo: Slo) -> str:
             "`bench calibrate` measured, if every token of a session were computed once, all calls under way formed "
             "one batch and nobody waited.",
             *([_ABOUT_OPEN_LOOPS] if any(panel.is_open for panel in by_panel(runs)) else ()),
+            *dict.fromkeys(text for run in runs if (text := _outgrown(run.facts))),
         ]
     )
+
+
+def _outgrown(facts: Mapping[str, Any]) -> str | None:
+    """What the context was too small for; records from before that was written do not say."""
+    context = context_for_texts(Machine.model_validate(facts["machine"]).max_model_len)
+    missing = Outgrown(**facts.get("outgrown", {}))
+    text = in_words(facts["workload"]["source"], missing, context)
+    return text and f"\nNot played: {text}."
 
 
 def _more_at_a_time(runs: Sequence[Figures]) -> str:

@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict, replace
 from datetime import datetime
 from functools import partial
+from hashlib import sha256
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -26,16 +27,17 @@ from prefillshare.bench.drive import CutRecord, Play, Record, as_row, play
 from prefillshare.bench.environment import environment, kind_of_machine
 from prefillshare.bench.host import Hosted, HostedWorker, HostRequest
 from prefillshare.bench.hosting import hosted, to_the_end
-from prefillshare.bench.matrix import Matrix, Run, runs, workload_of
+from prefillshare.bench.matrix import Matrix, Run, context_for_texts, runs, workload_of
 from prefillshare.bench.systems import SYSTEMS, SystemName, check_room, model_names
 from prefillshare.bench.watch import until_idle, watching
 from prefillshare.errors import UserError
 from prefillshare.files import write_whole
 from prefillshare.hardware import resolve_dtype
 from prefillshare.identity import compute_identity
-from prefillshare.workloads.arrivals import Trace
+from prefillshare.workloads.arrivals import Closed, Trace, parse_arrivals
 from prefillshare.workloads.models import cast
 from prefillshare.workloads.session import Workload
+from prefillshare.workloads.sources import in_words
 from prefillshare.workloads.tokens import Tokenise, load_tokenise
 
 MATRIX = "matrix.json"
@@ -54,9 +56,10 @@ def run(matrix: Matrix, base: Path, output: Path, console: Console, only: Sequen
 
     Raises:
         UserError: the base is no checkpoint with a tokenizer, a workload cannot be opened, a system has too little KV
-            memory for its models, sessions do not say when they arrive or do so after the limit, `output` holds
-            another matrix or runs of another base, on another kind of machine or with roles cast otherwise, or no run
-            has a name as in `only`.
+            memory for its models, sessions do not say when they arrive or do so after the limit, or are fewer than a
+            closed loop has at a time, `output` is no folder that can be written to, or holds another matrix or runs of
+            another base, on another kind of machine, of other sessions or with roles cast otherwise, or no run has a
+            name as in `only`.
     """
     return asyncio.run(_run(matrix, base, output, console, only))
 
@@ -76,11 +79,18 @@ async def _run(matrix: Matrix, base: Path, output: Path, console: Console, only:
         _check_same(output, identity, kind)
         if kind["autogroups"]:
             console.print(_AUTOGROUPS, style="yellow", markup=False, highlight=False)
+    said = set[str]()
     for each in missing:
         check_room(each.system, each.models, matrix.machine)
-        workload = workload_of(each, tokenise, matrix.machine.max_model_len)  # says what is wrong with it
+        # Says what is wrong with it.
+        workload = workload_of(each, tokenise, matrix.machine.max_model_len, matrix.mode)
         _check_ends(each, workload, matrix.limit_of(each.workload))
-        _check_cast(output, each, workload)
+        _check_enough(each, workload)
+        _check_played_before(output, each, workload)
+        context = context_for_texts(matrix.machine.max_model_len)
+        if (text := in_words(each.workload.source, workload.outgrown, context)) and text not in said:
+            said.add(text)
+            console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
     _claim(output, matrix)  # not by one that cannot run: mended, it would be another
     console.print(f"{len(missing)} runs to do; what is done is in {output / 'runs'}", markup=False, soft_wrap=True)
 
@@ -131,7 +141,7 @@ async def one_run(
 ) -> None:
     """Plays one run on a started system, whose base has this identity, and writes its two files. `workers` are of all
     systems that are up: none of them may still compute for a run that was cut off."""
-    workload = workload_of(each, tokenise, matrix.machine.max_model_len)
+    workload = workload_of(each, tokenise, matrix.machine.max_model_len, matrix.mode)
     result = _result(output, each)
     result.parent.mkdir(parents=True, exist_ok=True)
     what = Play(
@@ -163,6 +173,8 @@ async def one_run(
         "models": each.models,
         "workload": each.workload.model_dump(),
         "roles": workload.roles(),
+        "sessions_digest": _digest(workload),
+        "outgrown": asdict(workload.outgrown),
         "load": each.load,
         "repeat": each.repeat,
         "mode": matrix.mode,
@@ -182,14 +194,19 @@ async def one_run(
 
 def _check_free(output: Path, matrix: Matrix) -> None:
     """Runs of one folder are compared with each other, so they must come from one matrix."""
-    with suppress(FileNotFoundError):
+    if output.exists() and not output.is_dir():
+        raise UserError(f"OUTPUT {output} is a file; give a folder, which need not exist")
+    with suppress(FileNotFoundError, NotADirectoryError):
         if not _is(matrix, (output / MATRIX).read_text()):
             raise UserError(f"{output} holds the runs of another matrix; give another folder, or remove it")
 
 
 def _claim(output: Path, matrix: Matrix) -> None:
-    output.mkdir(parents=True, exist_ok=True)
-    write_whole(output / MATRIX, matrix.model_dump_json(indent=1) + "\n")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        write_whole(output / MATRIX, matrix.model_dump_json(indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"OUTPUT {output}: cannot write there: {error.strerror}; give another folder") from None
 
 
 def _is(matrix: Matrix, written: str) -> bool:
@@ -229,15 +246,35 @@ def _check_ends(each: Run, workload: Workload, limit_s: float) -> None:
         )
 
 
-def _check_cast(output: Path, each: Run, workload: Workload) -> None:
-    """Systems are compared on the same sessions, so a role must have the same model on all of them. Runs that do not
-    say which roles there were had those of the sessions that were drawn."""
-    names, roles = model_names(each.models), workload.roles()
+def _check_enough(each: Run, workload: Workload) -> None:
+    arrivals, sessions = parse_arrivals(each.load), len(workload.sessions)
+    if isinstance(arrivals, Closed) and sessions < arrivals.concurrent:
+        raise UserError(
+            f"load {each.load!r}: {each.workload.source!r} has {sessions} sessions; give closed:{sessions} or less, or "
+            "more sessions"
+        )
+
+
+def _digest(workload: Workload) -> str:
+    """Of what is played."""
+    return sha256(repr((workload.preamble, workload.preamble_tokens, workload.sessions)).encode()).hexdigest()
+
+
+def _check_played_before(output: Path, each: Run, workload: Workload) -> None:
+    """Systems are compared on the same sessions, and a role must have the same model on all of them. Runs that do not
+    say which roles there were had those of the sessions that were drawn; those that do not say which sessions they
+    played are taken to have played these."""
+    names, roles, digest = model_names(each.models), workload.roles(), _digest(workload)
     for file in (_result(output, replace(each, system=system)) for system in SYSTEMS):
         if not file.exists():
             continue
-        said = json.loads(file.read_text()).get("roles", ())
-        before = replace(workload, declared=tuple(said)).roles()
+        facts = json.loads(file.read_text())
+        if facts.get("sessions_digest", digest) != digest:
+            raise UserError(
+                f"{output} holds {file.stem}, which played other sessions than {each.workload.source!r} has now; go on "
+                "with the file of then, or give another folder"
+            )
+        before = replace(workload, declared=tuple(facts.get("roles", ()))).roles()
         if any(cast(session, before, names) != cast(session, roles, names) for session in workload.sessions):
             raise UserError(
                 f"{output} holds {file.stem}, whose roles were {', '.join(before)}; now they are {', '.join(roles)}, "

@@ -97,9 +97,12 @@ class Machine(Section):
 
 def _batched_tokens(engine_args: Sequence[str]) -> int:
     """Raises ArgumentError for what is no whole number, vLLM's own short forms among it."""
-    options = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    options = ArgumentParser(add_help=False, exit_on_error=False)
     options.add_argument("--max-num-batched-tokens", type=int, default=_BATCHED_TOKENS)
-    return int(options.parse_known_args(engine_args)[0].max_num_batched_tokens)
+    # As vLLM reads them, which takes underscores for dashes.
+    pairs = (argument.partition("=") for argument in engine_args)
+    dashed = [name.replace("_", "-") + equals + value for name, equals, value in pairs]
+    return int(options.parse_known_args(dashed)[0].max_num_batched_tokens)
 
 
 def flow_of(machine: Machine) -> FlowConfig:

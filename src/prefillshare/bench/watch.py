@@ -103,6 +103,7 @@ async def watching(http: aiohttp.ClientSession, system: Hosted) -> AsyncIterator
 
     Raises:
         aiohttp.ClientError: a worker does not answer.
+        psutil.NoSuchProcess: a worker has ended; its supervisor may have started another meanwhile.
     """
     use = Use(workers=[WorkerUse(worker.name, worker.role, worker.core) for worker in system.workers])
     before = await asyncio.gather(*(fetch(http, worker.url) for worker in system.workers))

@@ -10,7 +10,7 @@ from rich.table import Table
 from prefillshare.errors import UserError
 from prefillshare.simulate.bounds import Demand
 from prefillshare.simulate.goals import Goal, GoalMissed, Missed
-from prefillshare.simulate.hardware import worker_profile
+from prefillshare.simulate.hardware import MODELS, worker_profile
 from prefillshare.simulate.layout import SystemName
 from prefillshare.simulate.plan import Need, plan
 from prefillshare.simulate.workload import model_names, rough_tokenise, shapes_of
@@ -119,6 +119,7 @@ def answer(
     tokenise = rough_tokenise if base is None else load_tokenise(base)
     workload = open_workload(source, tokenise, sessions=sessions, seed=seed)
     demand = Demand(shapes_of(workload, names), names, rate, workload.preamble_tokens)
+    _check_fits(model, source, demand)
     needs: dict[SystemName, Need | Missed] = {}
     for system in get_args(SystemName):
         try:
@@ -130,6 +131,16 @@ def answer(
         raise UserError("\n".join(("no system meets the goals; allow more time, or choose other hardware:", *missed)))
     called = {call.model for shape in demand.shapes for call in shape}
     return Answer(asked, needs, shared_by_some(workload), len(names) - len(called))
+
+
+def _check_fits(model: str, source: str, demand: Demand) -> None:
+    most = MODELS[model].positions
+    longest = max(call.prompt + call.output for shape in demand.shapes for call in shape)
+    if longest > most:
+        raise UserError(
+            f"model: {model} takes {most:,} tokens, and a prompt of {source!r} has {longest:,} with its output; have "
+            f"its sessions end earlier with `prefillshare bench workload --context {most}`, and plan for that file"
+        )
 
 
 def _columns(system: SystemName, need: Need | Missed) -> Iterator[tuple[str, tuple[str, ...]]]:

@@ -50,6 +50,7 @@ class Model:
     head_dim: int
     intermediate: int
     vocabulary: int
+    positions: int  # of a prompt with its output, at most
     tied: bool = False  # the output layer is the embedding
     head_norms: bool = False  # of queries and keys
 
@@ -75,9 +76,9 @@ class Model:
 MODELS: Mapping[str, Model] = {
     model.name: model
     for model in (
-        Model("llama-3.1-8b", 32, 4096, 32, 8, 128, 14336, 128256),
-        Model("qwen3-14b", 40, 5120, 40, 8, 128, 17408, 151936, head_norms=True),
-        Model("smollm2-135m", 30, 576, 9, 3, 64, 1536, 49152, tied=True),
+        Model("llama-3.1-8b", 32, 4096, 32, 8, 128, 14336, 128256, 131072),
+        Model("qwen3-14b", 40, 5120, 40, 8, 128, 17408, 151936, 40960, head_norms=True),
+        Model("smollm2-135m", 30, 576, 9, 3, 64, 1536, 49152, 8192, tied=True),
     )
 }
 

@@ -14,7 +14,8 @@ from prefillshare.workloads.session import Turn
 
 Mode = Literal["replay", "live"]
 
-_LIVE_LIMIT = 2
+# How many times as long as recorded an output may be.
+STRETCH: Mapping[Mode, int] = {"replay": 1, "live": 2}
 
 
 def streamed(model: str, messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -50,7 +51,7 @@ class Conversation:
         body = streamed(model, place_instructions(self.prompt(turn), "behind_context"))
         if self.mode == "replay":
             return body | exactly(turn.output_tokens)
-        return body | {"max_tokens": _LIVE_LIMIT * turn.output_tokens}
+        return body | {"max_tokens": STRETCH[self.mode] * turn.output_tokens}
 
     def prompt(self, turn: Turn) -> list[dict[str, str]]:
         """The turn's messages as an agent writes them: the role's instructions in front. `request` calls this."""

@@ -8,6 +8,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from prefillshare.errors import UserError
+from prefillshare.files import write_whole
 
 Row = TypeVar("Row", bound=BaseModel)
 
@@ -40,11 +41,13 @@ def lines_of(file: Path) -> Iterator[tuple[int, str]]:
 
 
 def write_rows(file: Path, rows: Iterator[dict[str, object]]) -> None:
-    """One object a line, in place of what the file held."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w") as out:
-        for row in rows:
-            out.write(json.dumps(row, ensure_ascii=False) + "\n")
+    """One object a line, in place of what the file held. Raises UserError when it cannot be written."""
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, text)
+    except OSError as error:
+        raise UserError(f"{file}: cannot write it: {error.strerror}; give another file") from None
 
 
 def _problems(error: ValidationError) -> str:

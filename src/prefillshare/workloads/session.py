@@ -9,7 +9,7 @@ and two calls of a session share all but the end of their prompts, whichever rol
 which model plays a role are decided apart from them (`arrivals`, `models`).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 
@@ -61,10 +61,19 @@ class Session:
 
 
 @dataclass(frozen=True, slots=True)
+class Outgrown:
+    """Sessions of a source that a context was too small for: from their first call on, or later."""
+
+    left_out: int = 0
+    shortened: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Workload:
     """Sessions that begin with the same preamble (task description, few-shot examples; may be empty).
 
-    `declared` are the roles that its source says there are, which these sessions need not call.
+    `declared` are the roles that its source says there are, which these sessions need not call. `outgrown` is what is
+    missing of its source up to the last of these sessions, since the context is too small.
     """
 
     name: str
@@ -72,6 +81,7 @@ class Workload:
     preamble_tokens: int
     sessions: tuple[Session, ...]
     declared: tuple[str, ...] = ()
+    outgrown: Outgrown = Outgrown()
 
     def roles(self) -> tuple[str, ...]:
         """Every role once: those that are declared, then others in the order of first appearance."""
@@ -128,25 +138,39 @@ def _known(turn: Turn, earlier: Turn) -> int:
     return turn.observed_tokens * same // len(turn.observed) if same else 0
 
 
-def fitting(turns: Iterable[Turn], preamble_tokens: int, limit: int | None) -> tuple[Turn, ...]:
-    """The turns up to the first whose prompt and output together are more than `limit` tokens. None means no limit."""
+def fitting(turns: Iterable[Turn], preamble_tokens: int, limit: int | None, *, stretch: int = 1) -> tuple[Turn, ...]:
+    """The turns up to the first whose prompt and output together are more than `limit` tokens. None means no limit.
+
+    Outputs count as `stretch` times as long as they are said to be.
+    """
     taken: list[Turn] = []
     context = preamble_tokens
     for turn in turns:
         if turn.restarts:
             context = preamble_tokens
         context += turn.observed_tokens
-        if limit is not None and context + turn.instructions_tokens + turn.output_tokens > limit:
+        if limit is not None and context + turn.instructions_tokens + stretch * turn.output_tokens > limit:
             break
         taken.append(turn)
-        context += turn.output_tokens
+        context += stretch * turn.output_tokens
     return tuple(taken)
 
 
-def within(workload: Workload, limit: int) -> Workload:
-    """The workload for a context of `limit` tokens: sessions end early where they would outgrow it.
+def within(workload: Workload, limit: int, *, stretch: int = 1) -> Workload:
+    """The workload for a context of `limit` tokens: sessions end early where they would outgrow it, if outputs are
+    `stretch` times as long as they are said to be.
 
     Sessions whose first turn is too long are left out.
     """
-    cut = ((session, fitting(session.turns, workload.preamble_tokens, limit)) for session in workload.sessions)
+    cut = (
+        (session, fitting(session.turns, workload.preamble_tokens, limit, stretch=stretch))
+        for session in workload.sessions
+    )
     return replace(workload, sessions=tuple(replace(session, turns=turns) for session, turns in cut if turns))
+
+
+def outgrown(whole: Sequence[Session], taken: Sequence[Session]) -> Outgrown:
+    """What is missing in `taken`, in the order of `whole`; names tell sessions apart."""
+    turns = {session.name: len(session.turns) for session in taken}
+    shortened = sum(turns.get(session.name, len(session.turns)) < len(session.turns) for session in whole)
+    return Outgrown(sum(session.name not in turns for session in whole), shortened)

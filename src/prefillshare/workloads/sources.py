@@ -16,7 +16,7 @@ from prefillshare.workloads.family import family_names, load_family
 from prefillshare.workloads.generate import generate
 from prefillshare.workloads.mooncake import read_trace
 from prefillshare.workloads.recorded import read_sessions
-from prefillshare.workloads.session import Workload, within
+from prefillshare.workloads.session import Outgrown, Workload, outgrown, within
 from prefillshare.workloads.tokens import Tokenise
 from prefillshare.workloads.trajectories import Family, read_trajectories
 
@@ -30,7 +30,9 @@ def open_workload(
     *,
     sessions: int | None = None,
     seed: int = 0,
+    max_calls: int | None = None,
     context_limit: int | None = None,
+    stretch: int = 1,
     begun_within_s: float | None = None,
 ) -> Workload:
     """Reads or draws a workload. It declares all roles of its source, whichever of them its sessions call.
@@ -38,7 +40,9 @@ def open_workload(
     Args:
         sessions: how many; the first ones of a file, all of it by default. Families need a number.
         seed: of a family.
-        context_limit: in tokens; sessions end before they would outgrow it.
+        max_calls: sessions end after so many.
+        context_limit: in tokens; sessions end before they would outgrow it. What that takes away is in `outgrown`.
+        stretch: outputs may become so many times as long as they are said to be.
         begun_within_s: more than `sessions`, if more are recorded to have begun so soon after the first.
 
     Raises:
@@ -50,14 +54,32 @@ def open_workload(
     except ValueError as error:
         raise UserError(f"workload {source!r}: {error}") from None
     workload = replace(workload, declared=workload.roles())
-    if context_limit is not None:
-        workload = within(workload, context_limit)
-    if sessions is not None:
-        soon = sum(start <= (begun_within_s or 0.0) for start in workload.starts() or ())
-        workload = replace(workload, sessions=workload.sessions[: max(sessions, soon)])
-    if not workload.sessions:
+    if max_calls is not None:
+        cut = (replace(session, turns=session.turns[:max_calls]) for session in workload.sessions)
+        workload = replace(workload, sessions=tuple(cut))
+    fits = workload if context_limit is None else within(workload, context_limit, stretch=stretch)
+    if not fits.sessions:
         raise UserError(f"workload {source!r}: no session fits into {context_limit} tokens")
-    return workload
+    taken = fits.sessions
+    if sessions is not None:
+        soon = 0 if begun_within_s is None else sum(start <= begun_within_s for start in fits.starts() or ())
+        taken = taken[: max(sessions, soon)]
+    # Sessions behind the last that is wanted are not missing, whether they fit or not.
+    whole = workload.sessions
+    if len(taken) < len(fits.sessions):
+        whole = whole[: 1 + next(place for place, session in enumerate(whole) if session.name == taken[-1].name)]
+    return replace(fits, sessions=taken, outgrown=outgrown(whole, taken))
+
+
+def in_words(source: str, missing: Outgrown, context_limit: int) -> str | None:
+    """What a context was too small for, for users; None if it was for nothing. That drawn sessions end with the
+    context is how they are drawn."""
+    said = []
+    if missing.left_out:
+        said.append(f"{missing.left_out:,} sessions whose first call does not fit are left out")
+    if missing.shortened and source not in family_names():
+        said.append(f"{missing.shortened:,} end early")
+    return f"workload {source!r}, in {context_limit:,} tokens of context: {', '.join(said)}" if said else None
 
 
 def _open(source: str, tokenise: Tokenise, sessions: int | None, seed: int) -> Workload:

@@ -19,7 +19,7 @@ def load_tokenise(folder: Path) -> Tokenise:
     """The tokenizer of a checkpoint, from its tokenizer.json.
 
     Raises:
-        UserError: there is none, or the package `tokenizers` is not installed.
+        UserError: there is none, it cannot be read, or the package `tokenizers` is not installed.
     """
     file = folder / "tokenizer.json"
     if not file.is_file():
@@ -28,7 +28,10 @@ def load_tokenise(folder: Path) -> Tokenise:
         raise UserError(why)
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(file))
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the package raises nothing narrower
+        raise UserError(f"{file}: not a tokenizer: {error}") from None
     return lambda text: tokenizer.encode(text, add_special_tokens=False).ids
 
 
