@@ -104,5 +104,5 @@ bench-full: setup  ## More systems and loads, for docs/bench.md (a day on two co
 	$(BIN)/python -m experiments.bench full
 	$(BIN)/python -m experiments.bench publish artifacts/bench/full
 
-clean:  ## Remove what the demo made; keeps .venv
-	rm -rf artifacts logs
+clean:  ## Remove what the demo made; keeps .venv, and what experiments and benchmarks did in artifacts/
+	rm -rf logs $(addprefix artifacts/,base data modules full-fine-tuning compare.json demo.json)

@@ -2,9 +2,10 @@
 
 `python -m experiments.autogroups` writes the table in docs/bench.md from the runs in docs/results/autogroups.
 
-To measure again, with `sudo sysctl kernel.sched_autogroup_enabled=` 1 and then 0, into a folder each:
+To measure again, with `sudo sysctl kernel.sched_autogroup_enabled=` 1 and then 0, into a folder `on` and then `off`,
+whose `runs` then take the place of those there:
 
-    prefillshare bench run docs/results/autogroups/on --base artifacts/base --matrix docs/results/autogroups/matrix.json
+    prefillshare bench run artifacts/autogroups/on --base artifacts/base --matrix docs/results/autogroups/matrix.json
 """
 
 import sys

@@ -18,7 +18,8 @@ limits | models | float32 | small-steps | short-contexts | repeats | publish`.
     publish         writes tables and plot of docs/bench.md, and of README.md if it has a place for them, from the
                     records in docs/results/bench, or from those of a folder, which are copied there, with the runs of
                     further folders in place of its own (`publish artifacts/bench/full artifacts/bench/together`). All
-                    but `full` and `together` have folders and tables of their own
+                    but `full` and `together` have folders and tables of their own, but for `short` and `models`,
+                    which have none: their reports are in artifacts/bench/
 
 All but the last make the base when it is missing, measure what work costs here, run, and leave a report in
 artifacts/bench/. Timings are worth something on a machine that does nothing else.

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -31,7 +32,7 @@ from experiments.accuracy.cells import (
 )
 from experiments.accuracy.families import FAMILIES
 from experiments.accuracy.items import Data
-from experiments.accuracy.training import is_trained, train_cell
+from experiments.accuracy.training import Recipe, is_trained, keep_recipe, train_cell
 from experiments.environment import environment
 from prefillshare.errors import UserError
 from prefillshare.hardware import preferred_dtype
@@ -147,7 +148,7 @@ class Group:
         if any("validation" not in record.scores for record in self.records):  # the best is not known, or there is none
             return None
         chosen = best(self.records)
-        done = "test" in chosen.scores or chosen.dtype == preferred_dtype() or self._has_checkpoint(chosen.cell)
+        done = "test" in chosen.scores or chosen.dtype == preferred_dtype() or self._has_checkpoint(chosen)
         return None if done else chosen
 
     def _base(self) -> None:
@@ -166,15 +167,20 @@ class Group:
         # It was the best before more rates were tried, and is; or only another machine can train it as it was.
         if "test" in chosen.scores or self.left_to_others():
             return
-        if not self._has_checkpoint(chosen.cell):
+        if not self._has_checkpoint(chosen):
             self._train(chosen)
         self._score(chosen, "test")
 
     def _train(self, record: Record) -> None:
-        folder = self._checkpoint(record.cell)
         start_from = self._start(record) if record.cell.start else None
-        record.training = train_cell(record.cell, self.data.train, self.grid.base, folder, start_from)
+        record.training = self._write_checkpoint(record.cell, record.recipe, start_from)
         record.environment = environment()
+
+    def _write_checkpoint(self, cell: Cell, recipe: Recipe, start_from: Path | None = None) -> dict[str, Any]:
+        folder = self._checkpoint(cell)
+        found = train_cell(cell, self.data.train, self.grid.base, folder, start_from)
+        keep_recipe(folder, recipe)
+        return found
 
     def _start(self, record: Record) -> Path:
         """The checkpoint that the cell starts from, trained again if it is gone.
@@ -185,14 +191,14 @@ class Group:
         start = record.cell.start
         assert start is not None
         folder = self._checkpoint(start)
-        if not is_trained(folder):
+        if not is_trained(folder, record.recipe):
             dtype = load(start, record.recipe, self.grid.results).dtype
             if dtype not in (None, preferred_dtype()):
                 raise UserError(
                     f"{record.cell} starts from {start}, whose checkpoint {folder} is gone and was trained in {dtype}; "
                     "run it on a machine that computes in it, or remove that record"
                 )
-            train_cell(start, self.data.train, self.grid.base, folder)
+            self._write_checkpoint(start, record.recipe)
         return folder
 
     def _score(self, record: Record, part: str) -> None:
@@ -215,15 +221,15 @@ class Group:
             )
         save(record, self.grid.results)
 
-    def _has_checkpoint(self, cell: Cell) -> bool:
-        return is_trained(self._checkpoint(cell))
+    def _has_checkpoint(self, record: Record) -> bool:
+        return is_trained(self._checkpoint(record.cell), record.recipe)
 
     def _checkpoint(self, cell: Cell) -> Path:
         return self.grid.checkpoints / cell.folder
 
 
 def run(what: Grid, *, budget_s: float, console: Console) -> bool:
-    """Whether everything is done. Stops before a step that would end after the budget."""
+    """Whether all is done that can be done here. Stops before a step that would end after the budget."""
     groups = what.groups()
     clock = Clock(budget_s)
     total = sum(len(group.remaining()) for group in groups)
@@ -240,11 +246,10 @@ def run(what: Grid, *, budget_s: float, console: Console) -> bool:
             console.print(f"[{done + 1}/{total}] {step.title}{time_left}", highlight=False)
             clock.run(step)
             done += 1
-    left = [record for group in groups if (record := group.left_to_others())]
-    for chosen in left:
+    for chosen in (record for group in groups if (record := group.left_to_others())):
         console.print(
             f"{chosen.cell}: the best so far, trained in {chosen.dtype}; its test items are left to a machine that "
             f"computes in it (or remove both systems' records at this rate, to train both in {preferred_dtype()})",
             highlight=False,
         )
-    return not left
+    return True

@@ -14,7 +14,7 @@ from experiments.accuracy.cells import Record, best, draw, grid, load, recipe
 from experiments.accuracy.families import FAMILIES
 from experiments.accuracy.items import Data, Item
 from experiments.accuracy.results import at_common_rates
-from experiments.accuracy.training import is_trained, train_cell
+from experiments.accuracy.training import is_trained, keep_recipe, train_cell
 from experiments.section import write_section
 from prefillshare.errors import UserError
 from prefillshare.evaluation.config import EvaluateConfig
@@ -92,13 +92,14 @@ class Sweep:
 
     def _checkpoint(self, record: Record, data: Data) -> Path:
         folder = self.checkpoints / record.cell.folder
-        if not is_trained(folder):
+        if not is_trained(folder, record.recipe):
             if record.dtype != preferred_dtype():
                 raise UserError(
                     f"{folder} is gone and was trained in {record.dtype}; this machine would train it in "
                     f"{preferred_dtype()}: sweep another seed or family, or on a machine like the first"
                 )
             train_cell(record.cell, data.train, self.base, folder)
+            keep_recipe(folder, record.recipe)
         return folder
 
 

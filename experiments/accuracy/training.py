@@ -26,6 +26,8 @@ from prefillshare.training.run import train
 from prefillshare.training.trainer import IGNORED
 
 Row = dict[str, str]
+Recipe = dict[str, Any]
+_RECIPE = "recipe.json"
 
 
 def train_cell(
@@ -49,9 +51,15 @@ def train_cell(
     return {"seconds": round(time.monotonic() - started, 1), "final_loss": loss}
 
 
-def is_trained(folder: Path) -> bool:
-    """Whether `train_cell` has written a checkpoint there."""
-    return (folder / "config.json").is_file() or is_adapter(folder)
+def keep_recipe(folder: Path, recipe: Recipe) -> None:
+    """Says beside a checkpoint that `train_cell` has written what it was made by."""
+    (folder / _RECIPE).write_text(json.dumps(recipe, indent=1) + "\n")
+
+
+def is_trained(folder: Path, recipe: Recipe) -> bool:
+    """Whether there is a whole checkpoint made by this recipe: with other items or another base it would be another."""
+    file = folder / _RECIPE
+    return file.is_file() and json.loads(file.read_text()) == recipe
 
 
 def is_adapter(folder: Path) -> bool:

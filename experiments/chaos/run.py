@@ -25,6 +25,7 @@ _STREAMED, _LEFT = 0.7, 0.05  # of the calls; of the streams, those that the cli
 _FAILED_PAUSE_S = 1.0  # a client waits so long after an error, as Retry-After says
 _RECOVERY_S = 300.0
 _EMPTY_S = 60.0
+_ASKING = aiohttp.ClientTimeout(total=10.0)  # a worker for its metrics
 
 
 class Log:
@@ -191,11 +192,15 @@ async def _all_up(local: LocalDeployment, http: aiohttp.ClientSession) -> bool:
 
 
 async def _used(local: LocalDeployment, http: aiohttp.ClientSession) -> dict[str, float]:
-    """Workers whose KV pool holds blocks for some request, with the used part."""
+    """Workers whose KV pool holds blocks for some request, with the used part; all of it of one that does not say."""
     used = {}
     for worker in local.workers:
-        async with http.get(f"{worker.url}/metrics") as response:
-            samples = _samples(await response.text())
+        try:
+            async with http.get(f"{worker.url}/metrics", timeout=_ASKING) as response:
+                samples = _samples(await response.text())
+        except (aiohttp.ClientError, TimeoutError):
+            used[worker.spec.name] = 1.0
+            continue
         used[worker.spec.name] = sum(value for name, _, value in samples if name == "vllm:kv_cache_usage_perc")
     return {name: part for name, part in used.items() if part}
 

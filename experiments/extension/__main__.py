@@ -10,7 +10,6 @@ a machine that does nothing else.
 import argparse
 import asyncio
 import json
-import os
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -24,7 +23,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from examples.demo.prepare_base import prepare_base
-from experiments.environment import versions
+from experiments.environment import load_when_quiet, versions
 from experiments.extension.report import START, table
 from experiments.extension.sessions import CONTEXT_WORDS, NEW_WORDS, PLANS, THINK_S, measure
 from experiments.handoff_cost.client import MeasurementFailed, open_client
@@ -40,7 +39,6 @@ from prefillshare.deployment.supervision import StartupFailed
 from prefillshare.engine.version import vllm_distribution
 from prefillshare.errors import UserError
 from prefillshare.router.app import create_app
-from prefillshare.router_config import RouterConfig
 
 ROOT = Path(__file__).parents[2]
 SCRATCH = ROOT / "artifacts" / "extension"
@@ -65,7 +63,7 @@ async def run(first_port: int, console: Console) -> int:
     base = prepare_base(ROOT / "artifacts" / "base")
     make_module(base, SCRATCH / "module", name=MODULE, base_name=BASE)
     deployment = plan(base, SCRATCH / "module", SCRATCH / "logs", first_port)
-    extending = RouterConfig(port=first_port, extension="auto")
+    extending = deployment.router.model_copy(update={"extension": "auto"})
     local = LocalDeployment(deployment.model_copy(update={"router": extending}))
     with StopSignals(on_first=partial(say_stopping, console), kill=local.kill) as signals:
         try:
@@ -85,7 +83,7 @@ async def run(first_port: int, console: Console) -> int:
 
 
 async def _measure(local: LocalDeployment, port: int, console: Console) -> dict[str, Any]:
-    load = os.getloadavg()[0]
+    load = await load_when_quiet(console)
     worker_key = local.workers[0].spec.worker_key
     async with open_client(worker_key) as http, visibly(local, console), _router_beside(local, port) as off:
         found = []
@@ -106,7 +104,7 @@ async def _router_beside(local: LocalDeployment, port: int) -> AsyncIterator[str
     """Another router over the same workers, without extension."""
     specs = [worker.spec for worker in local.workers]
     app = create_app(
-        RouterConfig(port=port, extension="off"),
+        local.deployment.router.model_copy(update={"port": port, "extension": "off"}),
         routes(local.deployment, specs),
         block_size=specs[0].block_size,
         worker_key=specs[0].worker_key,

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from examples.demo.prepare_base import prepare_base
-from experiments.environment import versions
+from experiments.environment import load_when_quiet, versions
 from experiments.handoff_cost import decode_speed, second_turn
 from experiments.handoff_cost.client import MeasurementFailed, open_client
 from experiments.handoff_cost.report import DECODE_START, TURNS_START, decode_table, turns_table
@@ -42,7 +42,6 @@ SCRATCH = ROOT / "artifacts" / "handoff-cost"
 RESULTS = ROOT / "docs" / "results" / "handoff-cost.json"
 PAGE = ROOT / "docs" / "handoff.md"
 _QUICK_ROUNDS, _QUICK_SESSIONS = 2, 2
-_BUSY_LOAD = 0.5
 
 
 def main() -> None:
@@ -95,9 +94,6 @@ async def run(options: argparse.Namespace, console: Console) -> int:
 
 
 def _prepare(options: argparse.Namespace, console: Console) -> tuple[LocalDeployment, PlainVllm]:
-    load = os.getloadavg()[0]
-    if load > _BUSY_LOAD:
-        console.print(f"warning: the machine is busy (load {load:.1f}), so its timings say little", style="yellow")
     base = prepare_base(ROOT / "artifacts" / "base")
     make_module(base, SCRATCH / "module", name=MODULE, base_name=BASE)
     deployment = plan(base, SCRATCH / "module", SCRATCH / "logs", options.first_port)
@@ -111,7 +107,7 @@ async def _measure(
     local: LocalDeployment, plain: PlainVllm, options: argparse.Namespace, console: Console
 ) -> dict[str, Any]:
     prefill, decode = (_worker(local, role).url for role in ("prefill", "decode"))
-    load = os.getloadavg()[0]
+    load = await load_when_quiet(console)
     worker_key = local.workers[0].spec.worker_key
     async with open_client(worker_key) as http, plain, visibly(local, console):
         with console.status("waiting for plain vLLM"):

@@ -36,6 +36,7 @@ class Target:
     honest_key: str
     operator_key: str
     secrets: tuple[str, ...]  # keys of tenants and of workers, which stand in no answer and in no log
+    attackers_keys: tuple[str, ...]  # which stand in no log either
     worker_urls: tuple[str, ...]
     pids: Callable[[], Mapping[str, int]]
     logs: Callable[[], str]
@@ -121,7 +122,8 @@ async def attack(
     outcome.seconds = round(time.monotonic() - started, 1)
     outcome.problems += outcome.honest.wrong
     outcome.problems += await _left_behind(target, before)
-    outcome.problems += _logged(target.logs(), [*target.secrets, mark, *(session.canary for session in sessions)])
+    unlogged = [*target.secrets, *target.attackers_keys, mark, *(session.canary for session in sessions)]
+    outcome.problems += _logged(target.logs(), unlogged)
     return outcome
 
 

@@ -68,6 +68,8 @@ def plan(base: Path, module: DecodeModule, folder: Path, first_port: int, keys: 
             "log_format": "json",
             "request_timeout_s": 120,
             "limits": {"head_timeout_s": 2},
+            # What is turned away for want of room does nothing to anybody: here it waits, and is served.
+            "flow": {"queue_share": 100},
             "keys": [
                 {"name": name, "sha256": digest(key).hex()}
                 | ({"operator": True, "models": []} if name == "operator" else {})
@@ -113,6 +115,7 @@ async def serving(file: Path, first_port: int, keys: dict[str, str]) -> AsyncIte
             honest_key=keys["honest"],
             operator_key=keys["operator"],
             secrets=(keys["honest"], keys["operator"], _worker_key(process)),
+            attackers_keys=tuple(key for name, key in keys.items() if name not in ("honest", "operator")),
             worker_urls=tuple(f"http://127.0.0.1:{first_port + number}" for number in (1, 2)),
             pids=lambda: _pids(process, folder / "logs"),
             logs=logs,

@@ -22,6 +22,7 @@ _CONTEXT = """You keep the logbook of the lighthouse. The word that opens its do
 window was mended. On Tuesday fog came in and the horn was sounded for nine hours. On Thursday the supply boat brought
 oil, flour and two letters, and took the broken barometer away."""
 _RETRY_S = 0.5
+_PATIENCE_S = 180.0  # after so long of nothing but refusals a call has failed
 
 Messages = list[dict[str, str]]
 
@@ -97,7 +98,8 @@ async def play(
 
 
 async def _answer(http: aiohttp.ClientSession, url: str, name: str, body: dict[str, Any], played: Played) -> str:
-    """The answer's text; refusals that may be tried again are."""
+    """The answer's text; refusals that may be tried again are, for a while."""
+    began = time.monotonic()
     while True:
         started = time.monotonic()
         async with http.post(f"{url}/v1/chat/completions", json=body, headers={"x-session-id": name}) as response:
@@ -105,7 +107,7 @@ async def _answer(http: aiohttp.ClientSession, url: str, name: str, body: dict[s
         if response.status == 200:
             played.seconds.append(time.monotonic() - started)
             return streamed(raw) if body["stream"] else str(json.loads(raw)["choices"][0]["message"]["content"])
-        if response.status not in (429, 503):
+        if response.status not in (429, 503) or time.monotonic() - began > _PATIENCE_S:
             return f"{response.status}: {raw}"
         played.refused[str(json.loads(raw)["error"]["code"])] += 1
         await asyncio.sleep(_RETRY_S)

@@ -11,7 +11,6 @@ else.
 
 import argparse
 import json
-import os
 import shutil
 import statistics
 import sys
@@ -23,7 +22,7 @@ import uvloop
 from rich.console import Console
 from rich.progress import Progress
 
-from experiments.environment import versions
+from experiments.environment import load_when_quiet, versions
 from experiments.overhead import report
 from experiments.overhead.client import Failed, load, requests
 from experiments.overhead.routers import MODEL
@@ -34,7 +33,6 @@ ROOT = Path(__file__).parents[2]
 SCRATCH = ROOT / "artifacts" / "overhead"
 RESULTS = ROOT / "docs" / "results"
 PAGE = ROOT / "docs" / "overhead.md"
-_BUSY_LOAD = 0.5
 _WARM_UP = 50  # requests
 
 
@@ -78,9 +76,7 @@ def main() -> None:
 
 def run(options: argparse.Namespace, console: Console) -> int:
     rounds = 2 if options.quick else options.rounds
-    before = os.getloadavg()[0]
-    if before > _BUSY_LOAD:
-        console.print(f"warning: the machine is busy (load {before:.1f}), so its timings say little", style="yellow")
+    before = uvloop.run(load_when_quiet(console))
     if not options.vllm_router:
         console.print("vllm-router is neither on the PATH nor given: measuring without it")
     try:

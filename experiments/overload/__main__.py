@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from examples.demo.prepare_base import prepare_base
-from experiments.environment import versions
+from experiments.environment import load_when_quiet, versions
 from experiments.handoff_cost.client import MeasurementFailed
 from experiments.handoff_cost.systems import BASE, MODULE
 from experiments.overload.load import OUTPUT_TOKENS, PROMPT_TOKENS, Answer, Clients
@@ -49,7 +49,6 @@ OVERLOAD = 5
 CLOSED, AT_CAPACITY, OVER = "closed loop", "1x", f"{OVERLOAD}x"
 MAX_NUM_SEQS = 16
 _REST_S = 1.0  # between phases
-_BUSY_LOAD = 0.5
 
 
 def main() -> None:
@@ -81,6 +80,7 @@ async def run(options: argparse.Namespace, console: Console) -> int:
 
     with StopSignals(on_first=partial(say_stopping, console), kill=kill) as signals:
         try:
+            options.load = await load_when_quiet(console)
             local = _prepare(options, console)
             running.append(local)
             rounds = await _measure(local, options, console)
@@ -101,9 +101,6 @@ async def run(options: argparse.Namespace, console: Console) -> int:
 
 
 def _prepare(options: argparse.Namespace, console: Console) -> LocalDeployment:
-    load = options.load = os.getloadavg()[0]
-    if load > _BUSY_LOAD:
-        console.print(f"warning: the machine is busy (load {load:.1f}), so its timings say little", style="yellow")
     base = prepare_base(ROOT / "artifacts" / "base")
     make_module(base, SCRATCH / "module", name=MODULE, base_name=BASE)
     cores = sorted(os.sched_getaffinity(0))

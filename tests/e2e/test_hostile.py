@@ -74,6 +74,7 @@ def target(workers: Workers) -> Iterator[tuple[Target, dict[str, str]]]:
             honest_key=keys["honest"],
             operator_key=keys["operator"],
             secrets=(keys["honest"], keys["operator"], worker_key),
+            attackers_keys=(keys["mallory"], keys["trudy"]),
             worker_urls=tuple(url(spec) for spec in specs.values()),
             pids=pids,
             logs=log.getvalue,

@@ -31,7 +31,9 @@ def build(seed: int, size: Size) -> Data:
     held_out: list[list[Item]] = []
     for wanted in (size.test, size.validation):
         taken: list[Item] = []
-        while groups and len(taken) < wanted:
+        for _ in range(len(groups)):
+            if len(taken) >= wanted:
+                break
             # A large group would fill a held-out part with one function; it is left to training.
             group = groups.pop()
             if len(group) <= max(3, wanted // 20):

@@ -27,6 +27,12 @@ def test_more_items_than_there_are_is_refused() -> None:
         functions.build(0, Size(10, 100, 5_000))
 
 
+@pytest.mark.timeout(60)
+def test_where_large_groups_alone_are_left_it_ends() -> None:
+    with pytest.raises(UserError, match="lower it"):
+        functions.build(0, Size(10, 250, 500))
+
+
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(functions, "PACKAGE", "no_such_package")
     with pytest.raises(UserError, match="pip install"):
