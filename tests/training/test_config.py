@@ -52,6 +52,11 @@ def test_overrides_replace_fields_and_have_their_types(tmp_path: Path) -> None:
         (MINIMAL, ["test_split_size=0.1"], "test_split_size: rows are split beforehand"),
         (MINIMAL + "env: {X: 1}\n", [], "env: set environment variables where the command is started"),
         (MINIMAL, ["seed=[1"], "override 'seed=\\[1': the value is not valid YAML"),
+        (MINIMAL, ["bf16=true", "fp16=true"], "bf16: true together with fp16: true"),
+        (MINIMAL, ["warmup_ratio=1.5"], "warmup_ratio: must be at least 0 and below 1 .found 1.5"),
+        (MINIMAL, ["warmup_ratio=short"], "warmup_ratio: .*valid number.* .found 'short'"),
+        (MINIMAL, ["warmup_ratio=0.1", "warmup_steps=few"], "warmup_steps: .*valid number.* .found 'few'"),
+        (MINIMAL, ["enable_jit_checkpoint=true", "save_only_model=true"], "enable_jit_checkpoint: with save_only_"),
         ("output_dir: x\n", [], "dataset_name: Field required"),
     ],
 )
@@ -77,6 +82,9 @@ def test_what_cannot_be_used_is_named(tmp_path: Path, content: str, overrides: l
         ("eval_packing=true", "one to a row"),
         ("loss_type=chunked_nll", "computes nll and dft"),
         ("router_aux_loss_coef=0.1", "has experts"),
+        ("torch_compile=true", "changes the names of the tensors"),
+        ("torch_compile_backend=inductor", "changes the names of the tensors"),
+        ("torch_compile_mode=default", "changes the names of the tensors"),
     ],
 )
 def test_options_that_cannot_work_on_base_kv_are_refused_with_the_reason(
@@ -140,6 +148,18 @@ def test_the_compute_dtype_is_what_was_asked_for(tmp_path: Path, options: dict[s
     assert config.arguments().bf16 is (dtype == "bfloat16")
 
 
+@pytest.mark.parametrize("ratio_first", [False, True])
+@pytest.mark.parametrize(("steps", "expected"), [(20, 20), (0, 0.1)])
+def test_warm_up_steps_win_over_the_ratio_whatever_the_order(
+    tmp_path: Path, steps: int, expected: float, ratio_first: bool
+) -> None:
+    """As in Transformers 4, from which configs have both."""
+    lines = [f"warmup_steps: {steps}\n", "warmup_ratio: 0.1\n"]
+    config = load_train_config(write(tmp_path, MINIMAL + "".join(reversed(lines) if ratio_first else lines)))
+    assert config.arguments().warmup_steps == expected
+    assert config.changed(warmup_ratio=0.2).get("warmup_steps") == (20 if steps else 0.2)
+
+
 def test_a_changed_config_is_checked_again(tmp_path: Path) -> None:
     config = load_train_config(write(tmp_path, MINIMAL), ["seed=3"])
     assert config.changed(max_steps=4).get("max_steps") == 4
@@ -152,3 +172,9 @@ def test_hyper_parameters_leave_out_paths_and_names(tmp_path: Path) -> None:
     parameters = load_train_config(write(tmp_path, MINIMAL), ["learning_rate=2e-5", "name=x"]).hyper_parameters()
     assert parameters["learning_rate"] == 2e-5
     assert not {"model_name_or_path", "dataset_name", "output_dir", "name"} & parameters.keys()
+
+
+def test_a_token_for_the_hub_goes_nowhere(tmp_path: Path) -> None:
+    config = load_train_config(write(tmp_path, MINIMAL), ["hub_token=hf_secret"])
+    assert "hub_token" not in config.hyper_parameters()
+    assert config.arguments().hub_token is None

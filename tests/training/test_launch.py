@@ -13,6 +13,7 @@ from prefillshare.errors import UserError
 from prefillshare.module import load_module
 from prefillshare.training import run
 from prefillshare.training.config import load_train_config
+from prefillshare.training.launch import check_launch
 from prefillshare.training.run import train
 from tests.training.tiny import save_base
 
@@ -96,6 +97,16 @@ def test_deepspeed_is_refused_when_the_launcher_asks_for_it(recipe: Path, monkey
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     with pytest.raises(UserError, match=r"accelerate launch: DeepSpeed is not proven .* use FSDP"):
         train(config)
+
+
+def test_compilation_is_refused_when_the_launcher_asks_for_it(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_train_config(recipe)
+    monkeypatch.setattr(run, "compute_identity", lambda _: pytest.fail("the base was read before it was refused"))
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    with pytest.raises(UserError, match=r"ACCELERATE_DYNAMO_BACKEND: torch.compile \(INDUCTOR\) .* --dynamo_backend"):
+        train(config)
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")  # as `accelerate launch` sets it by itself
+    check_launch(config)
 
 
 @pytest.mark.parametrize("asked", ["field", "launcher"])

@@ -7,6 +7,7 @@ import datasets
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 
 from prefillshare.errors import UserError
 from prefillshare.identity import compute_identity
@@ -15,7 +16,8 @@ from prefillshare.training import run
 from prefillshare.training.base_cache import base_pass
 from prefillshare.training.config import TrainConfig
 from prefillshare.training.dataset import read_examples
-from prefillshare.training.output import RECORD_NAME, UNFINISHED
+from prefillshare.training.output import UNFINISHED
+from prefillshare.training.record import RECORD_NAME
 from prefillshare.training.reference import generate, load_base, load_decode
 from prefillshare.training.sources import digest
 from tests.training.tiny import byte_tokenizer, save_base, single, tiny_model
@@ -91,6 +93,18 @@ def test_loss_on_assistant_turns_may_be_asked_for_and_is_what_there_is(
     record = run.train(asked, show_progress=False).manifest.training
     assert record["final_loss"] == pytest.approx(plain["final_loss"], abs=1e-6)
     assert record["hyper_parameters"]["assistant_only_loss"] is True
+
+
+def test_a_module_has_the_named_templates_of_its_base(config: TrainConfig, tmp_path: Path) -> None:
+    base = shutil.copytree(config.model_name_or_path, tmp_path / "base")
+    folder = base / "additional_chat_templates"
+    folder.mkdir()
+    (folder / "tool_use.jinja").write_text("{{ tools }}")
+    config = config.changed(model_name_or_path=base)
+    kept = config.output_dir / "additional_chat_templates" / "tool_use.jinja"
+    for change in ({}, {"overwrite_output_dir": True}):
+        run.train(config.changed(max_steps=1, **change), show_progress=False)
+        assert kept.read_text() == "{{ tools }}"
 
 
 def test_the_base_on_disk_is_not_touched(config: TrainConfig) -> None:
@@ -170,6 +184,72 @@ def test_an_interrupted_run_leaves_the_old_module(config: TrainConfig, monkeypat
             run.train(again, show_progress=False)
     assert load_module(config.output_dir) == before
     assert run.train(again.changed(max_steps=2), show_progress=False) != before
+
+
+def test_a_run_that_was_stopped_keeps_its_checkpoint_and_the_old_module(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = run.train(config.changed(max_steps=1), show_progress=False)
+    step = run.CacheConditionedTrainer.training_step
+
+    def terminated_in_step_two(trainer: run.CacheConditionedTrainer, *args: object, **kwargs: object) -> torch.Tensor:
+        if trainer.state.global_step == 1:
+            for callback in trainer.callback_handler.callbacks:
+                if isinstance(callback, JITCheckpointCallback):  # as SIGTERM does, after three seconds
+                    callback.jit_manager.is_checkpoint_requested = True
+        return step(trainer, *args, **kwargs)
+
+    again = config.changed(max_steps=4, enable_jit_checkpoint=True, overwrite_output_dir=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(run.CacheConditionedTrainer, "training_step", terminated_in_step_two)
+        with pytest.raises(UserError, match=r"stopped after step 2 of 4, .*; go on with resume_from_checkpoint=true"):
+            run.train(again, show_progress=False)
+    assert load_module(config.output_dir) == before
+    resumed = run.train(again.changed(resume_from_checkpoint=True), show_progress=False)
+    assert resumed.manifest.training["steps"] == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, r"lr_scheduler_type: 'cosine_with_min_lr' .*lr_scheduler_kwargs"),
+        ({"lr_scheduler_kwargs": {"wavy": 1}}, r"lr_scheduler_type: 'linear' .*wavy"),
+        ({"optim": "galore_adamw"}, r"optim: 'galore_adamw' cannot be used with this config: .*"),
+        ({"adam_beta1": 2.0}, r"optim: 'adamw_torch_fused' .*beta"),
+    ],
+)
+def test_what_only_transformers_finds_wrong_costs_no_earlier_work(
+    config: TrainConfig, change: dict[str, Any], problem: str
+) -> None:
+    before = run.train(one_step(config), show_progress=False)
+    record = (config.output_dir / RECORD_NAME).read_text()
+    with pytest.raises(UserError, match=problem):
+        run.train(one_step(config).changed(overwrite_output_dir=True, seed=7, **change), show_progress=False)
+    assert load_module(config.output_dir) == before
+    assert (config.output_dir / "checkpoint-1" / "trainer_state.json").is_file()
+    assert (config.output_dir / RECORD_NAME).read_text() == record
+
+
+def test_an_epoch_without_a_batch_is_refused(config: TrainConfig) -> None:
+    config = config.changed(dataloader_drop_last=True, per_device_train_batch_size=5)
+    with pytest.raises(UserError, match=r"dataloader_drop_last: a batch of all processes has 5 rows and there are 4"):
+        run.train(config, show_progress=False)
+
+
+def test_tensors_are_saved_by_the_models_own_names(config: TrainConfig, tmp_path: Path) -> None:
+    trainer = run.make_trainer(config, [single([1, 2], [3])], byte_tokenizer())
+    trainer.model_wrapped = torch.compile(trainer.model, backend="eager")
+    with pytest.raises(RuntimeError, match=r"wrapped in a way that changes its tensors: _orig_mod\."):
+        run.save_weights(trainer, config, tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
+def test_a_token_for_the_hub_is_in_no_file(config: TrainConfig) -> None:
+    run.train(one_step(config).changed(hub_token="hf_secret"), show_progress=False)
+    files = [file for file in config.output_dir.rglob("*") if file.is_file()]
+    assert any(file.name == "training_args.bin" for file in files)  # Trainer's, beside its checkpoints
+    for file in files:
+        assert b"hf_secret" not in file.read_bytes(), file
 
 
 def no_model(*_: object, **__: object) -> None:
@@ -304,6 +384,9 @@ def one_step(config: TrainConfig) -> TrainConfig:
     return config.changed(max_steps=1, save_strategy="steps", save_steps=1)
 
 
+ROWS_PER_STEP = "per_device_train_batch_size * gradient_accumulation_steps * processes"
+
+
 def test_a_checkpoint_of_something_else_is_refused_by_name(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -323,10 +406,15 @@ def test_a_checkpoint_of_something_else_is_refused_by_name(
             ({"instructions": "behind_context"}, "instructions: was in_place, is behind_context"),
             ({"shuffle_dataset": True}, "shuffle_dataset: was False, is True"),
             ({"seed": 7}, "seed: was 42, is 7"),
+            ({"per_device_train_batch_size": 2}, f"{ROWS_PER_STEP}: was 4, is 2"),
         ):
             with pytest.raises(UserError, match=r"checkpoint-1 was made with .*overwrite_output_dir=true") as caught:
                 run.train(again.changed(**change), show_progress=False)
             assert str(caught.value).splitlines()[1:] == [f"  {line}"]
+
+        with pytest.raises(UserError, match=r"\n  rows that are used .*: was 4 conversations, .* is 2 conv") as caught:
+            run.train(again.changed(max_length=14, skip_invalid=True), show_progress=False)
+        assert len(str(caught.value).splitlines()) == 2
 
     moved = config.dataset_name.rename(tmp_path / "moved.jsonl")  # the same rows under another name
     longer = again.changed(dataset_name=moved, max_steps=2)
@@ -337,6 +425,19 @@ def test_a_checkpoint_of_something_else_is_refused_by_name(
         record.write_text(content) if content else record.unlink()
         with pytest.raises(UserError, match=rf"resume_from_checkpoint: .*{problem}(.|\n)*overwrite_output_dir=true"):
             run.train(longer, show_progress=False)
+
+
+def test_an_adapter_goes_on_only_as_the_function_that_it_was(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = one_step(config).changed(use_peft=True)
+    run.train(config, show_progress=False)
+    again = config.changed(resume_from_checkpoint=True, max_steps=2)
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "make_trainer", no_model)
+        with pytest.raises(UserError, match=r"checkpoint-1 was made with .*\n  lora_alpha: was 32, is 64$"):
+            run.train(again.changed(lora_alpha=64), show_progress=False)
+    assert run.train(again.changed(lora_dropout=0.2), show_progress=False).manifest.training["steps"] == 2
 
 
 def test_a_checkpoint_may_lie_elsewhere(config: TrainConfig, tmp_path: Path) -> None:

@@ -158,6 +158,7 @@ def test_what_no_module_can_start_from_is_refused_before_the_model_is_loaded(
             r"'pissa_niter_4', with which PEFT changes the base's own weights",
         ),
         ({}, {"lora_r": 8, "lora_alpha": 4}, r"lora_alpha: the adapter .* its own; leave lora_alpha, lora_r out"),
+        ({}, {"use_rslora": True}, r"use_rslora: the adapter .* its own; leave use_rslora out"),
         ({"r": 5}, {}, r"start_from: .*adapter does not fit the base"),
     ],
 )

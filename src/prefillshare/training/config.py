@@ -64,10 +64,10 @@ class TrainConfig(BaseModel):
                 raise ValueError(f"{key}: {ELSEWHERE[key]}")
             if key in _trl_fields():
                 trl[key] = value
-            elif key == "warmup_ratio":  # gone from Transformers 5, where warmup_steps below 1 are the ratio
-                trl["warmup_steps"] = value
-            else:
+            elif key != "warmup_ratio":
                 own[key] = value  # ours, or refused as unknown
+        if "warmup_ratio" in given:
+            trl["warmup_steps"] = _warmup(given["warmup_ratio"], trl.get("warmup_steps", 0))
         return {**own, "trl": trl}
 
     @model_validator(mode="after")
@@ -90,6 +90,12 @@ class TrainConfig(BaseModel):
         for key in ("learning_rate", "num_train_epochs"):
             if self.trl.get(key, 1) <= 0:
                 raise ValueError(f"{key}: must be greater than 0 (found {self.trl[key]!r})")
+        if self.trl.get("bf16") and self.trl.get("fp16"):
+            raise ValueError("bf16: true together with fp16: true; passes are computed in one of them, so set one")
+        if self.trl.get("enable_jit_checkpoint") and self.trl.get("save_only_model"):
+            raise ValueError(
+                "enable_jit_checkpoint: with save_only_model no run could go on from the checkpoint; leave one out"
+            )
         return self
 
     def changed(self, **fields: Any) -> Self:
@@ -129,7 +135,8 @@ class TrainConfig(BaseModel):
             UserError: TRL or Transformers refuses a value.
         """
         names = {f.name for f in fields(SFTConfig)} - {"packing", "padding_free", "max_length"}
-        given = {key: value for key, value in self.trl.items() if key in names}
+        # Trainer writes its arguments into every checkpoint. Nothing is pushed, so none needs the token.
+        given = {key: value for key, value in self.trl.items() if key in names and not _is_secret(key)}
         dtype = self.compute_dtype
         given |= {"output_dir": str(self.output_dir), "bf16": dtype == "bfloat16", "fp16": dtype == "float16"}
         given["max_length"] = None
@@ -152,9 +159,10 @@ class TrainConfig(BaseModel):
         return ModelConfig(**given)
 
     def hyper_parameters(self) -> dict[str, Any]:
-        """Everything that was set and is not a path or a name, for the manifest."""
+        """Everything that was set and is not a path, a name or a secret, for the manifest."""
         own = {"skip_invalid": self.skip_invalid, "instructions": self.instructions}
-        return TypeAdapter(dict[str, Any]).dump_python({**self.trl, **own}, mode="json")
+        trl = {key: value for key, value in self.trl.items() if not _is_secret(key)}
+        return TypeAdapter(dict[str, Any]).dump_python({**trl, **own}, mode="json")
 
 
 def load_train_config(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> TrainConfig:
@@ -190,6 +198,26 @@ def _trl_fields() -> dict[str, TypeAdapter[Any]]:
 def _choices() -> dict[str, list[str]]:
     """What TRL's command line lets one choose from, by field; its dataclasses take anything."""
     return {f.name: list(f.metadata["choices"]) for kind in _TRL for f in fields(kind) if f.metadata.get("choices")}
+
+
+def _is_secret(field: str) -> bool:
+    """By the rule of Transformers' `to_dict`. Tokens of text (`eos_token`) are refused where they are set."""
+    return field.endswith("_token")
+
+
+def _warmup(ratio: Any, steps: Any) -> Any:
+    """What `warmup_steps` is, which below 1 is a ratio, from the two fields of Transformers 4: there steps win."""
+    number = TypeAdapter(float)
+    try:
+        ratio = number.validate_python(ratio)
+    except ValidationError as error:
+        raise ValueError(f"warmup_ratio: {error.errors()[0]['msg']} (found {ratio!r})") from None
+    if not 0 <= ratio < 1:
+        raise ValueError(f"warmup_ratio: must be at least 0 and below 1 (found {ratio!r})")
+    try:
+        return steps if number.validate_python(steps) >= 1 else ratio
+    except ValidationError:
+        return steps  # to be named with the other fields
 
 
 def _as_on_the_command_line(key: str, value: Any) -> Any:

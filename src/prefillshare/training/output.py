@@ -1,52 +1,21 @@
-"""A run's output folder: its checkpoints, the record of what they were made of, and in the end the module.
-
-A checkpoint holds weights, optimiser and position in the data, but not which base and which rows they belong to. Going
-on with others would train on another base's KV, or skip rows that were never seen, and the manifest would not say so.
-"""
+"""A run's output folder: its checkpoints, the record of what they were made of, and in the end the module."""
 
 import os
 import shutil
 import sys
 from pathlib import Path
-from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from prefillshare.errors import UserError
 from prefillshare.files import write_whole
-from prefillshare.instructions import Placement
-from prefillshare.module import MANIFEST_NAME, ModuleKind
+from prefillshare.module import MANIFEST_NAME
 from prefillshare.training.config import TrainConfig
+from prefillshare.training.record import RECORD_NAME, START_AGAIN, RunRecord
 
-RECORD_NAME = "prefillshare-run.json"
 UNFINISHED = ".unfinished-module"  # where a module is put together
 _OF_RUN = ("checkpoint-", "runs", RECORD_NAME)  # what a run leaves beside its module
-
-_AGAIN = "start again without resume_from_checkpoint, with overwrite_output_dir=true or another output_dir"
-# By what a user sets, for a refusal.
-_FIELDS = {
-    "base": "model_name_or_path",
-    "data": "dataset_name",
-    "kind": "use_peft",
-    "start": "start_from",
-    "instructions": "instructions",
-}
-
-
-class RunRecord(BaseModel):
-    """What a run's checkpoints were made of: digests of base and training data, and what else is not in the weights."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format_version: Literal[2] = 2
-    base: str
-    data: str
-    kind: ModuleKind
-    start: str | None = None  # digest of the fine-tuned model that it started from
-    instructions: Placement
-    order: dict[str, Any]  # the fields, with their values, that decide which rows a batch holds
 
 
 def check_output(config: TrainConfig, resume_from: Path | None) -> None:
@@ -142,7 +111,7 @@ def _with_optimizer(checkpoint: Path) -> Path:
     if not any(checkpoint.glob("optimizer*")) or not (checkpoint / SCHEDULER_NAME).is_file():
         raise UserError(
             f"resume_from_checkpoint: {checkpoint} has no optimiser and schedule to go on with (save_only_model leaves "
-            f"them out); {_AGAIN}, or train on from its weights with start_from"
+            f"them out); {START_AGAIN}, or train on from its weights with start_from"
         )
     return checkpoint
 
@@ -150,37 +119,6 @@ def _with_optimizer(checkpoint: Path) -> Path:
 def is_of_run(checkpoint: Path | None, output: Path) -> bool:
     """Whether a checkpoint is one of those in `output`, so that what lies there belongs to the run that goes on."""
     return checkpoint is not None and checkpoint.parent.resolve() == output.resolve()
-
-
-def require_same_run(checkpoint: Path, record: RunRecord) -> None:
-    """Makes sure that the checkpoint was made of what the run has now.
-
-    Raises:
-        UserError: it was not, or the record that would say so is missing or cannot be read.
-    """
-    file = checkpoint.parent / RECORD_NAME
-    try:
-        before = RunRecord.model_validate_json(file.read_text())
-    except FileNotFoundError:
-        raise UserError(
-            f"resume_from_checkpoint: {checkpoint.parent} has no {RECORD_NAME}, so nothing says which base and data "
-            f"{checkpoint.name} was made with; {_AGAIN}"
-        ) from None
-    except (OSError, UnicodeDecodeError, ValidationError) as error:
-        raise UserError(f"resume_from_checkpoint: cannot use {file}: {error}; {_AGAIN}") from None
-    then, now = (
-        {field: getattr(made, part) for part, field in _FIELDS.items()} | made.order for made in (before, record)
-    )
-    differing = [
-        f"\n  {field}: was {then.get(field)}, is {now.get(field)}"
-        for field in then | now
-        if then.get(field) != now.get(field)
-    ]
-    if differing:
-        raise UserError(
-            f"resume_from_checkpoint: {checkpoint} was made with other settings; put them back, or {_AGAIN}"
-            f"{''.join(differing)}"
-        )
 
 
 def start_run(output: Path, record: RunRecord) -> None:
@@ -205,5 +143,7 @@ def publish(finished: Path, folder: Path, *, alone: bool) -> None:
         if entry != finished and not entry.name.startswith(_OF_RUN):
             shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
     for entry in sorted(finished.iterdir(), key=lambda entry: entry.name == MANIFEST_NAME):
+        if entry.is_dir():
+            shutil.rmtree(folder / entry.name, ignore_errors=True)
         os.replace(entry, folder / entry.name)
     finished.rmdir()

@@ -14,6 +14,8 @@ _TEMPLATE = (
 _ADAPTER = "vLLM does not serve such adapters; train all weights with use_peft: false"
 _QUANTISED = "the KV of a quantised base is not the KV that a server of the base computes"
 DEEPSPEED = "not proven with two models in one step; use FSDP through `accelerate launch`"
+COMPILED = "not proven with two models in one step, and it changes the names of the tensors that are saved"
+_COMPILED = f"{COMPILED}; leave it out"
 _LIGER = "it replaces the loss that is computed on base KV; leave the option out"
 
 
@@ -59,6 +61,9 @@ _REFUSED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "lora_modules_to_save": (_is_set, _ADAPTER),
     "lora_target_parameters": (_is_set, _ADAPTER),
     "use_dora": (_is_set, _ADAPTER),
+    "torch_compile": (_is_set, _COMPILED),
+    "torch_compile_backend": (_is_set, _COMPILED),
+    "torch_compile_mode": (_is_set, _COMPILED),
     "deepspeed": (_is_set, DEEPSPEED),
     "push_to_hub": (_is_set, "the manifest has to travel with the weights; upload the output folder when it is done"),
     "model_revision": (lambda value: value != "main", "the base is a local folder; check out the revision there"),

@@ -20,53 +20,55 @@ from transformers import (
     Trainer,
     set_seed,
 )
-from trl import get_peft_config
+from trl import SFTConfig, get_peft_config
 
 from prefillshare.errors import UserError
 from prefillshare.identity import compute_identity
-from prefillshare.module import BaseReference, DecodeModule, Manifest, ModuleKind, load_module, save_manifest
+from prefillshare.module import BaseReference, DecodeModule, Manifest, load_module, save_manifest
 from prefillshare.training.config import TrainConfig
 from prefillshare.training.conversation import Example
 from prefillshare.training.dataset import LoadedData, read_examples
+from prefillshare.training.launch import check_launch
 from prefillshare.training.models import load_model, require_proven, whole_on_every_process
 from prefillshare.training.output import (
     UNFINISHED,
-    RunRecord,
     check_output,
     checkpoint_to_resume,
     is_of_run,
     publish,
-    require_same_run,
     start_run,
 )
 from prefillshare.training.packing import pack, to_dataset
 from prefillshare.training.progress import with_progress
-from prefillshare.training.refusals import DEEPSPEED
+from prefillshare.training.record import record_of, require_same_run, rows_per_batch
 from prefillshare.training.sources import require_splits
 from prefillshare.training.start import adapted, check_start
+from prefillshare.training.steps import before_first_step, require_last_step
 from prefillshare.training.trainer import CacheConditionedTrainer
 
-_ORDER = ("packing", "shuffle_dataset", "train_sampling_strategy", "seed", "data_seed")
 _PACKED_LENGTH = 1024  # tokens; what max_length is in TRL unless set
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "merges.txt", "tokenizer.model", "chat_template.jinja", "generation_config.json",
 )  # fmt: skip
+_NAMED_TEMPLATES = "additional_chat_templates"  # `tool_use`, say
 
 
 def train(config: TrainConfig, *, show_progress: bool = True) -> DecodeModule:
     """Trains a decode module and saves it in `config.output_dir`, beside the run's checkpoints.
 
-    Everything that can be wrong with config and data is found before the model is loaded. The folder becomes a module
+    Everything that can be wrong with config and data is found before the model is loaded, or where only Transformers
+    can tell, before the first step; checkpoints of an earlier run are removed after that. The folder becomes a module
     when training has ended: a module that was there before is replaced only then. Under `accelerate launch` every
     process calls this, and the main process writes.
 
     Raises:
         UserError: no such base or data, a base of an architecture that is not proven, nothing of it to start from, a
             row that cannot be used, no rows of their own to evaluate on, an output folder that is in use, a checkpoint
-            of another run, LoRA under FSDP, or DeepSpeed.
+            of another run, an optimiser or schedule that cannot be made, a launcher's wish that is not proven (LoRA
+            under FSDP, DeepSpeed, torch.compile), or training that was stopped before its last step.
     """
-    _check_processes(config)
+    check_launch(config)
     main = int(os.environ.get("RANK", "0")) == 0
     resume_from = checkpoint_to_resume(config, tell=show_progress and main)
     check_output(config, resume_from)
@@ -82,28 +84,25 @@ def train(config: TrainConfig, *, show_progress: bool = True) -> DecodeModule:
     held_out = None
     if evaluated:
         held_out = read(config, tokenizer, config.get("dataset_test_split"), show_progress=show_progress and main)
-    kind: ModuleKind = "lora" if config.use_peft else "full"
-    record = RunRecord(
-        base=identity.digest,
-        data=data.digest,
-        kind=kind,
-        start=start,
-        instructions=config.instructions,
-        order=_order(config),
-    )
+    record = record_of(config, arguments, data, base=identity.digest, start=start)
     if resume_from is not None:
         require_same_run(resume_from, record)
     started = time.monotonic()
     trainer = make_trainer(config, data.examples, tokenizer, held_out=held_out.examples if held_out else None)
-    if main and not is_of_run(resume_from, config.output_dir):
-        start_run(config.output_dir, record)
-    trainer.accelerator.wait_for_everyone()
+
+    def start_here() -> None:
+        if main and not is_of_run(resume_from, config.output_dir):
+            start_run(config.output_dir, record)
+        trainer.accelerator.wait_for_everyone()
+
+    before_first_step(trainer, start_here)
     with_progress(
         trainer,
         f"training {config.module_name}",
         shown=show_progress and main,
         resume_from_checkpoint=None if resume_from is None else str(resume_from),
     )
+    require_last_step(trainer)
     folder = config.output_dir / UNFINISHED
     if main:  # a process that lags behind must not remove what the main one is writing
         shutil.rmtree(folder, ignore_errors=True)
@@ -111,7 +110,7 @@ def train(config: TrainConfig, *, show_progress: bool = True) -> DecodeModule:
     if main:
         manifest = Manifest(
             name=config.module_name,
-            kind=kind,
+            kind=record.kind,
             base=BaseReference(name=config.model_name_or_path.resolve().name, identity=identity),
             instructions=config.instructions,
             training={
@@ -173,6 +172,8 @@ def make_trainer(
             the trainer finds wrong with the config.
     """
     arguments = config.arguments()
+    rows = _dataset(config, examples)
+    _require_batch(arguments, len(rows))
     set_seed(arguments.seed)
     compute = getattr(torch, config.compute_dtype)
     attention = config.get("attn_implementation")
@@ -192,7 +193,7 @@ def make_trainer(
             model=model,
             base=base,
             args=arguments,
-            train_dataset=_dataset(config, examples),
+            train_dataset=rows,
             eval_dataset=None if held_out is None else to_dataset([[example] for example in held_out]),
             processing_class=tokenizer,
             peft_config=_peft_config(config),
@@ -213,6 +214,8 @@ def save_weights(trainer: CacheConditionedTrainer, config: TrainConfig, folder: 
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if not trainer.is_world_process_zero():
         return
+    if other := sorted(weights.keys() ^ trainer.tensor_names):
+        raise RuntimeError(f"the model was wrapped in a way that changes its tensors: {', '.join(other[:3])}, ...")
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     dtype = AutoConfig.from_pretrained(config.model_name_or_path).dtype or torch.float32
     rounded = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
@@ -224,6 +227,8 @@ def save_weights(trainer: CacheConditionedTrainer, config: TrainConfig, folder: 
     for name in _TOKENIZER_FILES:
         if (config.model_name_or_path / name).is_file():
             shutil.copyfile(config.model_name_or_path / name, folder / name)
+    if (templates := config.model_name_or_path / _NAMED_TEMPLATES).is_dir():
+        shutil.copytree(templates, folder / _NAMED_TEMPLATES, dirs_exist_ok=True)
 
 
 def saved_step(trainer: Trainer) -> int:
@@ -248,12 +253,6 @@ def final_loss(trainer: Trainer) -> float | None:
     return float(history[-1]["train_loss"]) if step == trainer.state.global_step else None
 
 
-def _order(config: TrainConfig) -> dict[str, Any]:
-    """What decides which rows a batch holds. `max_length` does only where rows are packed to it."""
-    fields = (*_ORDER, "max_length") if config.get("packing") else _ORDER
-    return {field: config.get(field) for field in fields}
-
-
 def _dataset(config: TrainConfig, examples: Sequence[Example]) -> Dataset:
     rows = [[example] for example in examples]
     if config.get("packing"):
@@ -264,6 +263,15 @@ def _dataset(config: TrainConfig, examples: Sequence[Example]) -> Dataset:
     dataset = to_dataset(rows)
     # Here, as TRL does it where it prepares datasets, which it does not do with ours.
     return dataset.shuffle(seed=config.get("seed")) if config.get("shuffle_dataset") else dataset
+
+
+def _require_batch(arguments: SFTConfig, rows: int) -> None:
+    batch = rows_per_batch(arguments)
+    if arguments.dataloader_drop_last and rows < batch:
+        raise UserError(
+            f"dataloader_drop_last: a batch of all processes has {batch} rows and there are {rows}, so none would be "
+            "trained; leave it out, or lower per_device_train_batch_size"
+        )
 
 
 def _started_from(folder: Path | None, digest: str | None) -> dict[str, Any]:
@@ -277,20 +285,6 @@ def _peft_config(config: TrainConfig) -> PeftConfig | None:
     if found is not None and found.target_modules == {"all-linear"}:
         found.target_modules = "all-linear"  # PEFT knows the word, but only outside of a list
     return found
-
-
-def _check_processes(config: TrainConfig) -> None:
-    # Asked for by a field, or by `accelerate launch` through the environment.
-    fsdp, deepspeed = (os.environ.get(f"ACCELERATE_USE_{way}", "").lower() == "true" for way in ("FSDP", "DEEPSPEED"))
-    if deepspeed:
-        raise UserError(f"accelerate launch: DeepSpeed is {DEEPSPEED}")
-    fsdp = fsdp or bool(config.get("fsdp"))
-    if fsdp and config.use_peft:
-        raise UserError(
-            "use_peft: LoRA cannot be trained under FSDP: the base pass runs through the sharded model, whose every "
-            "forward gathers weights from all processes, and how many it takes differs with what a process's prompts "
-            "have in common; train all weights with use_peft=false, or start the processes with torchrun (DDP)"
-        )
 
 
 def _check_base(config: TrainConfig) -> PreTrainedTokenizerBase:

@@ -94,7 +94,7 @@ def _check_adapter(config: TrainConfig, start: Path) -> None:
             "it loads the adapter; convert it to an ordinary LoRA adapter (path_initial_model_for_weight_conversion of "
             "PEFT's save_pretrained), or merge it into the checkpoint"
         )
-    if told := sorted(key for key in config.trl if key.startswith("lora_")):
+    if told := sorted(key for key in config.trl if key.startswith("lora_") or key == "use_rslora"):
         raise UserError(f"{told[0]}: the adapter that start_from names brings its own; leave {', '.join(told)} out")
 
 

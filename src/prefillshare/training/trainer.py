@@ -9,14 +9,17 @@ each response reads the base KV of everything before its split, earlier response
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from enum import Enum
 from typing import Any
 
 import torch
 from peft import PeftModel
+from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from trl import SFTConfig, SFTTrainer
 
+from prefillshare.errors import UserError
 from prefillshare.module import base_kv_length
 from prefillshare.training.base_cache import BaseKV, SharedKV, TokenIds, base_pass, common_length
 from prefillshare.training.conversation import Example
@@ -101,6 +104,7 @@ class CacheConditionedTrainer(SFTTrainer):
         super().__init__(args=args, data_collator=_collate_records, **kwargs)
         assert isinstance(self.model, torch.nn.Module)
         self._module = self.model
+        self.tensor_names = frozenset(self.model.state_dict())  # before the training loop wraps the model
         self._loss_type = args.loss_type
         if base is None and not isinstance(self.model, PeftModel):
             raise ValueError("without a PEFT model the base has to be given")
@@ -124,6 +128,24 @@ class CacheConditionedTrainer(SFTTrainer):
         kept = [kv.shared, *others] if kv.shared.ids else others
         self._known = kept[:_KEPT]
         return kv
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """As Trainer.
+
+        Raises:
+            UserError: it cannot be made of the config, or what it needs is not installed.
+        """
+        with _named("optim", self.args.optim):
+            return super().create_optimizer(model)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
+        """As Trainer.
+
+        Raises:
+            UserError: it cannot be made of the config.
+        """
+        with _named("lr_scheduler_type", self.args.lr_scheduler_type):
+            return super().create_scheduler(num_training_steps, optimizer)
 
     def compute_loss(
         self,
@@ -171,6 +193,16 @@ class CacheConditionedTrainer(SFTTrainer):
         with adapted.disable_adapter():
             yield model
         adapted.train(training)
+
+
+@contextmanager
+def _named(field: str, value: Any) -> Iterator[None]:
+    """What goes wrong here is wrong with the field, its arguments or what it needs."""
+    try:
+        yield
+    except (ValueError, TypeError, ImportError, RuntimeError) as error:
+        shown = value.value if isinstance(value, Enum) else value
+        raise UserError(f"{field}: {shown!r} cannot be used with this config: {error}") from error
 
 
 def _collate_records(records: list[dict[str, Any]]) -> dict[str, Any]:
