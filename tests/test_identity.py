@@ -1,12 +1,13 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from prefillshare import identity as identity_room
 from prefillshare.errors import UserError
-from prefillshare.identity import BaseMismatch, compute_identity, require_same_base
+from prefillshare.identity import BaseIdentity, BaseMismatch, compute_identity, require_same_base
 from tests.conftest import write_checkpoint, write_safetensors
 
 
@@ -26,6 +27,12 @@ def test_sharding_does_not_change_the_identity(tmp_path: Path) -> None:
     assert compute_identity(sharded) == whole
 
 
+_AS_IN_FILE = ("TokenizersBackend", "PreTrainedTokenizerFast", "PreTrainedTokenizer", "PythonBackend")
+_BUILT_ANEW = ("GPT2Tokenizer", "LlamaTokenizerFast", "Qwen2Tokenizer")
+# Of the base below, as it was when tokenizer.json, its settings and one template were all that counted of a tokenizer.
+_OF_OLD = "sha256:aa9a79ce0d441295704723aa82cfb6ff67501cc0c7c0b4e3e0777e408ebca73c"
+
+
 def edit_weights(folder: Path) -> None:
     write_safetensors(folder / "model.safetensors", {"a": b"abcX", "b": b"12"})
 
@@ -42,6 +49,28 @@ def edit_template(folder: Path) -> None:
     (folder / "chat_template.jinja").write_text("{{ messages }} ")
 
 
+def add_template(folder: Path) -> None:
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
+
+
+def edit_special_tokens(folder: Path) -> None:
+    (folder / "special_tokens_map.json").write_text(json.dumps({"eos_token": "y"}))
+
+
+def edit_added_tokens(folder: Path) -> None:
+    (folder / "added_tokens.json").write_text(json.dumps({"<tool>": 1}))
+
+
+def edit_class(folder: Path) -> None:
+    edit_settings(folder, tokenizer_class="GPT2Tokenizer")
+
+
+def edit_settings(folder: Path, **fields: Any) -> None:
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+
+
 @pytest.mark.parametrize(
     ("edit", "part"),
     [
@@ -49,15 +78,22 @@ def edit_template(folder: Path) -> None:
         (edit_rope, "architecture"),
         (edit_vocabulary, "tokenizer"),
         (edit_template, "chat_template"),
+        (add_template, "named_templates"),
+        (edit_special_tokens, "special_tokens"),
+        (edit_added_tokens, "special_tokens"),
+        (edit_class, "tokenizer_class"),
     ],
 )
 def test_whatever_shapes_the_kv_changes_its_part_and_the_digest(tmp_path: Path, edit, part: str) -> None:
-    before = compute_identity(write_checkpoint(tmp_path / "before"))
-    changed = write_checkpoint(tmp_path / "after")
-    edit(changed)
-    after = compute_identity(changed)
+    before = compute_identity(folder := write_checkpoint(tmp_path / "base"))
+    edit(folder)
+    after = compute_identity(folder)  # the cache has to notice, too
     assert after.digest != before.digest
-    assert [name for name in before.parts if before.parts[name] != after.parts[name]] == [part]
+    assert differing(before, after) == [part]
+
+
+def differing(one: BaseIdentity, other: BaseIdentity) -> list[str]:
+    return [name for name in one.parts | other.parts if one.parts.get(name) != other.parts.get(name)]
 
 
 def test_a_chat_template_counts_wherever_it_is_kept(checkpoint: Path) -> None:
@@ -65,6 +101,47 @@ def test_a_chat_template_counts_wherever_it_is_kept(checkpoint: Path) -> None:
     (checkpoint / "chat_template.jinja").unlink()
     (checkpoint / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
     assert compute_identity(checkpoint).parts["chat_template"] == in_file
+
+
+def test_a_named_template_counts_by_its_name_and_text(checkpoint: Path) -> None:
+    add_template(checkpoint)
+    file, digests = checkpoint / "additional_chat_templates" / "tool_use.jinja", {compute_identity(checkpoint).digest}
+    file.write_text("{{ tools }} ")
+    digests.add(compute_identity(checkpoint).digest)
+    file.rename(file.with_name("rag.jinja"))
+    digests.add(compute_identity(checkpoint).digest)
+    assert len(digests) == 3
+    file.with_name("rag.jinja").write_bytes(b"\xff")
+    with pytest.raises(UserError, match=r"cannot read .*rag\.jinja"):
+        compute_identity(checkpoint)
+
+
+def test_tokenizer_classes_share_an_identity_when_they_tokenise_alike(checkpoint: Path) -> None:
+    parts = {None: compute_identity(checkpoint).parts.get("tokenizer_class")}
+    for name in (*_AS_IN_FILE, *_BUILT_ANEW, "GPT2TokenizerFast"):
+        edit_settings(checkpoint, tokenizer_class=name)
+        parts[name] = compute_identity(checkpoint).parts.get("tokenizer_class")
+    assert [parts[name] for name in _AS_IN_FILE] == [None] * len(_AS_IN_FILE)
+    assert parts["GPT2TokenizerFast"] == parts["GPT2Tokenizer"]
+    assert len({parts[name] for name in (None, "TokenizersBackend", *_BUILT_ANEW)}) == 2 + len(_BUILT_ANEW)
+
+
+def test_a_base_of_which_a_manifest_was_written_long_ago_keeps_its_digest(checkpoint: Path) -> None:
+    edit_settings(checkpoint, tokenizer_class="PreTrainedTokenizerFast", added_tokens_decoder={})
+    edit_special_tokens(checkpoint)
+    edit_added_tokens(checkpoint)  # Transformers reads neither, since there is added_tokens_decoder
+    assert compute_identity(checkpoint).digest == _OF_OLD
+
+
+def test_special_tokens_that_the_other_files_have_too_change_nothing(checkpoint: Path) -> None:
+    tokens = [{"id": 1, "content": "<tool>", "special": True}]
+    (checkpoint / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"x": 0}}, "added_tokens": tokens}))
+    before = compute_identity(checkpoint)
+    (checkpoint / "special_tokens_map.json").write_text(json.dumps({"eos_token": "x"}))
+    edit_added_tokens(checkpoint)
+    assert compute_identity(checkpoint) == before
+    (checkpoint / "added_tokens.json").write_text(json.dumps({"<tool>": 2}))
+    assert compute_identity(checkpoint) != before
 
 
 def test_who_saved_the_checkpoint_does_not_matter(checkpoint: Path) -> None:
@@ -105,6 +182,15 @@ def test_a_replaced_file_counts_though_size_and_modification_time_are_the_same(c
     os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert weights.stat().st_size == before.st_size
     assert compute_identity(checkpoint) != identity
+
+
+def test_what_an_earlier_version_kept_is_computed_anew(checkpoint: Path) -> None:
+    first, cache = compute_identity(checkpoint), checkpoint / ".prefillshare-identity.json"
+    kept = json.loads(cache.read_text())
+    other = first.model_copy(update={"digest": "sha256:of other rules"}).model_dump()
+    for rules in ({}, {"rules": 1}):
+        cache.write_text(json.dumps(rules | {"stamp": kept["stamp"], "identity": other}))
+        assert compute_identity(checkpoint) == first
 
 
 def test_a_damaged_cache_is_ignored(checkpoint: Path) -> None:
@@ -150,3 +236,18 @@ def test_a_mismatch_names_both_identities_and_the_part(tmp_path: Path) -> None:
     assert found.digest in message
     assert "weights differ" in message
     assert "'sql'" in message
+    assert "set base.identity" not in message
+
+
+def test_a_manifest_from_before_a_part_counted_can_be_mended(checkpoint: Path) -> None:
+    edit_settings(checkpoint, tokenizer_class="PreTrainedTokenizerFast")
+    old = compute_identity(checkpoint)
+    edit_class(checkpoint)
+    found = compute_identity(checkpoint)
+    with pytest.raises(BaseMismatch, match=r"\(tokenizer_class differ\)") as caught:
+        require_same_base(module="sql", expected=old, found=found, found_at=checkpoint)
+    assert "only if no file of the base has changed" in str(caught.value)
+    assert BaseIdentity.model_validate_json(str(caught.value).splitlines()[-1]) == found
+    with pytest.raises(BaseMismatch, match=r"\(tokenizer_class differ\)") as caught:
+        require_same_base(module="sql", expected=found, found=old, found_at=checkpoint)
+    assert "set base.identity" not in str(caught.value)

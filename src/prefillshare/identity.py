@@ -18,6 +18,7 @@ from prefillshare.errors import UserError
 from prefillshare.files import write_whole
 
 _CACHE_NAME = ".prefillshare-identity.json"
+_CACHE_RULES = 2  # one more whenever files that did not change get another identity
 
 # Fields of config.json that say who wrote the file or how it is used, but not what KV comes out.
 _NOT_ARCHITECTURE = frozenset(
@@ -27,10 +28,17 @@ _NOT_ARCHITECTURE = frozenset(
 _NOT_TOKENIZER = frozenset(
     {"name_or_path", "tokenizer_class", "backend", "is_local", "local_files_only", "chat_template"}
 )
+# Classes, less `Fast` at the end, with which Transformers takes tokenizer.json as it is. Others take vocabulary, merges
+# and post-processor from it and bring a normalizer and a pre-tokenizer of their own.
+_AS_IN_FILE = frozenset({"TokenizersBackend", "PreTrainedTokenizer", "PythonBackend"})
 
 
 class BaseIdentity(BaseModel):
-    """`digest` is over `parts`, which are kept so that a mismatch can say which part differs."""
+    """`digest` is over `parts`, which are kept so that a mismatch can say which part differs.
+
+    `tokenizer_class`, `special_tokens` and `named_templates` came after the first manifests were written. They are
+    there only where they change tokens, so that all other bases keep the digest that they had.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -56,7 +64,7 @@ def compute_identity(checkpoint: Path) -> BaseIdentity:
         UserError: the folder lacks a readable config.json, safetensors weights or tokenizer.json.
     """
     files = _identity_files(checkpoint)
-    stamp = {file.name: _stamp(file.stat()) for file in files}
+    stamp = {file.relative_to(checkpoint).as_posix(): _stamp(file.stat()) for file in files}
     caches = (checkpoint / _CACHE_NAME, _user_cache(checkpoint))
     for cache in caches:
         if (cached := _read_cache(cache, stamp)) is not None:
@@ -66,6 +74,7 @@ def compute_identity(checkpoint: Path) -> BaseIdentity:
         "architecture": _digest_json(_read_json(checkpoint / "config.json"), leave_out=_NOT_ARCHITECTURE),
         "tokenizer": _digest_tokenizer(checkpoint),
         "chat_template": _digest_text(_chat_template(checkpoint)),
+        **_later_parts(checkpoint),
     }
     identity = BaseIdentity(digest="sha256:" + _digest_json(parts), parts=parts)
     for cache in caches:
@@ -91,13 +100,19 @@ def require_same_base(*, module: str, expected: BaseIdentity, found: BaseIdentit
         return
     names = sorted(expected.parts.keys() | found.parts.keys())
     differing = [name for name in names if expected.parts.get(name) != found.parts.get(name)]
-    raise BaseMismatch(
+    message = (
         f"module {module!r} was trained on another base than the one at {found_at} "
         f"({', '.join(differing)} differ):\n"
         f"  the module's manifest says {expected.digest}\n"
         f"  the base on disk has       {found.digest}\n"
         "Serve the module with the base it was trained on, or train it again on this base."
     )
+    if differing and not set(differing) & expected.parts.keys():
+        message += (
+            f"\nOr the manifest is from before {', '.join(differing)} counted. Then, and only if no file of the base "
+            f"has changed since the training, set base.identity in it to\n  {found.model_dump_json()}"
+        )
+    raise BaseMismatch(message)
 
 
 def _identity_files(checkpoint: Path) -> list[Path]:
@@ -110,7 +125,8 @@ def _identity_files(checkpoint: Path) -> list[Path]:
     for file in needed:
         if not file.is_file():
             raise UserError(f"base: {checkpoint} has no {file.name}; save model and tokenizer with save_pretrained()")
-    optional = [checkpoint / name for name in ("tokenizer_config.json", "chat_template.jinja")]
+    names = ("tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json", "added_tokens.json")
+    optional = [*(checkpoint / name for name in names), *_named_templates(checkpoint)]
     return [*weights, *needed, *(file for file in optional if file.is_file())]
 
 
@@ -155,20 +171,61 @@ def _read_range(file: Path, start: int, length: int, chunk_size: int = 1 << 22) 
 
 
 def _digest_tokenizer(checkpoint: Path) -> str:
-    settings = checkpoint / "tokenizer_config.json"
     return _digest_text(
         _digest_json(_read_json(checkpoint / "tokenizer.json"))
-        + _digest_json(_read_json(settings) if settings.is_file() else {}, leave_out=_NOT_TOKENIZER)
+        + _digest_json(_read_optional(checkpoint / "tokenizer_config.json"), leave_out=_NOT_TOKENIZER)
     )
 
 
 def _chat_template(checkpoint: Path) -> str:
     file = checkpoint / "chat_template.jinja"
     if file.is_file():
-        return file.read_text()
-    settings = checkpoint / "tokenizer_config.json"
-    template = _read_json(settings).get("chat_template") if settings.is_file() else None
+        return _read_text(file)
+    template = _read_optional(checkpoint / "tokenizer_config.json").get("chat_template")
     return template if isinstance(template, str) else json.dumps(template, sort_keys=True)
+
+
+def _later_parts(checkpoint: Path) -> dict[str, str]:
+    settings = _read_optional(checkpoint / "tokenizer_config.json")
+    parts = {}
+    if (name := _tokenizer_class(settings)) not in _AS_IN_FILE:
+        parts["tokenizer_class"] = name
+    if special := _special_tokens(checkpoint, settings):
+        parts["special_tokens"] = _digest_json(special)
+    if templates := {file.name: _read_text(file) for file in _named_templates(checkpoint)}:
+        parts["named_templates"] = _digest_json(templates)
+    return parts
+
+
+def _tokenizer_class(settings: dict[str, Any]) -> str:
+    """Without one Transformers has one for the model type: Qwen2Tokenizer for qwen3, say, which rebuilds the file."""
+    name = settings.get("tokenizer_class")
+    return name.removesuffix("Fast") if isinstance(name, str) else "by model_type"
+
+
+def _special_tokens(checkpoint: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """What special_tokens_map.json and added_tokens.json change in what the other files say.
+
+    That is nothing where the settings have `added_tokens_decoder`: Transformers does not read the two then. A token
+    that tokenizer.json adds under the same id is that file's.
+    """
+    if "added_tokens_decoder" in settings:
+        return {}
+    named = _read_optional(checkpoint / "special_tokens_map.json")
+    changed: dict[str, Any] = {
+        name: token for name, token in named.items() if name not in settings or settings[name] != token
+    }
+    if added := _read_optional(checkpoint / "added_tokens.json"):
+        listed = _read_json(checkpoint / "tokenizer.json").get("added_tokens", [])
+        there = [(token["content"], token["id"]) for token in listed]
+        if new := {content: number for content, number in added.items() if (content, number) not in there}:
+            changed["added_tokens.json"] = new
+    return changed
+
+
+def _named_templates(checkpoint: Path) -> list[Path]:
+    """For other requests than the default's: of these `tool_use` is for those with tools."""
+    return sorted((checkpoint / "additional_chat_templates").glob("*.jinja"))
 
 
 def _digest_json(value: dict[str, Any], leave_out: frozenset[str] = frozenset()) -> str:
@@ -180,10 +237,21 @@ def _digest_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _read_text(file: Path) -> str:
+    try:
+        return file.read_text()
+    except (OSError, ValueError) as error:
+        raise UserError(f"base: cannot read {file}: {error}; save the checkpoint again") from None
+
+
+def _read_optional(file: Path) -> dict[str, Any]:
+    return _read_json(file) if file.is_file() else {}
+
+
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        value = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+        value = json.loads(_read_text(file))
+    except ValueError as error:
         raise UserError(f"base: cannot read {file}: {error}; save the checkpoint again") from None
     if not isinstance(value, dict):
         raise UserError(f"base: {file} holds {type(value).__name__}, not an object; save the checkpoint again")
@@ -203,16 +271,18 @@ def _user_cache(checkpoint: Path) -> Path:
 def _read_cache(file: Path, stamp: dict[str, list[int]]) -> BaseIdentity | None:
     try:
         cache = json.loads(file.read_text())
-        return BaseIdentity.model_validate(cache["identity"]) if cache["stamp"] == stamp else None
+        current = cache["rules"] == _CACHE_RULES and cache["stamp"] == stamp
+        return BaseIdentity.model_validate(cache["identity"]) if current else None
     except (OSError, ValueError, KeyError, TypeError, ValidationError):
         return None  # a missing or damaged cache costs one more digest, nothing else
 
 
 def _write_cache(file: Path, stamp: dict[str, list[int]], identity: BaseIdentity) -> bool:
     """Whether it could be written. A read-only folder costs one more digest at the next place, nothing else."""
+    cache = {"rules": _CACHE_RULES, "stamp": stamp, "identity": identity.model_dump()}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, json.dumps({"stamp": stamp, "identity": identity.model_dump()}))
+        write_whole(file, json.dumps(cache))
     except OSError:
         return False
     return True

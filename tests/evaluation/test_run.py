@@ -1,7 +1,10 @@
+import errno
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +125,49 @@ def test_an_item_that_the_scorer_cannot_use_is_named(folder: Path, monkeypatch: 
     write(folder, [{"prompt": "x", "expected": "1"}, {"prompt": "x", "expected": "one"}])
     with pytest.raises(UserError, match=r"items\.jsonl, line 2, field 'expected': no number in 'one'"):
         evaluate(config(folder, scorer="number"), show_progress=False)
+
+
+@pytest.mark.parametrize(
+    ("taken", "output", "message"),
+    [
+        ("out", "out", "out is a file; name a folder"),
+        ("out", "out/sql", "cannot write in .*out/sql: Not a directory; name another folder"),
+        ("out/answers", "out", "cannot write in .*out/answers: File exists; name another folder"),
+    ],
+)
+def test_an_output_folder_that_cannot_be_is_named_before_anything_is_loaded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, taken: str, output: str, message: str
+) -> None:
+    monkeypatch.setattr(run, "_source", lambda config, items: pytest.fail("too late"))
+    (folder / taken).parent.mkdir(exist_ok=True)
+    (folder / taken).write_text("")
+    with pytest.raises(UserError, match=f"output_dir: .*{message}"):
+        evaluate(config(folder, output_dir=folder / output), show_progress=False)
+
+
+@pytest.mark.parametrize("unwritable", ["out", "answers"])
+def test_an_output_folder_that_cannot_be_written_is_named_before_anything_is_loaded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, unwritable: str
+) -> None:
+    def temporary_file(dir: Path) -> BytesIO:  # in place of permissions, which root does not heed
+        if dir.name == unwritable:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return BytesIO()
+
+    monkeypatch.setattr(run, "_source", lambda config, items: pytest.fail("too late"))
+    monkeypatch.setattr("tempfile.TemporaryFile", temporary_file)
+    (folder / "out" / "answers").mkdir(parents=True)
+    with pytest.raises(UserError, match=rf"output_dir: cannot write in .*{unwritable}: Read-only.*; name another"):
+        evaluate(config(folder), show_progress=False)
+
+
+def test_making_the_output_folder_leaves_kept_answers_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "out" / "answers").mkdir(parents=True)
+    (folder / "out" / "answers" / "kept.jsonl").write_text("{}")
+    monkeypatch.setattr(run, "_source", lambda config, items: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(config(folder), show_progress=False)
+    assert [file.name for file in (folder / "out").rglob("*")] == ["answers", "kept.jsonl"]
 
 
 def test_a_row_for_python_needs_nothing_but_prompt_and_tests(folder: Path) -> None:

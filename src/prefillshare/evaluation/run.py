@@ -5,8 +5,10 @@ import os
 import platform
 import random
 import shutil
+import tempfile
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -43,6 +45,7 @@ def evaluate(config: EvaluateConfig, *, show_progress: bool = True) -> Report:
     """
     _require_packages(config)
     items = read_selected(config)
+    _make_folders(config.output_dir)
     source = _source(config, items)
     data = "sha256:" + hashlib.sha256(config.dataset_name.read_bytes()).hexdigest()
     folder = config.output_dir / "answers"
@@ -129,6 +132,19 @@ def _require_packages(config: EvaluateConfig) -> None:
     for field, wanted, package in (("shares", config.shares, "matplotlib"), ("endpoint", config.endpoint, "openai")):
         if wanted and (why := missing(package, "evaluate")):
             raise UserError(f"{field}: {why}")
+
+
+def _make_folders(output: Path) -> None:
+    """Makes sure, before minutes are spent on prompts and weights, that answers and the report can be kept."""
+    if output.exists() and not output.is_dir():
+        raise UserError(f"output_dir: {output} is a file; name a folder")
+    for folder in (output, output / "answers"):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):  # asks the file system itself: a mode says little of a mount
+                pass
+        except OSError as error:
+            raise UserError(f"output_dir: cannot write in {folder}: {error.strerror}; name another folder") from None
 
 
 def _environment() -> dict[str, Any]:
