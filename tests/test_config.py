@@ -129,6 +129,14 @@ def test_what_is_wrong_with_arguments_of_the_engine_shows_no_key_among_them(tmp_
         ),
         (MINIMAL + "workers: {block_size: 100}", r"workers\.block_size: .*32.*found 100"),
         (MINIMAL + "workers: {kv_lease_s: 5}", r"workers\.kv_lease_s: .*6.*found 5"),
+        (
+            MINIMAL + "workers: {pull_timeout_s: 10}",
+            r"router\.health\.token_timeout_s: 10 must be above workers\.pull_timeout_s, 10: .*raise the one",
+        ),
+        (
+            MINIMAL + "workers: {pull_timeout_s: 4}\nrouter: {health: {token_timeout_s: 3.5}}",
+            r"token_timeout_s: 3\.5 must be above workers\.pull_timeout_s, 4",
+        ),
         (MINIMAL + "workers: {dtype: int4}", r"workers\.dtype: .*'auto'.*found 'int4'"),
         ("base: {path: base}\nmodules: []", "modules: .*at least 1"),
         ("modules: [{name: a, path: a}]", r"no base: give `base: \{path: \.\.\.\}`"),

@@ -177,6 +177,17 @@ class Deployment(Section):
         return self
 
     @model_validator(mode="after")
+    def _a_probe_outlasts_a_pull(self) -> Self:
+        token_s, pull_s = self.router.health.token_timeout_s, self.workers.pull_timeout_s
+        if token_s <= pull_s:
+            raise ValueError(
+                f"router.health.token_timeout_s: {token_s:g} must be above workers.pull_timeout_s, {pull_s:g}: a "
+                "decode worker that is asked for a token would be found down for a prefill worker that does not answer "
+                "its pull; raise the one or lower the other"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _modules_of_a_pool_agree(self) -> Self:
         for pool in self.decode_pools():
             bases = {module.name: self.base_of(module).served_name for module in pool.modules}

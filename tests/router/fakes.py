@@ -226,6 +226,8 @@ class FakeWorker:
             return
         if chat:
             yield _event(head | {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
+        if self.behaviour == "opens":
+            raise ConnectionError
         if self.refusals:
             yield b"data: " + json.dumps(_refusal(self.refusals.pop(0))).encode() + b"\n\n"
             yield b"data: [DONE]\n\n"

@@ -96,10 +96,12 @@ async def test_a_chat_that_loses_its_kv_at_once_shows_nothing_of_it() -> None:
         assert (error.status, error.code) == (503, "kv_lost")
 
 
-async def test_a_chat_that_is_nothing_but_its_opening_shows_it() -> None:
+async def test_a_chat_that_is_nothing_but_its_opening_shows_it_if_it_ends_well() -> None:
+    assert await yields(OPENING, DONE) == [OPENING + DONE]
     out, error = await run(OPENING)
-    assert out == OPENING
+    assert out == b""
     assert error is not None
+    assert (error.status, error.code) == (502, "worker_failed")
 
 
 def rewritten(answer: object) -> dict[str, Any]:

@@ -1,4 +1,7 @@
 from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from starlette.types import ASGIApp
@@ -97,18 +100,21 @@ def test_other_paths_and_methods_answer_in_openais_shape(cluster: Cluster, metho
     assert "POST /v1/chat/completions" in error["message"]
 
 
-def test_nothing_that_was_held_against_a_worker_outlives_it() -> None:
-    """Its calls that failed in a row are not those of a worker of its name that joins later."""
+def test_nothing_that_was_known_of_a_worker_outlives_it() -> None:
+    """Its calls that failed in a row, and its size, are not those of a worker of its name that joins later."""
     worker = prefill_worker("prefill-0")
     pool, breaker = Pool("prefill", [worker]), Breaker(2)
     opened: list[Worker] = []
     breaker.opened.append(opened.append)
-    placement, ledger = Placement({}), Ledger(16)
+    forgotten: list[Worker] = []
+    capacities: Any = SimpleNamespace(forget=forgotten.append)
+    forget = partial(_forget_who_left, Placement({}), Ledger(16), breaker, capacities)
     for _ in range(2):
         breaker.failed(pool, worker, worker_failed("prefill-0", "answered 500"))
-        _forget_who_left(placement, ledger, breaker, "left", worker)
+        forget("left", worker)
     assert opened == []
+    assert forgotten == [worker, worker]
     for _ in range(2):
         breaker.failed(pool, worker, worker_failed("prefill-0", "answered 500"))
-        _forget_who_left(placement, ledger, breaker, "joined", worker)
+        forget("joined", worker)
     assert opened == [worker]

@@ -52,6 +52,7 @@ def test_every_answer_is_a_call_with_a_seed_and_an_id_of_its_own() -> None:
     assert bodies == [[one | {"prompt": prompt, "seed": seed} for seed in (7, 8)] for prompt in ("a", "b")]
     assert [each.request_id for calls in prompts for each in calls] == ["id-0", "id-1", "id-2", "id-3"]
     assert {each.salt for calls in prompts for each in calls} == {"salt"}
+    assert [each.goes_on for calls in prompts for each in calls] == [False, True, True, True]
 
 
 def test_without_a_seed_none_is_made_up() -> None:
@@ -213,6 +214,31 @@ def test_a_client_that_leaves_ends_all_choices(cluster: Cluster) -> None:
         wait_for(lambda: len(worker.bodies) == 3)
     wait_for(lambda: worker.aborted == 3)
     wait_for(lambda: no_call_is_left(cluster))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_more_answers_than_run_at_a_time_come_one_after_the_other(
+    start_cluster: Callable[..., Cluster], stream: bool
+) -> None:
+    cluster = start_cluster(router={"flow": {"decode_calls": 2, "queue_share": 0, "max_wait_s": 0.05}})
+    cluster.decode["sql"][0].slow_s = 0.1
+    response = cluster.http.post("/v1/chat/completions", json=CHAT | {"n": 7, "stream": stream})
+    assert response.status_code == 200, response.text
+    assert "error" not in response.text
+    assert len(cluster.decode["sql"][0].bodies) == 7
+    assert no_call_is_left(cluster)
+
+
+def test_only_one_answer_of_a_request_waits_for_room(start_cluster: Callable[..., Cluster]) -> None:
+    cluster = start_cluster(router={"flow": {"decode_calls": 2}})
+    worker = cluster.decode["sql"][0]
+    worker.behaviour = "stalls"
+    with cluster.http.stream("POST", "/v1/completions", json=TEXTS | {"n": 3, "stream": True}):
+        wait_for(lambda: len(worker.bodies) == 2)
+        wait_for(lambda: 'prefillshare_queue_calls{pool="decode/sql"} 1.0' in metrics(cluster))
+    wait_for(lambda: worker.aborted == 2)
+    wait_for(lambda: no_call_is_left(cluster))
+    wait_for(lambda: 'prefillshare_queue_calls{pool="decode/sql"} 0.0' in metrics(cluster))
 
 
 def no_call_is_left(cluster: Cluster) -> bool:

@@ -319,6 +319,16 @@ def test_what_a_retry_finds_in_the_cache_is_no_reuse(cluster: Cluster) -> None:
     assert cluster.http.get("/status.json").json()["window"]["reused_tokens"] == 0
 
 
+def test_a_stream_that_breaks_after_its_opening_is_tried_again(start_cluster: Callable[..., Cluster]) -> None:
+    cluster = start_cluster(sql=2)
+    bad = cluster.decode["sql"][0]
+    bad.behaviour = "opens"
+    for _ in range(2):  # whichever of the two is asked first
+        assert stream_lines(cluster)[-1] == "data: [DONE]"
+    assert retries(cluster) == {("decode", "worker_failed"): float(len(bad.bodies))}
+    assert bad.bodies
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("leg", ["prefill", "decode"])
 def test_a_worker_that_fails_before_anything_was_streamed_is_replaced(

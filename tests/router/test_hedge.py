@@ -61,4 +61,4 @@ async def test_both_end_when_nobody_waits_any_more() -> None:
     await asyncio.sleep(0.1)
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
-    assert asked.cancelled_with.keys() == {"first", "second"}
+    assert asked.cancelled_with == {"first": (), "second": ()}  # neither was too slow

@@ -187,6 +187,51 @@ def test_without_httptools_h11_bounds_the_head(monkeypatch: pytest.MonkeyPatch) 
         assert first_line(connection) == b"HTTP/1.1 400 Bad Request"
 
 
+@pytest.mark.parametrize("first", [b"", b"data: a\n\n"])
+@pytest.mark.parametrize(("at_once", "later"), [(0, 0), (1, 0), (0, 1)])
+def test_a_client_that_leaves_is_noticed_whatever_it_has_asked_for_besides(
+    at_once: int, later: int, first: bytes
+) -> None:
+    another = REQUEST.replace(b"/ ", b"/next ")
+    begun, left = threading.Event(), threading.Event()
+
+    async def until_the_client_leaves(scope: Scope, receive: Receive, send: Send) -> None:
+        assert scope["path"] == "/", "begun before the one ahead of it has ended"
+        await receive()  # the body
+        if first:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": first, "more_body": True})
+        begun.set()
+        assert (await receive())["type"] == "http.disconnect"
+        left.set()
+
+    with listening(LimitsConfig(), until_the_client_leaves) as port:
+        with closing(connect(port)) as connection:
+            connection.sendall(REQUEST + at_once * another)
+            assert begun.wait(5)
+            time.sleep(0.05)  # for it to wait for what comes
+            connection.sendall(later * another)
+            time.sleep(0.05)
+        assert left.wait(5)
+
+
+def test_requests_that_are_pipelined_are_answered_in_their_order() -> None:
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.sleep(0.1)
+        body = scope["path"].encode()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": body})
+
+    paths = [b"/%d" % number for number in range(5)]
+    with listening(LimitsConfig(), slow) as port, closing(connect(port)) as connection:
+        for path in paths:
+            connection.sendall(REQUEST.replace(b"/ ", path + b" "))
+        found = b""
+        while found.count(b"HTTP/1.1 200") < 5 or not found.endswith(paths[-1]):
+            found += connection.recv(65536)
+    assert [part.partition(b"\r\n\r\n")[2] for part in found.split(b"HTTP/1.1 200")[1:]] == paths
+
+
 @pytest.mark.parametrize("upgrade", [b"connection: upgrade\r\nupgrade: websocket\r\n", b"upgrade: h2c\r\n"])
 def test_upgrades_are_ignored(upgrade: bytes) -> None:
     with listening(LimitsConfig()) as port, closing(connect(port)) as connection:

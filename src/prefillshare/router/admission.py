@@ -33,6 +33,7 @@ class Call:
     session: SessionKey | None
     salt: str | None = None  # of the prefix caches; the router's, never the client's
     patience_s: float | None = None  # how long the client waits for its answer, where it says so
+    goes_on: bool = False  # with a request that has been let in: it waits for room, and is not refused for want of it
     ticket: Ticket = UNLIMITED
 
 

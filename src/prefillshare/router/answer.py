@@ -55,7 +55,7 @@ async def rewrite_stream(
 
     Raises:
         RouterError: when the worker reports an error in the stream, or the stream ends without `[DONE]`. Events before
-            that have been yielded.
+            that have been yielded, but for an opening alone: a client that has seen nothing can be served again.
     """
     usage = usage or Usage()
     pending = b""
@@ -85,8 +85,6 @@ async def rewrite_stream(
         if ready and ready[-1] == _DONE:
             return
         ready = []
-    if ready:
-        yield b"".join(ready)
     raise worker_failed(worker, "the connection ended before the answer was complete")
 
 

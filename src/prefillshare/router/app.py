@@ -37,6 +37,7 @@ def create_app(
     listeners: Sequence[Listener] = (),
     max_num_seqs: int | None = None,
     kv_lease_s: float = 30.0,
+    pull_timeout_s: float = 8.0,
 ) -> Starlette:
     """The router as an ASGI application.
 
@@ -50,6 +51,7 @@ def create_app(
         listeners: are told of each worker that joins or leaves while the router runs.
         max_num_seqs: how many calls a worker runs at a time, where that is known; more would queue inside it.
         kv_lease_s: how long prefill workers keep KV that nobody pulls.
+        pull_timeout_s: how long a decode worker may take to pull it.
 
     Startup asks every worker for its health once, so that the first request finds the workers that are up. Startup
     succeeds whatever they say; `/health` tells.
@@ -71,6 +73,7 @@ def create_app(
         listeners=listeners,
         max_num_seqs=max_num_seqs,
         kv_lease_s=kv_lease_s,
+        pull_timeout_s=pull_timeout_s,
     )
 
     @asynccontextmanager

@@ -53,6 +53,7 @@ class Assembly:
         listeners: Sequence[Listener],
         max_num_seqs: int | None,
         kv_lease_s: float,
+        pull_timeout_s: float,
     ) -> None:
         self.settings = settings
         self.fleet = Fleet(routes)
@@ -72,6 +73,7 @@ class Assembly:
         self._worker_key = worker_key
         self._max_num_seqs = max_num_seqs
         self._kv_lease_s = kv_lease_s
+        self._pull_timeout_s = pull_timeout_s
         check_installed(settings.tracing, os.environ)
 
     @asynccontextmanager
@@ -92,6 +94,7 @@ class Assembly:
                 capacities,
                 self._flow_metrics,
                 kv_lease_s=self._kv_lease_s,
+                pull_timeout_s=self._pull_timeout_s,
             )
             self._flow_metrics.watch(flow.waiting, flow.kv, flow.bytes_per_token)
             self.board.waiting = flow.waiting
@@ -100,7 +103,7 @@ class Assembly:
             tracing = open_tracing(settings.tracing, os.environ)
             observer = Observer(self.metrics, self.board, tracing)
             ledger = Ledger(block_size)
-            fleet.listeners.append(partial(_forget_who_left, self._placement, ledger, breaker))
+            fleet.listeners.append(partial(_forget_who_left, self._placement, ledger, breaker, capacities))
             fleet.removal_listeners.append(flow.removed)
             extension = Extension(http, settings.extension, fleet.routes, ledger, self._extension_metrics, block_size)
             services = Services(
@@ -129,8 +132,11 @@ class Assembly:
         return Turns(min(self.settings.flow.turn_s, self._kv_lease_s / 2), self._flow_metrics.had_turn)
 
 
-def _forget_who_left(placement: Placement, ledger: Ledger, breaker: Breaker, change: Change, worker: Worker) -> None:
+def _forget_who_left(
+    placement: Placement, ledger: Ledger, breaker: Breaker, capacities: Capacities, change: Change, worker: Worker
+) -> None:
     if change == "left":
         breaker.succeeded(worker)
         placement.forget(worker)
+        capacities.forget(worker)
         ledger.forget(worker.name)

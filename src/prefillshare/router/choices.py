@@ -3,6 +3,9 @@
 A prefill hands its KV to one decode: the prefill worker gives the blocks up once they were pulled, and vLLM would send
 the same handoff with each of the `n` requests that it makes of one. So every answer has both legs. The prefill of the
 further answers to a prompt starts when the first one's is over, and finds all but the last block in the cache.
+
+The request is let in or refused with its first answer. The others ask for room one after the other, so that a request
+with more answers than a worker has room for waits for its own, and is not refused for the crowd that it would be.
 """
 
 import asyncio
@@ -68,7 +71,8 @@ def _prompts(call: Call) -> list[dict[str, Any]]:
 
 def _one(call: Call, prompt: Mapping[str, Any], seed: int | None, choice: int, number: int) -> Call:
     own = {} if seed is None else {"seed": seed + choice}
-    return replace(call, request_id=f"{call.request_id}-{number}", body={**call.body, "n": 1, **prompt, **own})
+    body = {**call.body, "n": 1, **prompt, **own}
+    return replace(call, request_id=f"{call.request_id}-{number}", body=body, goes_on=number > 0)
 
 
 async def serve_all(exchange: Exchange, prompts: Sequence[Sequence[Call]], serve: Serve) -> None:
@@ -101,6 +105,7 @@ class _Whole:
         kind = "chatcmpl" if exchange.record.endpoint == "chat/completions" else "cmpl"
         self._head = {"id": f"{kind}-{exchange.record.request_id}", "created": int(time.time())}
         self._sending = asyncio.Lock()
+        self.asking = asyncio.Lock()  # held by the choice that asks for room
 
     def add(self, call: Call, first: "_Choice | None") -> "_Choice":
         self.choices.append(_Choice(self, call, len(self.choices), first))
@@ -149,6 +154,15 @@ class _Choice(Exchange):
         self._whole = whole
         self._index = index
 
+    async def ask(self) -> None:
+        """Waits until it is the choice's turn to ask for room; the next one's is when it has been let in."""
+        if not self.owns_prompt:
+            await self.first.has_prompt.wait()
+        await self._whole.asking.acquire()
+
+    def let_in(self) -> None:
+        self._whole.asking.release()
+
     def prefilled(self) -> None:
         self.has_prompt.set()
 
@@ -180,8 +194,7 @@ class _Choice(Exchange):
 
 
 async def _answer(choice: _Choice, serve: Serve) -> None:
-    if not choice.owns_prompt:
-        await choice.first.has_prompt.wait()
+    await choice.ask()
     await serve(choice, choice.call)
 
 

@@ -116,6 +116,7 @@ class CompletionEndpoint:
     async def _serve(self, services: Services, exchange: Exchange, call: Call) -> None:
         try:
             async with services.flow.ticket(call, exchange.visit.caller.name) as ticket:
+                exchange.let_in()
                 exchange.headers["x-prefillshare-queue-ms"] = f"{ticket.waited_s * 1000:.1f}"
                 await self._until_served(services, exchange, replace(call, ticket=ticket))
             exchange.record.status = 200

@@ -54,6 +54,9 @@ class Exchange:
             self.record.first_token_seconds = self.seconds()
         await self.body(data, more=True)
 
+    def let_in(self) -> None:
+        """Told when there is room for the call."""
+
     def prefilled(self) -> None:
         """Told when the prompt's KV is there."""
 

@@ -18,6 +18,7 @@ async def first_of(
     runs any more when this returns or raises, however it ends.
     """
     tasks = [asyncio.create_task(first)]
+    why = None  # nobody waits any more
     try:
         await asyncio.wait(tasks, timeout=after_s)
         if not tasks[0].done() and (rival := another()):
@@ -27,9 +28,10 @@ async def first_of(
             done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
             for task in tasks:
                 if task in done and not task.cancelled() and task.exception() is None:
+                    why = HEDGED
                     return task.result()
         return tasks[0].result()
     finally:
         for task in tasks:
-            task.cancel(HEDGED)
+            task.cancel(why)
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -60,6 +60,7 @@ def _bounded_protocol() -> Any:
             self._limits = limits
             self._unread_s = unread_s
             self._unread_timer: asyncio.TimerHandle | None = None
+            self._under_way: list[Any] = []  # requests that are being answered or wait for that
             self._in_head = self._in_body = False
             self._head_bytes = 0
             self._head_timer: asyncio.TimerHandle | None = None
@@ -76,6 +77,10 @@ def _bounded_protocol() -> Any:
             self._stop_timer()
             self._stop_unread_timer()
             super().connection_lost(exc)
+            for cycle in self._under_way:  # uvicorn tells the last one alone, which may not have begun
+                if not cycle.response_complete:
+                    cycle.disconnected = True
+                    cycle.message_event.set()
 
         def pause_writing(self) -> None:
             super().pause_writing()
@@ -94,6 +99,10 @@ def _bounded_protocol() -> Any:
             self._in_head, self._in_body = False, True
             self._stop_timer()
             super().on_headers_complete()
+            self._under_way = [cycle for cycle in (*self._under_way, self.cycle) if not cycle.response_complete]
+            if len(self._under_way) == 2:
+                # uvicorn stops reading until the first is answered, and would not see the client leave.
+                self.flow.resume_reading()
 
         def on_message_complete(self) -> None:
             self._in_body = False

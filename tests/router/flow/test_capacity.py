@@ -41,10 +41,10 @@ def test_a_context_that_nobody_names_is_not_known(models: Any) -> None:
     assert context_in(models) is None
 
 
-def worker_app(asked: list[str], status: int = 200) -> Starlette:
+def worker_app(asked: list[str], status: int = 200, size: int = 10_000) -> Starlette:
     async def metrics(request: Request) -> Response:
         asked.append(request.url.path)
-        return PlainTextResponse(info(10_000), status)
+        return PlainTextResponse(info(size), status)
 
     async def models(request: Request) -> Response:
         return JSONResponse({"data": [{"id": "sql", "max_model_len": 4096}]})
@@ -138,6 +138,22 @@ async def test_a_worker_that_was_taken_out_and_put_back_has_its_limit_again(serv
         await capacities.ask()
         assert pool.limit(worker) == 4096
         assert capacities.kv_limit(worker) == 9000
+
+
+async def test_a_worker_that_joins_under_the_name_of_one_that_left_is_asked(serve: Callable[[ASGIApp], Served]) -> None:
+    old, new = (decode_worker("d", serve(worker_app([], size=size)).url) for size in (10_000, 20_000))
+    pool = Pool("sql", [old])
+    pool.mark_up(old)
+    async with open_http(RouterConfig()) as http:
+        capacities = Capacities(http, [pool], FlowConfig(), None)
+        await capacities.ask()
+        pool.remove(old)
+        capacities.forget(old)
+        pool.add(new)
+        pool.mark_up(new)
+        assert capacities.of(new) == Capacity()
+        await capacities.ask()
+        assert capacities.of(new).kv_tokens == 20_000
 
 
 async def test_asking_goes_on_after_a_failure(

@@ -14,7 +14,6 @@ from prometheus_client import CollectorRegistry
 from prefillshare.router.admission import Call
 from prefillshare.router.errors import RouterError
 from prefillshare.router.fleet import Routes
-from prefillshare.router.flow import ticket as tickets
 from prefillshare.router.flow.capacity import Capacity
 from prefillshare.router.flow.control import FlowControl
 from prefillshare.router.flow.metrics import FlowMetrics
@@ -45,7 +44,13 @@ class Bench:
     """Two models with a decode worker each, `decode` tokens on each; one prefill worker with `prefill` tokens."""
 
     def __init__(
-        self, decode: int = TOKENS, prefill: int = 10**6, sql_workers: int = 1, kv_lease_s: float = 30, **config: Any
+        self,
+        decode: int = TOKENS,
+        prefill: int = 10**6,
+        sql_workers: int = 1,
+        kv_lease_s: float = 30,
+        pull_timeout_s: float = 8,
+        **config: Any,
     ) -> None:
         self.prefill = Pool("prefill", [prefill_worker("p")])
         self.sql = Pool("decode/sql", [decode_worker(f"sql-{n}") for n in range(sql_workers)])
@@ -74,6 +79,7 @@ class Bench:
             self.capacities,  # type: ignore[arg-type]
             metrics,
             kv_lease_s=kv_lease_s,
+            pull_timeout_s=pull_timeout_s,
             clock=lambda: self.now,
         )
         metrics.watch(self.flow.waiting, self.flow.kv, self.flow.bytes_per_token)
@@ -189,9 +195,11 @@ async def test_kv_that_is_not_pulled_takes_room_on_the_prefill_worker() -> None:
     assert bench.kv(bench.prefill.workers[0]) == 90
 
 
-async def test_kv_counts_as_pulled_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tickets, "PULLED_S", 0.01)
-    bench = Bench(decode=10**6)
+@pytest.mark.parametrize(("pull_timeout_s", "entered"), [(0.01, ["first", "second"]), (8, ["first"])])
+async def test_kv_counts_as_pulled_when_a_pull_would_have_been_refused(
+    pull_timeout_s: float, entered: list[str]
+) -> None:
+    bench = Bench(decode=10**6, pull_timeout_s=pull_timeout_s)
     bench.capacities.kv["p"] = 100
 
     async def legs(call: Call, ticket: Ticket, end: asyncio.Event) -> None:
@@ -204,7 +212,7 @@ async def test_kv_counts_as_pulled_after_a_while(monkeypatch: pytest.MonkeyPatch
     bench.call("first")
     bench.call("second")
     await asyncio.sleep(0.1)
-    assert bench.log == ["first", "second"]
+    assert bench.log == entered
 
 
 EXAMPLES = "the same for all " * 160  # 680 tokens
@@ -295,6 +303,54 @@ async def test_a_call_that_is_tried_again_holds_room_on_no_worker_but_its_last()
     assert sorted(first) == sorted(second) == [0, 710]
     assert first != second
     assert between == after == (0, 0)
+
+
+def beyond(name: str) -> Call:
+    """One whose prompt no worker takes, though not for sure: a template may leave its system message out."""
+    messages = [{"role": "system", "content": f"{name} " + "all of it " * 2000}, {"role": "user", "content": "hello"}]
+    return Call(name, "chat/completions", "sql", {"messages": messages}, False, None)
+
+
+async def test_a_prompt_longer_than_any_context_takes_no_more_room_than_a_context() -> None:
+    bench = Bench(decode=1000)
+    bench.capacities.kv["p"] = 1000
+    bench.capacities.capacity = Capacity(kv_tokens=1100, context=400)
+    for worker in (bench.prefill.workers[0], bench.sql.workers[0]):
+        bench.placement.holds(worker, 1000)
+    short = chain_of_request(asking("short", prompt="short " * 200).body)
+    bench.placement.prefill("sql", None, short)
+
+    async def legs(call: Call, ticket: Ticket, end: asyncio.Event) -> None:
+        ticket.prefill(lambda room: bench.placement.prefill("sql", None, ticket.chain({}), has_room=room))
+        await end.wait()
+
+    bench.call("first")
+    bench.legs = legs  # type: ignore[method-assign]
+    asyncio.create_task(bench.serve(beyond("beyond"), "a"))  # noqa: RUF006
+    bench.call("other", tenant="b")
+    await settle()
+    assert bench.log == ["first", "beyond", "other"]
+    assert bench.sql.load(bench.sql.workers[0]) == 2 * TOKENS + 400
+    assert bench.placement.knows_most(bench.prefill, None, short)
+    for name in list(bench.log):
+        await bench.end(name)
+    assert bench.held() == 0
+
+
+async def test_a_call_of_a_request_that_has_begun_is_not_refused_for_want_of_room() -> None:
+    bench = Bench(queue_share=2, max_wait_s=0.02)
+    calls = [bench.call("first"), *(bench.call(name, goes_on=True) for name in ("second", "third", "fourth"))]
+    await settle()
+    crowd = [bench.call(name, tenant="other") for name in ("one", "two", "three")]
+    assert (await refusal(crowd[2])).message.startswith("The workers for this model are busy, and 2 calls are waiting")
+    assert bench.flow.waiting(bench.sql) == (5, 5 * TOKENS)  # who comes later is not kept out by those who go on
+    assert [(await refusal(call)).status for call in crowd[:2]] == [429, 429]  # there is no room for long
+    assert bench.flow.waiting(bench.sql) == (3, 3 * TOKENS)
+    for name in ("first", "second", "third", "fourth"):
+        assert bench.log[-1] == name
+        await bench.end(name)
+    await asyncio.gather(*calls)
+    assert bench.held() == 0
 
 
 async def test_a_prompt_that_cannot_be_made_is_its_own_calls_error() -> None:
@@ -1035,6 +1091,17 @@ async def test_dense_prompts_are_known_for_what_they_are_after_the_first() -> No
     assert bench.log[1:] == ["first"]
     taken = bench.registry.get_sample_value("prefillshare_prompt_bytes_per_token", {"pool": "prefill", "tenant": ""})
     assert taken == pytest.approx(2900 / 1400, rel=0.05)
+
+
+async def test_what_a_prompt_beyond_the_context_teaches_is_its_own() -> None:
+    """Its template has left most of it out; cut to the context, it would look dense."""
+    bench = Texts(decode=10**6)
+    bench.capacities.capacity = Capacity(context=500)
+    bench.tokens = 400
+    calls = [replace(beyond(f"call-{number}"), request_id=f"-{number}") for number in range(8)]
+    await letting_in(bench, *calls)
+    assert len(bench.log) == 8
+    assert bench.flow._density.of(bench.prefill, "") == 8
 
 
 async def test_token_ids_teach_nothing() -> None:

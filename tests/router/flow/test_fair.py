@@ -175,3 +175,17 @@ def test_only_so_many_calls_are_looked_at_for_a_preferred_one() -> None:
         queue.push("k", 10, number)
     assert queue.first(lambda item: bool(asked.append(item))) is None
     assert asked == list(range(32))
+
+
+def test_limits_apply_to_the_calls_that_do_not_stay() -> None:
+    queue: FairQueue[str] = FairQueue({"b": 2.0})
+    queue.push("a", 10, "a0", stays=True)
+    queue.push("b", 10, "b0")
+    assert [queue.push("a", tokens, "") for tokens in (5, 6)] == list(queue.limited())[:2]
+    queue.push("c", 10, "c0", stays=True)
+    assert (queue.tokens, queue.limited().tokens) == (41, 21)
+    assert [entry.tokens for entry in queue.limited().surplus()] == [6]
+    assert [entry.tokens for entry in queue.limited().heads()] == [5, 10]
+    plain: FairQueue[str] = FairQueue()
+    plain.push("a", 1, "a0")
+    assert plain.limited() is plain

@@ -5,8 +5,9 @@ import pytest
 from prefillshare.router.admission import Call, Endpoint
 from prefillshare.router.errors import RouterError
 from prefillshare.router.flow.capacity import Capacity
-from prefillshare.router.flow.longest import bounded
+from prefillshare.router.flow.longest import bounded, cut
 from prefillshare.router.flow.need import Need, need_of
+from prefillshare.router.placement.chunks import Chain
 
 SMALL, LARGE = Capacity(kv_tokens=1000, context=80), Capacity(kv_tokens=100, context=200)
 
@@ -49,3 +50,10 @@ def test_an_answer_that_a_worker_would_refuse_to_make_is_refused(endpoint: Endpo
 @pytest.mark.parametrize("capacities", [(), (Capacity(),), (SMALL, Capacity())])
 def test_of_workers_that_have_not_said_it_nothing_is_known(capacities: tuple[Capacity, ...]) -> None:
     assert need(*capacities, prompt=500, max_tokens=4000) == Need(500, 500, 4000)
+
+
+def test_a_prompt_is_counted_as_far_as_a_worker_could_take_it() -> None:
+    long = Chain([bytes([number]) for number in range(10)], 330, 32)
+    assert cut(long, (SMALL, LARGE)) == Chain(long.hashes[:3], 100, 32)
+    assert cut(long, (Capacity(context=330),)) is long
+    assert cut(long, (SMALL, Capacity())) is long

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from prefillshare.router.flow import ticket as tickets
 from prefillshare.router.flow.held import HeldKV
 from prefillshare.router.flow.need import Need
 from prefillshare.router.flow.ticket import Choose, ReservedTicket, Ticket
@@ -46,7 +45,7 @@ class Site:
         self.rooms = Rooms({{"d0": D0, "d1": D1, "p": P}[name]: limit for name, limit in limits.items()})
         self.route = ModelRoute("base", Pool("prefill", [P]), Pool("decode", [D0, D1]))
 
-    def ticket(self) -> ReservedTicket:
+    def ticket(self, pull_timeout_s: float = 8.0) -> ReservedTicket:
         """As `FlowControl` reserves it, on D0."""
         need = Need(PROMPT.tokens, 1, OUTPUT)
         reserved = {
@@ -55,11 +54,11 @@ class Site:
             "parked": self.rooms.hold(P, PROMPT),
             "kv": self.rooms.hold(D0, PROMPT, OUTPUT),
         }
-        return ReservedTicket(self.rooms, self.route, need, PROMPT, reserved, 0.0, LEASE_S)
+        return ReservedTicket(self.rooms, self.route, need, PROMPT, reserved, 0.0, LEASE_S, pull_timeout_s)
 
-    def decoding(self) -> ReservedTicket:
+    def decoding(self, pull_timeout_s: float = 8.0) -> ReservedTicket:
         """Leg 1 is over and a worker chosen for leg 2, which is not sent yet."""
-        ticket = self.ticket()
+        ticket = self.ticket(pull_timeout_s)
         ticket.prefill(first_of(P))
         ticket.prefilled()
         ticket.decode(first_of(D0))
@@ -185,10 +184,9 @@ async def test_kv_that_a_decode_worker_may_have_pulled_is_given_back_with_the_ca
     assert site.rooms.held() == (0, 0, 0)
 
 
-async def test_kv_counts_while_its_call_waits_for_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tickets, "PULLED_S", 0.01)
+async def test_kv_counts_while_its_call_waits_for_its_turn() -> None:
     site = Site()
-    ticket = site.decoding()
+    ticket = site.decoding(pull_timeout_s=0.01)
     await asyncio.sleep(0.03)
     assert site.rooms.held()[0] == PROMPT.tokens
     ticket.sent()
@@ -208,12 +206,9 @@ async def test_kv_that_is_lost_does_not_wait_for_its_lease() -> None:
     assert site.rooms.held() == (0, 0, 0)
 
 
-async def test_a_leg_2_that_lost_its_kv_says_nothing_of_what_is_prefilled_after_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(tickets, "PULLED_S", 0.01)
+async def test_a_leg_2_that_lost_its_kv_says_nothing_of_what_is_prefilled_after_it() -> None:
     site = Site()
-    ticket = site.decoding()
+    ticket = site.decoding(pull_timeout_s=0.01)
     ticket.sent()
     ticket.decoded()
     ticket.prefill(first_of(P))

@@ -67,14 +67,16 @@ class Capacities:
         kv_tokens = self.of(worker).kv_tokens
         return None if kv_tokens is None else int(kv_tokens * self._settings.kv_share)
 
+    def forget(self, worker: Worker) -> None:
+        """The worker has left: another that joins under its name is asked for its own."""
+        self._known.pop(worker.name, None)
+
     async def ask(self) -> None:
         """Asks every worker that is up and has not been asked since it started.
 
         The limits of the others are told again: one that was taken out and put back has none.
         """
         here = [(pool, worker) for pool in self._pools for worker in pool.workers]
-        names = {worker.name for _, worker in here}
-        self._known = {name: known for name, known in self._known.items() if name in names}
         new = []
         for pool, worker in here:
             losses, _ = self._known.get(worker.name, (-1, None))

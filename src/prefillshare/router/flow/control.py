@@ -14,7 +14,7 @@ from prefillshare.router.flow.density import Density
 from prefillshare.router.flow.errors import Reason, overloaded
 from prefillshare.router.flow.fair import Entry
 from prefillshare.router.flow.held import HeldKV
-from prefillshare.router.flow.longest import bounded
+from prefillshare.router.flow.longest import bounded, cut
 from prefillshare.router.flow.metrics import FlowMetrics
 from prefillshare.router.flow.need import is_token_ids, need_of
 from prefillshare.router.flow.queues import Queues, Waiting
@@ -40,6 +40,7 @@ class FlowControl:
         metrics: FlowMetrics,
         *,
         kv_lease_s: float,
+        pull_timeout_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
@@ -47,7 +48,7 @@ class FlowControl:
         self._placement = placement
         self._capacities = capacities
         self._metrics = metrics
-        self._kv_lease_s = kv_lease_s
+        self._kv_times = (kv_lease_s, pull_timeout_s)
         self._clock = clock
         self._queues = Queues(settings.weights)
         self._held = HeldKV(capacities.kv_limit)
@@ -66,8 +67,9 @@ class FlowControl:
         route = self._routes[call.model]
         density = self._density.of(route.prefill, tenant)
         need = need_of(call.endpoint, call.body, self._settings.output_tokens, density)
+        capacities = [self._capacities.of(worker) for worker in route.decode.ready()]
         try:
-            need = bounded(need, call, [self._capacities.of(worker) for worker in route.decode.ready()])
+            need = bounded(need, call, capacities)
         except RouterError:
             self._metrics.refused(route.decode, "too_long", tenant)
             raise
@@ -75,7 +77,7 @@ class FlowControl:
         prompt = chain_of_request(prefill_body(call, route.base, route.instructions), density)
         size = None if is_token_ids(call.body) else prompt.tokens * density
         future: asyncio.Future[ReservedTicket] = asyncio.get_running_loop().create_future()
-        waiting = Waiting(call, tenant, route, need, prompt, size, self._clock(), future)
+        waiting = Waiting(call, tenant, route, need, cut(prompt, capacities), size, self._clock(), future)
         ticket = await self._wait(waiting)
         self._metrics.let_in(route.decode, ticket.waited_s)
         started = self._clock()
@@ -134,11 +136,12 @@ class FlowControl:
         entry = self._queues.push(waiting)
         try:  # from here on: whatever fails, no entry and no ticket may stay behind with nobody waiting for it
             self.freed()
-            if not waiting.ticket.done():
+            goes_on = waiting.call.goes_on
+            if not (goes_on or waiting.ticket.done()):
                 self._refuse_some(entry)
             if waiting.ticket.done():
                 return waiting.ticket.result()
-            async with asyncio.timeout(self._limit_s(waiting)):
+            async with asyncio.timeout(None if goes_on else self._limit_s(waiting)):
                 return await waiting.ticket
         except TimeoutError:
             if ticket := _given(waiting):
@@ -209,7 +212,7 @@ class FlowControl:
         self._queues.serve(entry)
         measured = partial(self._measured, waiting)
         waiting.ticket.set_result(
-            ReservedTicket(self, waiting.route, need, waiting.prompt, reserved, waited_s, self._kv_lease_s, measured)
+            ReservedTicket(self, waiting.route, need, waiting.prompt, reserved, waited_s, *self._kv_times, measured)
         )
         return None
 
@@ -246,7 +249,8 @@ class FlowControl:
         pool = waiting.route.decode
         queue, rivals = self._queues.of(pool), self._rivals(waiting.route)
         in_flight = _in_flight(rivals)
-        if excess := excess_of(queue, newcomer, self._waiting_tokens(rivals), in_flight, settings):
+        limited = sum(self._queues.of(rival).limited().tokens for rival in rivals)
+        if excess := excess_of(queue.limited(), newcomer, limited, in_flight, settings):
             text = f"The workers for this model are busy, and {excess.why}. Try again later."
             for entry in excess.entries:
                 retry_s = self._service.expect(pool, self._waiting_tokens(rivals) - entry.tokens, in_flight)

@@ -23,6 +23,7 @@ class Entry(Generic[Item]):
     key: str
     tokens: int
     item: Item
+    stays: bool = False  # whatever the queue's limits are
 
 
 @dataclass(slots=True)
@@ -60,12 +61,12 @@ class FairQueue(Generic[Item]):
     def tokens_of(self, key: str) -> int:
         return self._lines[key].tokens if key in self._lines else 0
 
-    def push(self, key: str, tokens: int, item: Item) -> Entry[Item]:
+    def push(self, key: str, tokens: int, item: Item, *, stays: bool = False) -> Entry[Item]:
         line = self._lines.get(key)
         if line is None:
             start = max(self._clock, self._finished.pop(key, 0.0))
             line = self._lines[key] = _Line(start, next(self._turns))
-        entry = Entry(key, tokens, item)
+        entry = Entry(key, tokens, item, stays)
         line.entries.append(entry)
         line.tokens += tokens
         return entry
@@ -110,6 +111,16 @@ class FairQueue(Generic[Item]):
             for other, line in self._lines.items()
             if other != key
         )
+
+    def limited(self) -> "FairQueue[Item]":
+        """The part to which limits apply: the queue without the calls that stay."""
+        if not any(entry.stays for entry in self):
+            return self
+        part = FairQueue[Item](self._weights)
+        for key, line in self._lines.items():
+            if entries := deque(entry for entry in line.entries if not entry.stays):
+                part._lines[key] = _Line(line.start, line.turn, entries, sum(entry.tokens for entry in entries))
+        return part
 
     def surplus(self) -> Iterator[Entry[Item]]:
         """The calls to give up when there are too many, one after the other, until every key has but one.

@@ -6,6 +6,7 @@ from prefillshare.router.admission import Call
 from prefillshare.router.flow.capacity import Capacity
 from prefillshare.router.flow.errors import too_long
 from prefillshare.router.flow.need import Need, asked_of
+from prefillshare.router.placement.chunks import Chain
 from prefillshare.router.sampling import length_field, out_of_range
 
 
@@ -26,6 +27,18 @@ def bounded(need: Need, call: Call, capacities: Sequence[Capacity]) -> Need:
         raise too_long(need.least, most)
     prompt = min(need.prompt, most)
     return Need(prompt, need.least, min(need.output, most - prompt))
+
+
+def cut(prompt: Chain, capacities: Sequence[Capacity]) -> Chain:
+    """The prompt as far as one of these workers could take it.
+
+    By its text it may look longer than `bounded` can be sure of: then either the template leaves some of it out, or a
+    worker refuses it. Counted whole, it would wait for a worker without calls, and others would wait behind it.
+    """
+    most = _longest(capacity.longest_call for capacity in capacities)
+    if most is None or prompt.tokens <= most:
+        return prompt
+    return prompt._replace(hashes=prompt.hashes[: most // prompt.chunk_tokens], tokens=most)
 
 
 def _longest(limits: Iterable[int | None]) -> int | None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from prefillshare.router.placement.chunks import BYTES_PER_TOKEN
+from prefillshare.router.sampling import COMPLETION_TOKENS as COMPLETION_TOKENS
 from prefillshare.router.sampling import length_field
 
 if TYPE_CHECKING:
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
 MAX_CHARACTERS_PER_TOKEN = 16
 
 MOST_TOKENS = 10**9  # that an answer is counted for: no worker makes as many, and sums stay within floats
-COMPLETION_TOKENS = 16  # of a completion that says nothing else, or null, as at OpenAI
 
 _RENDERED = ("messages", "tools", "documents", "prompt")
 

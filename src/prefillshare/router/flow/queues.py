@@ -45,7 +45,7 @@ class Queues:
 
     def push(self, waiting: Waiting) -> Entry[Waiting]:
         queue = self._queues.setdefault(waiting.route.decode, FairQueue(self._weights))
-        return queue.push(waiting.tenant, waiting.need.total, waiting)
+        return queue.push(waiting.tenant, waiting.need.total, waiting, stays=waiting.call.goes_on)
 
     def serve(self, entry: Entry[Waiting]) -> None:
         """Takes out the first of its pool's queue."""

@@ -10,10 +10,6 @@ from prefillshare.router.placement.placement import HasRoom, Placed
 from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.route import ModelRoute
 
-# A prompt's KV is counted on the prefill worker until the answer begins, but no longer than this after leg 2 was sent:
-# one that is not streamed begins with its end. A pull that takes longer is refused (`workers.pull_timeout_s`).
-PULLED_S = 8.0
-
 Choose = Callable[[HasRoom | None], Placed | None]
 
 
@@ -94,6 +90,7 @@ class ReservedTicket(Ticket):
         reserved: dict[str, Callable[[], None]],
         waited_s: float,
         kv_lease_s: float,
+        pull_timeout_s: float,
         measured: Callable[[int], None] = lambda tokens: None,
     ) -> None:
         """
@@ -103,6 +100,8 @@ class ReservedTicket(Ticket):
                 leaves it ("parked") and where leg 2 needs it ("kv").
             kv_lease_s: for so long after leg 1, a prefill worker keeps KV that nobody pulls, whatever becomes of the
                 call.
+            pull_timeout_s: for so long after leg 2 was sent, the KV is counted on the prefill worker if no answer
+                begins: one that is not streamed begins with its end, and a pull that takes longer is refused.
             measured: told how many tokens the prompt has in truth.
         """
         self.waited_s = waited_s
@@ -112,6 +111,7 @@ class ReservedTicket(Ticket):
         self._prompt = prompt
         self._reserved = reserved
         self._kv_lease_s = kv_lease_s
+        self._pull_timeout_s = pull_timeout_s
         self._measured = measured
         self._lease_end: float | None = None  # that of the last leg 1, by the event loop's clock
         self._timer: asyncio.TimerHandle | None = None
@@ -160,7 +160,7 @@ class ReservedTicket(Ticket):
 
     def sent(self) -> None:
         self._stop_timer()
-        self._timer = asyncio.get_running_loop().call_later(PULLED_S, self.pulled)
+        self._timer = asyncio.get_running_loop().call_later(self._pull_timeout_s, self.pulled)
 
     def not_taken(self) -> None:
         self._stop_timer()
