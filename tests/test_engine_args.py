@@ -17,6 +17,10 @@ from prefillshare.engine_args import why_refused
         ("--speculative-config.method=ngram", "other tokens"),
         ("--spec-method", "other tokens"),
         ("-sc", "other tokens"),
+        ("-s", "other tokens"),
+        ("-s.method", "other tokens"),
+        ("--kv-offloading-size=4", "a decode worker would prefill"),
+        ("--kv_offloading_backend", "a decode worker would prefill"),
     ],
 )
 def test_what_is_prefillshares_own_is_refused_with_what_to_say_instead(argument: str, says: str) -> None:

@@ -9,12 +9,13 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
+_OTHER_CONNECTOR = "with another KV connector a decode worker would prefill, with its own weights"
 _FROM_MODULES = "it follows from `base` and `modules`"
 _FROM_PARSERS = "say it as `tool_call_parser` or `reasoning_parser` of a base or module"
 _GUESSES = "with speculative decoding, answers were found to have other tokens than without it (docs/deployment.md)"
 
 INSTEAD = {
-    "--kv-transfer-config": "with another KV connector a decode worker would prefill, with its own weights",
+    **dict.fromkeys(("--kv-transfer-config", "--kv-offloading-size", "--kv-offloading-backend"), _OTHER_CONNECTOR),
     **dict.fromkeys(
         (
             "--model",
@@ -52,7 +53,7 @@ def meant(argument: str, options: Collection[str]) -> str | None:
     one that is JSON.
     """
     name = argument.partition("=")[0].partition(".")[0].replace("_", "-")
-    if len(name) <= len("--"):
+    if name in ("", "-", "--"):
         return None
     return next((option for option in options if option.startswith(name)), None)
 

@@ -1,7 +1,8 @@
 """Stands in for a vLLM worker: `fake_worker.py NAME PORT CONTROL_FOLDER`. Run as a script, standard library only.
 
 Like vLLM it has a child that outlives it, deaf to SIGTERM. Files in the control folder make it misbehave:
-NAME.crash at start, NAME.never never healthy, NAME.hang health checks that do not return, NAME.deaf ignores SIGTERM.
+NAME.crash at start, NAME.late listens when it is gone, NAME.never never healthy, NAME.hang health checks that do not
+return, NAME.deaf ignores SIGTERM.
 """
 
 import http.server
@@ -40,6 +41,8 @@ subprocess.Popen([sys.executable, "-I", "-S", "-c", CHILD])
 if told("crash"):
     print("RuntimeError: out of luck", flush=True)
     sys.exit(3)
+while told("late"):
+    time.sleep(0.05)
 server = http.server.ThreadingHTTPServer(("127.0.0.1", PORT), Handler)
 threading.Thread(target=server.serve_forever, daemon=True).start()
 while True:

@@ -234,6 +234,14 @@ def test_the_same_deployment_running_already_is_refused(
         other.communicate(b"\n")
 
 
+def test_the_same_deployment_running_in_a_container_is_refused(settings: dict[str, Any]) -> None:
+    name = str(settings["log_dir"].resolve())
+    environment = os.environ | mark(name) | {"PREFILLSHARE_DEPLOYMENT": f"7:0:4026539999:{name}"}
+    command = [sys.executable, "-I", "-S", "-c", "import sys; sys.stdin.read()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, env=environment):
+        assert "already runs (supervisor pid 7 of another PID namespace" in problems(settings)
+
+
 def test_traces_that_are_asked_for_need_opentelemetry(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,5 @@
 import asyncio
+import errno
 import json
 import os
 import resource
@@ -45,10 +46,15 @@ class Serve:
         self.control = folder / "control"
         self.output = folder / "output"
 
-    def start(self) -> None:
+    def start(self, stderr: int | None = None, **environment: str) -> None:
         command = [sys.executable, "-m", "tests.deployment.fakes", str(self.control.parent), *map(str, self.ports)]
         with self.output.open("ab") as output:
-            self.process = subprocess.Popen(command, stdout=output, stderr=output)
+            self.process = subprocess.Popen(
+                command,
+                stdout=output,
+                stderr=output if stderr is None else stderr,
+                env=os.environ | environment,
+            )
 
     def events(self) -> list[str]:
         file = self.deployment.log_dir / "events.jsonl"
@@ -63,9 +69,14 @@ class Serve:
 
 
 @pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Serve]:
+def serve(unstarted: Serve) -> Serve:
+    unstarted.start()
+    return unstarted
+
+
+@pytest.fixture
+def unstarted(tmp_path: Path) -> Iterator[Serve]:
     serve = Serve(tmp_path)
-    serve.start()
     yield serve
     if serve.process.poll() is None:
         serve.process.kill()
@@ -147,6 +158,41 @@ async def test_a_taken_router_port_is_refused_before_any_worker_starts(tmp_path:
     ):
         await LocalDeployment(deployment, timing=QUICK).__aenter__()
     assert not list(deployment.log_dir.glob("*.log"))
+
+
+async def test_the_router_keeps_its_port_while_the_workers_start(tmp_path: Path) -> None:
+    ports = free_ports(3)
+    deployment = make_deployment(tmp_path, ports=ports)
+    late = tmp_path / "control" / "prefill-0.late"
+    late.touch()
+    with fake_workers(deployment, ports[1:]):
+        running = LocalDeployment(deployment, timing=QUICK)
+        entering = asyncio.create_task(running.__aenter__())
+        while running.workers[0].state != "starting":  # noqa: ASYNC110  (what is waited for has no event)
+            await asyncio.sleep(0.02)
+        with pytest.raises(OSError, match="in use"):
+            socket.create_server(("127.0.0.1", ports[0]))
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", ports[0]))
+        late.unlink()
+        await entering
+        socket.create_connection(("127.0.0.1", ports[0])).close()
+        await running.stop()
+
+
+async def test_a_router_port_that_is_lost_all_the_same_is_told_as_one_that_was_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ports = free_ports(3)
+    deployment = make_deployment(tmp_path, ports=ports)
+
+    def lost(bound: socket.socket) -> None:
+        raise OSError(errno.EADDRINUSE, "Address already in use")
+
+    monkeypatch.setattr(local, "listen", lost)
+    with fake_workers(deployment, ports[1:]), pytest.raises(UserError, match=rf"router\.port.*{ports[0]}.*in use"):
+        await LocalDeployment(deployment, timing=QUICK).__aenter__()
+    assert processes_of(deployment) == []
 
 
 async def test_the_log_of_the_previous_run_is_kept_beside_the_new_one(tmp_path: Path) -> None:
@@ -254,6 +300,30 @@ def test_a_signal_while_serving_stops_everything(serve: Serve, number: signal.Si
     assert serve.events().count("stopped") == 2
     assert ("draining" in serve.events()) == (number == signal.SIGTERM)  # Ctrl-C is to be quick
     assert "Traceback" not in serve.output.read_text()
+
+
+def full_disk() -> tuple[int, int]:
+    return os.open(os.devnull, os.O_RDONLY), os.open("/dev/full", os.O_WRONLY)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("opened", [os.openpty, os.pipe, full_disk], ids=["terminal", "pipe", "full disk"])
+def test_serving_and_stopping_need_nobody_who_reads_of_it(
+    unstarted: Serve, opened: Callable[[], tuple[int, int]], number: signal.Signals
+) -> None:
+    """What is at the other end of its standard error goes away while its table of workers is shown there."""
+    reader, stderr = opened()
+    (unstarted.control / "prefill-0.late").touch()
+    unstarted.start(stderr, FORCE_COLOR="1", TERM="xterm")
+    os.close(stderr)
+    unstarted.until(lambda: unstarted.events().count("started") == 2)
+    os.close(reader)
+    time.sleep(0.6)  # the table was shown once more
+    (unstarted.control / "prefill-0.late").unlink()
+    unstarted.until(lambda: "serving" in unstarted.events())
+    unstarted.process.send_signal(number)
+    assert unstarted.process.wait(20) == (130 if number == signal.SIGINT else 0)
+    assert processes_of(unstarted.deployment) == []
 
 
 async def test_draining_waits_for_calls_in_flight_but_not_for_ever(

@@ -1,3 +1,4 @@
+import os
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -6,7 +7,7 @@ from typing import Any
 import pytest
 
 from prefillshare.config import Deployment
-from prefillshare.deployment.ports import check_ports, ports_of, require_free_ports
+from prefillshare.deployment.ports import bind, check_ports, listen, others_on, ports_of, require_free_ports
 from prefillshare.errors import UserError
 from tests.deployment.fakes import free_ports, make_specs
 
@@ -103,3 +104,33 @@ def test_a_single_worker_needs_both_of_its_ports(tmp_path: Path, field: str, pur
 def test_an_address_of_another_machine(tmp_path: Path) -> None:
     found = problems(deployment(tmp_path, router={"host": "192.0.2.1", "port": 28000, "allow_anonymous": True}))
     assert any(field == "router.port" and "192.0.2.1" in detail for field, detail in found)
+
+
+def test_a_port_that_is_held_is_free_to_nobody_and_can_be_listened_on() -> None:
+    (port,) = free_ports(1)
+    with bind("127.0.0.1", port) as held:
+        with pytest.raises(OSError, match="in use"):
+            bind("127.0.0.1", port)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port))
+        listen(held)
+        socket.create_connection(("127.0.0.1", port)).close()
+
+
+def test_a_port_whose_connections_have_just_ended_can_be_held_and_listened_on() -> None:
+    (port,) = free_ports(1)
+    with socket.create_server(("127.0.0.1", port)) as former:
+        client = socket.create_connection(("127.0.0.1", port))
+        former.accept()[0].close()  # first, so that the port is in TIME_WAIT
+        client.close()
+    with bind("127.0.0.1", port) as held:
+        listen(held)
+        socket.create_connection(("127.0.0.1", port)).close()
+
+
+def test_whose_a_port_is() -> None:
+    (port,) = free_ports(1)
+    assert others_on(port, [1]) is None
+    with socket.create_server(("127.0.0.1", port)):
+        assert others_on(port, [os.getpid()]) is None
+        assert (others_on(port, []) or "").startswith(f"is in use by pid {os.getpid()} (")

@@ -22,6 +22,19 @@ async def test_the_first_cancels_and_the_second_kills(number: signal.Signals, co
     assert signals.exit_code == code
 
 
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), ValueError("I/O operation on closed file")])
+async def test_a_signal_that_cannot_be_told_of_is_not_lost(error: Exception) -> None:
+    def cannot_be_told(number: signal.Signals) -> None:
+        raise error
+
+    asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+    with StopSignals(on_first=cannot_be_told, kill=lambda: None) as signals:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.sleep(2)
+    assert signals.exit_code == 0
+
+
 async def test_under_nohup_the_end_of_the_terminal_is_not_a_request_to_stop() -> None:
     former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

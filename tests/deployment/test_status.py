@@ -1,11 +1,15 @@
+import errno
 import io
 import logging
+import signal
 from pathlib import Path
+from unittest import mock
 
+import pytest
 from rich.console import Console
 
 from prefillshare.deployment.local import LocalDeployment
-from prefillshare.deployment.status import show_events, show_start, worker_table
+from prefillshare.deployment.status import say_stopping, show_events, show_start, worker_table
 from tests.deployment.fakes import fake_workers, make_deployment
 
 
@@ -44,3 +48,12 @@ def test_on_a_terminal_the_cursor_comes_back() -> None:
     with show_events(console), show_start([], console):
         logging.getLogger("prefillshare.deployment").info("ready")
     assert output.getvalue().rindex("\x1b[?25h") > output.getvalue().rindex("\x1b[?25l")
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), SystemExit(1)])
+def test_nobody_need_hear_of_a_stop(error: BaseException) -> None:
+    """rich makes the second of a closed pipe."""
+    console = mock.create_autospec(Console)
+    console.print.side_effect = error
+    say_stopping(console, signal.SIGTERM)
+    console.print.assert_called_once()

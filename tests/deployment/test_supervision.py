@@ -221,6 +221,24 @@ async def test_a_worker_that_never_gets_healthy_runs_into_the_startup_timeout(tm
     assert processes_of(run.deployment) == []
 
 
+async def test_what_another_process_answers_on_its_port_does_not_make_a_worker_ready(tmp_path: Path) -> None:
+    """Another deployment's worker, which began to load first: this one could bind the port, too, and cannot listen."""
+    run = Run(tmp_path)
+    (run.control / "prefill-0.late").touch()
+
+    async def healthy(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+
+    port = run.local.workers[0].spec.port
+    async with await asyncio.start_server(healthy, "127.0.0.1", port):
+        with run.patches, pytest.raises(StartupFailed) as failure:
+            await run.local.__aenter__()
+    assert f"port {port} is in use by pid {os.getpid()} (" in str(failure.value)
+    assert "workers.first_port" in str(failure.value)
+    assert "ready" not in run.kinds("prefill-0")
+    assert processes_of(run.deployment) == []
+
+
 async def test_a_worker_deaf_to_sigterm_is_killed_after_the_grace(tmp_path: Path) -> None:
     run = Run(tmp_path)
     (run.control / "decode-sql-0.deaf").touch()

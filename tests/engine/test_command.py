@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from string import ascii_letters
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from prefillshare.config import BaseConfig, Deployment, ModuleConfig
 from prefillshare.engine import command as command_module
 from prefillshare.engine.command import worker_command, worker_environment
 from prefillshare.engine.worker import WorkerSpec, plan_workers
-from prefillshare.engine_args import INSTEAD
+from prefillshare.engine_args import INSTEAD, meant
 from prefillshare.errors import UserError
 from prefillshare.identity import compute_identity
 from tests.conftest import write_checkpoint
@@ -77,7 +78,7 @@ def test_a_decode_worker_runs_the_module_with_the_tokenizer_of_the_base(
     assert (option(spec, "--served-model-name"), spec.served_names) == ("org/sql", ("org/sql",))
     assert "--enable-prefix-caching" in worker_command(spec)
     assert transfer_config(spec)["kv_role"] == "kv_consumer"
-    assert transfer_config(spec)["kv_connector_extra_config"]["modules"] == [str(tmp_path / "sql")]
+    assert transfer_config(spec)["kv_connector_extra_config"]["modules"] == {str(tmp_path / "sql"): "in_place"}
 
 
 def test_all_workers_name_the_base_report_reuse_and_never_recompute(
@@ -118,7 +119,7 @@ def test_an_adapter_is_served_on_the_base_by_its_own_name(
 ) -> None:
     spec = specs["decode-json-0"]
     assert option(spec, "--model") == str(checkpoint)
-    assert option(spec, "--lora-modules") == f"json={tmp_path / 'json'}"
+    assert json.loads(option(spec, "--lora-modules")) == {"name": "json", "path": str(tmp_path / "json")}
     assert option(spec, "--max-lora-rank") == "16"  # the smallest that vLLM has for rank 12
     assert spec.served_names == ("json",)
 
@@ -131,13 +132,32 @@ def test_adapters_of_one_pool_are_hosted_by_the_same_workers(
     for spec in planned[4:]:
         command = worker_command(spec)
         place = command.index("--lora-modules")
-        assert command[place + 1 : place + 3] == [f"json={tmp_path / 'json'}", f"xml={tmp_path / 'xml'}"]
+        assert list(map(json.loads, command[place + 1 : place + 3])) == [
+            {"name": name, "path": str(tmp_path / name)} for name in ("json", "xml")
+        ]
         assert command[place + 3].startswith("--")
         assert option(spec, "--max-loras") == "2"
         assert option(spec, "--max-lora-rank") == "64"  # for rank 40; one limit holds for all
         assert option(spec, "--model") == str(checkpoint)
         assert spec.served_names == ("json", "xml")
         assert [model.instructions for model in spec.models] == ["in_place", "behind_context"]
+        assert transfer_config(spec)["kv_connector_extra_config"]["modules"] == {
+            str(tmp_path / "json"): "in_place",
+            str(tmp_path / "xml"): "behind_context",
+        }
+
+
+def test_vllm_reads_adapters_whose_path_has_a_comma_or_an_equals_sign(pooled: Deployment, tmp_path: Path) -> None:
+    odd = (tmp_path / "json").rename(tmp_path / "json, r=12")
+    modules = (pooled.modules[0], pooled.modules[1].model_copy(update={"path": odd}), pooled.modules[2])
+    spec = plan_workers(pooled.model_copy(update={"modules": modules}))[-1]
+    command = worker_command(spec)
+    place = command.index("--lora-modules")
+    read = make_arg_parser(FlexibleArgumentParser()).parse_args(command[place : place + 3])
+    assert {adapter.name: adapter.path for adapter in read.lora_modules} == {
+        "json": str(odd),
+        "xml": str(tmp_path / "xml"),
+    }
 
 
 def test_no_model_can_have_the_name_of_the_checkpoint_under_adapters(
@@ -294,3 +314,13 @@ def test_options_that_may_not_be_handed_on_are_vllms() -> None:
     """By another name, vLLM would take what `engine_args` refuses."""
     known = make_arg_parser(FlexibleArgumentParser())._option_string_actions
     assert set(INSTEAD) - {"--config"} <= known.keys()  # which the parser reads before the others
+
+
+def test_no_beginning_of_an_option_with_one_dash_is_handed_on_that_vllm_takes_for_it() -> None:
+    parser = make_arg_parser(FlexibleArgumentParser())
+    taken = {
+        f"-{letter}": option for letter in ascii_letters for _, option, *_ in parser._get_option_tuples(f"-{letter}")
+    }
+    own = {beginning: option for beginning, option in taken.items() if option in INSTEAD}
+    assert own == {"-s": "-sc"}
+    assert all(meant(beginning, INSTEAD) for beginning in own)

@@ -56,14 +56,18 @@ def deployment(monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker's secret, and weights on disk that are what they should be; vLLM's engine stays as it is."""
     monkeypatch.setenv(KEY_VARIABLE, KEY)
     monkeypatch.setattr(module.hooks, "wait_for_input", lambda longest_s: None)
-    monkeypatch.setattr(module, "require_base", lambda *args, **kwargs: None)
+    monkeypatch.setattr(module, "require_planned", lambda *args, **kwargs: None)
 
 
 def vllm_config(role: str = "kv_consumer", **transfer: Any) -> Any:
     return SimpleNamespace(
         kv_transfer_config=KVTransferConfig(
             kv_connector="SharedPrefillConnector",
-            kv_connector_extra_config={"base_identity": "sha256:base", "modules": ["/module"], "pull_timeout_s": 8.0},
+            kv_connector_extra_config={
+                "base_identity": "sha256:base",
+                "modules": {"/module": "in_place"},
+                "pull_timeout_s": 8.0,
+            },
             kv_role=role,
             **transfer,
         ),
@@ -369,13 +373,18 @@ def test_other_ends_of_structured_answers_are_no_mistake() -> None:
     assert REFUSALS.get(request.request_id) is None
 
 
-def test_a_prompt_of_one_token_may_be_computed_here() -> None:
+def test_a_prompt_of_one_token_is_computed_here_once() -> None:
+    """Preempted, vLLM looks its answer up as well, for which a later turn may have brought base KV."""
     connector = make_connector()
-    request = Request(sealed(1, remote_block_ids=[[4]]), prompt_tokens=1)
+    request = Request(sealed(1, remote_block_ids=[[4]]), prompt_tokens=1, request_id="one token")
     connector.on_new_request(request)
-    for _ in range(2):  # the second time after a preemption
+    for _ in range(2):  # the second time when there was no room for it the first
         tokens, told = schedule(connector, request)
         assert (tokens, told.refused) == (0, set())
+    request.num_preemptions = 1
+    tokens, told = schedule(connector, request, cached=2 * BLOCK_SIZE)
+    assert (tokens, told.refused) == (1, {"one token"})
+    assert REFUSALS.get("one token").reason == "preempted"
 
 
 def test_a_refused_request_is_refused_once() -> None:
@@ -586,11 +595,11 @@ def test_a_model_whose_kv_is_not_kept_in_one_list_does_not_start() -> None:
 
 
 def test_other_weights_on_disk_do_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    def changed(expected: str, *, model: Path, modules: list[Path]) -> None:
-        assert (expected, model, modules) == ("sha256:base", Path("/module"), [Path("/module")])
+    def changed(base: str, *, model: Path, modules: dict[Path, str]) -> None:
+        assert (base, model, modules) == ("sha256:base", Path("/module"), {Path("/module"): "in_place"})
         raise UserError("the files have changed")
 
-    monkeypatch.setattr(module, "require_base", changed)
+    monkeypatch.setattr(module, "require_planned", changed)
     with pytest.raises(UserError, match="changed"):
         make_connector()
 

@@ -8,7 +8,7 @@ import psutil
 
 from prefillshare.config import BaseConfig, Deployment, ModuleConfig
 from prefillshare.deployment.access import check_access
-from prefillshare.deployment.marks import deployment_name, marked
+from prefillshare.deployment.marks import Leftover, deployment_name, marked
 from prefillshare.deployment.ports import check_ports
 from prefillshare.deployment.report import CheckFailed, CheckReport, Finding
 from prefillshare.engine.command import worker_command
@@ -134,17 +134,22 @@ def _check_tracing(deployment: Deployment) -> Iterator[Finding]:
 
 def _check_other_run(deployment: Deployment) -> Iterator[Finding]:
     processes = marked(deployment_name(deployment))
-    running = {process.supervisor_pid for process in processes if process.supervisor_alive}
+    running = {_supervisor(process) for process in processes if process.supervisor_alive}
     left = [process.pid for process in processes if not process.supervisor_alive]
     if running:
         detail = (
-            f"the deployment that logs to {deployment.log_dir} already runs (supervisor pid "
-            f"{', '.join(map(str, sorted(running)))}); stop it, or give this one its own log_dir and ports"
+            f"the deployment that logs to {deployment.log_dir} already runs (supervisor {', '.join(sorted(running))}); "
+            "stop it, or give this one its own log_dir and ports"
         )
         yield Finding("log_dir", "problem", detail)
     if left:
         pids = ", ".join(map(str, left))
         yield Finding("log_dir", "warning", f"an earlier run left processes {pids}; `serve` ends them first")
+
+
+def _supervisor(process: Leftover) -> str:
+    pid = f"pid {process.supervisor_pid}"
+    return f"{pid} of another PID namespace, such as a container's" if process.elsewhere else pid
 
 
 def _check_commands(deployment: Deployment) -> Iterator[Finding]:

@@ -16,15 +16,15 @@ from rich.console import Console
 
 from prefillshare import open_files
 from prefillshare.config import Deployment
+from prefillshare.deployment.console import lasting_console
 from prefillshare.deployment.events import LOG, Event, EventLog
 from prefillshare.deployment.guard import Guard
 from prefillshare.deployment.marks import deployment_name, end_leftovers, end_own, mark
-from prefillshare.deployment.ports import bind
+from prefillshare.deployment.ports import bind, listen, router_port_or_error
 from prefillshare.deployment.signals import StopSignals
 from prefillshare.deployment.status import say_stopping, show_events, show_start
 from prefillshare.deployment.supervision import DEFAULT_TIMING, StartupFailed, Timing, WorkerProcess
 from prefillshare.engine.worker import WorkerSpec, plan_workers
-from prefillshare.errors import UserError
 from prefillshare.router.app import create_app
 from prefillshare.router.drain import Drain
 from prefillshare.router.fleet import Change
@@ -48,7 +48,7 @@ class LocalDeployment:
 
     Raises (on entering):
         StartupFailed: a worker did not become healthy.
-        UserError: the router's port is taken.
+        UserError: the router's port is taken, or was when the workers had started.
     """
 
     def __init__(
@@ -134,7 +134,10 @@ class LocalDeployment:
             worker.kill()
 
     async def _start(self) -> None:
-        with self._bind_router() as router_socket:
+        router = self.deployment.router
+        with router_port_or_error(router):
+            held = bind(router.host, router.port)
+        with held:
             ended = await end_leftovers(deployment_name(self.deployment))
             if ended:
                 text = f"ended {len(ended)} process(es) that an earlier run left behind"
@@ -142,16 +145,10 @@ class LocalDeployment:
             self._guard.start()
             self._tasks = [asyncio.create_task(worker.live(), name=worker.spec.name) for worker in self.workers]
             await self._until_all_ready()
-            await self._start_router(router_socket.dup())
+            with router_port_or_error(router):
+                listen(held)
+            await self._start_router(held.dup())
         self._report(Event("serving", "", f"serving on {self.url}/v1", {"url": self.url}))
-
-    def _bind_router(self) -> socket.socket:
-        host, port = self.deployment.router.host, self.deployment.router.port
-        try:
-            return bind(host, port)
-        except OSError as error:
-            detail = f"cannot listen on {host}:{port}: {error.strerror}"
-            raise UserError(f"router.port: {detail}; choose another router.port") from None
 
     async def _until_all_ready(self) -> None:
         ready = asyncio.create_task(self._all_ready())
@@ -182,6 +179,7 @@ class LocalDeployment:
                     listeners=[self._follow],
                     max_num_seqs=self.deployment.workers.max_num_seqs,
                     kv_lease_s=self.deployment.workers.kv_lease_s,
+                    pull_timeout_s=self.deployment.workers.pull_timeout_s,
                 ),
                 settings.limits,
                 unread_s=settings.request_timeout_s,
@@ -276,9 +274,9 @@ def run(deployment: Deployment) -> int:
     code then see StopSignals; it is 1 when the deployment did not start or its router ended.
 
     Raises:
-        UserError: the router's port is taken.
+        UserError: the router's port is taken, or was when the workers had started.
     """
-    return asyncio.run(_run(deployment, Console(stderr=True)))
+    return asyncio.run(_run(deployment, lasting_console()))
 
 
 async def _run(deployment: Deployment, console: Console) -> int:

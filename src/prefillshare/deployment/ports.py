@@ -3,8 +3,9 @@
 import contextlib
 import errno
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 
@@ -13,6 +14,7 @@ from prefillshare.deployment.marks import deployment_name, marked
 from prefillshare.deployment.report import Finding
 from prefillshare.engine.worker import WorkerSpec
 from prefillshare.errors import UserError
+from prefillshare.router_config import RouterConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ def require_free_ports(spec: WorkerSpec) -> None:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A bound socket that does not listen yet: it holds the port while clients are still refused.
+    """A bound socket that does not listen yet: it holds the port while clients are still refused, until `listen`.
 
     Raises:
         OSError: the address is taken or not one of this machine's.
@@ -96,7 +98,41 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError:
         bound.close()
         raise
+    # With that option a port whose holder does not listen is free to everyone else who has it, as servers have.
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
     return bound
+
+
+def listen(bound: socket.socket) -> None:
+    """Lets clients connect to what `bind` has made. Raises OSError when somebody else listens there meanwhile."""
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT is not free without
+    bound.listen()
+
+
+@contextlib.contextmanager
+def router_port_or_error(router: RouterConfig) -> Iterator[None]:
+    """Inside, an OSError of `bind` or `listen` becomes a UserError."""
+    try:
+        yield
+    except OSError as error:
+        detail = f"cannot listen on {router.host}:{router.port}: {error.strerror}"
+        raise UserError(f"router.port: {detail}; choose another router.port") from None
+
+
+def others_on(port: int, group: Collection[int]) -> str | None:
+    """Who listens on a port in the place of these processes, in words; None if one of them does, or none is seen to."""
+    for pid in group:
+        try:
+            own = psutil.Process(pid).net_connections(kind="tcp")
+        except psutil.AccessDenied:  # then it may well be this one
+            return None
+        except psutil.NoSuchProcess:
+            continue
+        if any(_listens(connection, port) for connection in own):
+            return None
+    if any(_listens(connection, port) for connection in psutil.net_connections(kind="tcp")):
+        return _in_use_by(_holders(port))
+    return None
 
 
 def _why_taken(use: Use, except_by: set[int]) -> str | None:
@@ -108,18 +144,25 @@ def _why_taken(use: Use, except_by: set[int]) -> str | None:
         holders = _holders(use.port)
         if holders and set(holders) <= except_by:
             return None
-        who = ", ".join(f"pid {pid} ({command})" for pid, command in holders.items())
-        return f"is in use{' by ' + who if who else ''}"
+        return _in_use_by(holders)
     return None
+
+
+def _in_use_by(holders: Mapping[int, str]) -> str:
+    who = ", ".join(f"pid {pid} ({command})" for pid, command in holders.items())
+    return f"is in use{' by ' + who if who else ''}"
 
 
 def _holders(port: int) -> dict[int, str]:
     """Pid and command of the processes listening on a port; empty when they are another user's."""
     holders = {}
     for connection in psutil.net_connections(kind="tcp"):
-        listening = connection.status == psutil.CONN_LISTEN and connection.laddr[1:2] == (port,)
-        if listening and connection.pid:
+        if _listens(connection, port) and connection.pid:
             with contextlib.suppress(psutil.Error):
                 command = " ".join(psutil.Process(connection.pid).cmdline())
                 holders[connection.pid] = command if len(command) <= 60 else command[:57] + "..."
     return holders
+
+
+def _listens(connection: Any, port: int) -> bool:
+    return connection.status == psutil.CONN_LISTEN and connection.laddr[1:2] == (port,)

@@ -10,7 +10,8 @@ from typing import Self
 class StopSignals:
     """While entered, the first signal cancels the task that entered it and every further one calls `kill`.
 
-    The task sees a CancelledError, cleans up and asks `exit_code` what to exit with.
+    The task sees a CancelledError, cleans up and asks `exit_code` what to exit with. `on_first` is told after that, and
+    stops nothing by failing.
     """
 
     def __init__(self, *, on_first: Callable[[signal.Signals], None], kill: Callable[[], None]) -> None:
@@ -49,5 +50,5 @@ class StopSignals:
             self._kill()
             return
         self.received = number
-        self._on_first(number)
         self._task.cancel()
+        self._on_first(number)

@@ -25,8 +25,9 @@ _STYLES: dict[State, str] = {
 
 
 def say_stopping(console: Console, number: signal.Signals) -> None:
-    """Tells whoever sent the first signal what it does, and what a second one would."""
-    console.print(f"\n{number.name}: stopping; once more kills the workers")
+    """Tells whoever sent the first signal what it does, and what a second one would, if they can still be told."""
+    with contextlib.suppress(OSError, SystemExit):  # the latter is what rich makes of a closed pipe
+        console.print(f"\n{number.name}: stopping; once more kills the workers")
 
 
 def worker_table(workers: Sequence[WorkerProcess]) -> Table:

@@ -13,7 +13,8 @@ import aiohttp
 
 from prefillshare.deployment.events import Event, EventKind
 from prefillshare.deployment.guard import Guard
-from prefillshare.deployment.processes import end, how_it_ended, kill_group, spawn, tail
+from prefillshare.deployment.ports import others_on
+from prefillshare.deployment.processes import end, how_it_ended, kill_group, members, spawn, tail
 from prefillshare.engine.command import worker_command, worker_environment
 from prefillshare.engine.worker import WorkerSpec
 from prefillshare.errors import UserError
@@ -171,6 +172,9 @@ class WorkerProcess:
                 if process.returncode is not None:
                     return how_it_ended(process.returncode)
                 if await self._is_healthy(client):
+                    # vLLM's port is free to others as long as it loads: what is healthy there need not be this worker.
+                    if others := others_on(self.spec.port, members(process.pid)):
+                        return f"its port {self.spec.port} {others}; end that, or change workers.first_port"
                     self._enter("ready")
                     self.ready.set()
                     seconds = self.since - started

@@ -10,6 +10,7 @@ from prefillshare.engine.version import is_cpu_build
 from prefillshare.engine.worker import WorkerSpec
 from prefillshare.engine.worker_key import KEY_VARIABLE as WORKER_KEY_VARIABLE
 from prefillshare.errors import UserError
+from prefillshare.instructions import Placement
 
 # What vLLM 0.32 accepts as --max-lora-rank; an adapter of another rank runs under the next larger one.
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -63,7 +64,9 @@ def worker_command(spec: WorkerSpec) -> list[str]:
     if spec.adapters:
         command += ["--enable-lora", "--max-loras", str(len(spec.adapters))]  # calls of all adapters form one batch
         command += ["--max-lora-rank", str(max(map(_max_lora_rank, spec.adapters.values())))]
-        command += ["--lora-modules", *(f"{name}={path}" for name, path in spec.adapters.items())]
+        # As JSON: vLLM takes `name=path` for it where the path has a comma.
+        adapters = [{"name": name, "path": str(path)} for name, path in spec.adapters.items()]
+        command += ["--lora-modules", *map(json.dumps, adapters)]
     if spec.parsers.tool_call_parser:  # without both flags, vLLM refuses every tool_choice but "none"
         command += ["--enable-auto-tool-choice", "--tool-call-parser", spec.parsers.tool_call_parser]
     if spec.parsers.reasoning_parser:
@@ -128,7 +131,7 @@ def _kv_transfer(spec: WorkerSpec) -> dict[str, object]:
         "kv_load_failure_policy": "fail",
         "kv_connector_extra_config": {
             "base_identity": spec.base_identity,
-            "modules": [str(folder) for folder in _modules(spec)],
+            "modules": {str(folder): instructions for folder, instructions in _modules(spec).items()},
             "num_threads": 0,
             "kv_lease_duration": spec.kv_lease_s,
             "pull_timeout_s": spec.pull_timeout_s,
@@ -136,11 +139,11 @@ def _kv_transfer(spec: WorkerSpec) -> dict[str, object]:
     }
 
 
-def _modules(spec: WorkerSpec) -> list[Path]:
-    """Folders of the decode modules that the worker serves."""
+def _modules(spec: WorkerSpec) -> dict[Path, Placement]:
+    """Folders of the decode modules that the worker serves, and where the router puts their instructions."""
     if spec.role == "prefill":
-        return []
-    return list(spec.adapters.values()) or [spec.model]
+        return {}
+    return {model.adapter or spec.model: model.instructions for model in spec.models}
 
 
 def _max_lora_rank(adapter: Path) -> int:

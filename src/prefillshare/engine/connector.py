@@ -40,7 +40,7 @@ from vllm.platforms import current_platform
 from vllm.v1.request import RequestStatus
 
 from prefillshare.engine import hooks
-from prefillshare.engine.checkpoint import require_base
+from prefillshare.engine.checkpoint import require_planned
 from prefillshare.engine.handoff import (
     KEY_VARIABLE,
     Reason,
@@ -100,10 +100,10 @@ class SharedPrefillConnector(NixlPullConnector):
     """Hands KV from prefill workers (`kv_producer`) to decode workers (`kv_consumer`).
 
     `kv_connector_extra_config` must hold `base_identity`, the digest of the base whose KV is handed over, `modules`,
-    the folders of the decode modules that the worker serves, and `pull_timeout_s`.
+    the folders of the decode modules that the worker serves with their `instructions`, and `pull_timeout_s`.
 
     Raises:
-        UserError: another version of vLLM, or other weights on disk than the deployment was planned with.
+        UserError: another version of vLLM, or another base or module on disk than the deployment was planned with.
         ValueError: a setting, or a model, with which wrong tokens would be possible.
     """
 
@@ -129,8 +129,8 @@ class SharedPrefillConnector(NixlPullConnector):
         self._refused: set[str] = set()  # scheduler side: for the next step; worker side: to report in this one
         self._forward_runs = True
         if role == KVConnectorRole.SCHEDULER:
-            modules = [Path(folder) for folder in extra["modules"]]
-            require_base(self._base_identity, model=Path(vllm_config.model_config.model), modules=modules)
+            modules = {Path(folder): instructions for folder, instructions in extra["modules"].items()}
+            require_planned(self._base_identity, model=Path(vllm_config.model_config.model), modules=modules)
             require_whole_prompts(kv_cache_config.kv_cache_groups, vllm_config.model_config.max_model_len)
             if not self._decodes:
                 hooks.wait_for_input(_LEASE_POLL_S)
@@ -287,13 +287,13 @@ class SharedPrefillConnector(NixlPullConnector):
     def _must_fail(self, request: "Request") -> bool:
         """Whether the request was refused, or would now be prefilled by the decode module.
 
-        The latter happens to a request that was preempted and lost its KV: its handoff is used up. A prompt of
-        one token has no base KV, so it may be computed here at any time.
+        The latter happens to a request that was preempted and lost its KV: its handoff is used up. A prompt of one
+        token has no base KV and is computed here, but once: then a later turn's base KV may be cached for its answer.
         """
-        if self._was_refused(request):
-            return True
-        if not self._decodes or base_kv_length(request.num_prompt_tokens) == 0:
-            return False
+        if self._was_refused(request) or not self._decodes:
+            return self._was_refused(request)
+        if base_kv_length(request.num_prompt_tokens) == 0:
+            return request.num_preemptions > 0
         params = request.kv_transfer_params
         return not params or not params["do_remote_prefill"]
 

@@ -23,7 +23,7 @@ NO_PARSERS = Parsers(None, None)
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """What a worker serves under one name. `instructions` alone is for the router: where prompts carry the role's."""
+    """What a worker serves under one name. `instructions` is where the router has prompts carry the role's."""
 
     name: str  # what goes into a request's `model`
     adapter: Path | None = None  # runs on top of the worker's checkpoint; None: it is that checkpoint
