@@ -21,6 +21,17 @@ from prefillshare.engine_args import why_refused
         ("-s.method", "other tokens"),
         ("--kv-offloading-size=4", "a decode worker would prefill"),
         ("--kv_offloading_backend", "a decode worker would prefill"),
+        ("--chat-template=other.jinja", "trained on the prompts"),
+        ("--default_chat_template_kwargs.enable_thinking", "trained on the prompts"),
+        ("--tokenizer-mode", "trained on the prompts"),
+        ("--override-generation-config.temperature", "`prefillshare evaluate`"),
+        ("--config-format", "as its folder has it"),
+        ("--hf-overrides", "as its folder has it"),
+        ("--quant", "as its folder has it"),
+        ("-q", "as its folder has it"),
+        ("--kv-cache-dtype=fp8", "as its folder has it"),
+        ("--lora-target-modules", "served whole"),
+        ("--revision", "check out the revision there"),
     ],
 )
 def test_what_is_prefillshares_own_is_refused_with_what_to_say_instead(argument: str, says: str) -> None:
@@ -31,20 +42,18 @@ def test_what_is_prefillshares_own_is_refused_with_what_to_say_instead(argument:
     assert says in why
 
 
+def test_the_value_of_a_letter_may_follow_without_a_space() -> None:
+    assert (why_refused(["-qfp8"]) or "").startswith("-q: ")
+    assert why_refused(["-pp", "1", "-n1"]) is None
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
         ["--max-num-batched-tokens", "256", "--no-enforce-eager"],
         ["--otlp-traces-endpoint", "http://127.0.0.1:4317"],
-        [
-            "--config-format",
-            "auto",
-            "--specialize-active-lora",
-            "--model-loader-extra-config",
-            "{}",
-            "--tokenizer-mode",
-            "auto",
-        ],
+        ["--specialize-active-lora", "--model-loader-extra-config", "{}", "--load-format", "runai_streamer"],
+        ["--kv-cache-dtype-skip-layers", "0", "--watermark", "0.1", "--logprobs-mode", "raw_logits"],
         ["--", "-", "", "x", "-tp", "2"],
     ],
 )

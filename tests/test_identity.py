@@ -206,6 +206,26 @@ def test_an_incomplete_checkpoint_is_refused_by_file(checkpoint: Path, missing: 
         compute_identity(checkpoint)
 
 
+@pytest.mark.parametrize(
+    "name", ["consolidated.safetensors", "consolidated-00001-of-00002.safetensors", "own/consolidated.safetensors"]
+)
+def test_weights_that_vllm_would_prefer_are_refused(checkpoint: Path, name: str) -> None:
+    compute_identity(checkpoint)  # which is kept, but not believed
+    for harmless in ("params.json", "tokenizer.model.v3"):  # which vLLM reads beside such weights only
+        (checkpoint / harmless).touch()
+    compute_identity(checkpoint)
+    (checkpoint / name).parent.mkdir(exist_ok=True)
+    write_safetensors(checkpoint / name, {"layers.0.wq": b"1"})
+    with pytest.raises(UserError, match=f"base: .* has {name}, Mistral's own format.*; move it out of the folder"):
+        compute_identity(checkpoint)
+
+
+def test_a_tokenizer_that_transformers_would_prefer_is_refused(checkpoint: Path) -> None:
+    (checkpoint / "tekken.json").touch()
+    with pytest.raises(UserError, match=r"has tekken\.json, Mistral's own format"):
+        compute_identity(checkpoint)
+
+
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a folder"):
         compute_identity(tmp_path / "nothing")

@@ -12,6 +12,11 @@ from pydantic import AfterValidator
 _OTHER_CONNECTOR = "with another KV connector a decode worker would prefill, with its own weights"
 _FROM_MODULES = "it follows from `base` and `modules`"
 _FROM_PARSERS = "say it as `tool_call_parser` or `reasoning_parser` of a base or module"
+_OTHER_PROMPTS = "modules were trained on the prompts that the base's own tokenizer and chat template make of a request"
+_OTHER_ENDS = "an answer ends, and greedy tokens are chosen, as in training and `prefillshare evaluate`"
+_OTHER_MODEL = "modules were trained on the KV of the base as its folder has it"
+_IN_PART = "modules are served whole, and in the precision of `workers.dtype`"
+_NO_REVISIONS = "bases and modules are local folders, which have none; check out the revision there"
 _GUESSES = "with speculative decoding, answers were found to have other tokens than without it (docs/deployment.md)"
 
 INSTEAD = {
@@ -30,6 +35,38 @@ INSTEAD = {
     ),
     **dict.fromkeys(("--enable-auto-tool-choice", "--tool-call-parser", "--reasoning-parser"), _FROM_PARSERS),
     **dict.fromkeys(("--speculative-config", "-sc", "--spec-method", "--spec-model", "--spec-tokens"), _GUESSES),
+    **dict.fromkeys(
+        (
+            "--chat-template",
+            "--chat-template-content-format",
+            "--default-chat-template-kwargs",
+            "--exclude-tools-when-tool-choice-none",
+            "--trust-request-chat-template",
+            "--tokenizer-mode",
+            "--skip-tokenizer-init",
+            "--enable-prompt-embeds",
+        ),
+        _OTHER_PROMPTS,
+    ),
+    **dict.fromkeys(("--generation-config", "--override-generation-config", "--logits-processors"), _OTHER_ENDS),
+    **dict.fromkeys(
+        (
+            "--config-format",
+            "--hf-config-path",
+            "--hf-overrides",
+            "--trust-remote-code",
+            "--model-impl",
+            "--model-class-overrides",
+            "--disable-sliding-window",
+            "--quantization",
+            "-q",
+            "--quantization-config",
+            "--kv-cache-dtype",
+        ),
+        _OTHER_MODEL,
+    ),
+    **dict.fromkeys(("--lora-dtype", "--lora-target-modules"), _IN_PART),
+    **dict.fromkeys(("--revision", "--code-revision", "--tokenizer-revision"), _NO_REVISIONS),
     "--config": "what is in that file could be any of these; give its options here",
     "--host": "say it as `workers.host`",
     "--port": "say it as `workers.first_port`",
@@ -49,13 +86,19 @@ def why_refused(arguments: Sequence[str]) -> str | None:
 def meant(argument: str, options: Collection[str]) -> str | None:
     """The one of these options that vLLM would take the argument for.
 
-    It takes underscores for dashes, the beginning of an option for the option, and `--option.key value` for a part of
-    one that is JSON.
+    It takes underscores for dashes, the beginning of an option for the option, `--option.key value` for a part of one
+    that is JSON, and what stands behind a dash and one letter for its value.
     """
     name = argument.partition("=")[0].partition(".")[0].replace("_", "-")
     if name in ("", "-", "--"):
         return None
-    return next((option for option in options if option.startswith(name)), None)
+    if name in options:
+        return name
+    return next((option for option in options if option.startswith(name) or _has_value(name, option)), None)
+
+
+def _has_value(name: str, option: str) -> bool:
+    return len(option) == len("-q") and name.startswith(option)
 
 
 def _can_be_handed_on(arguments: tuple[str, ...]) -> tuple[str, ...]:

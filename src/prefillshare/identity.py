@@ -24,6 +24,9 @@ _CACHE_RULES = 2  # one more whenever files that did not change get another iden
 _NOT_ARCHITECTURE = frozenset(
     {"_name_or_path", "_model_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"}
 )
+# Mistral's own weights, in any subfolder, with which vLLM also takes config and tokenizer from params.json,
+# tokenizer.model.v* and tekken.json; and what Transformers takes where mistral-common is, as it is beside vLLM.
+_OTHER_FORMAT = ("**/consolidated*.safetensors", "tekken.json")
 # Fields of tokenizer_config.json that change with the library that saved it, not with the token ids.
 _NOT_TOKENIZER = frozenset(
     {"name_or_path", "tokenizer_class", "backend", "is_local", "local_files_only", "chat_template"}
@@ -61,7 +64,8 @@ def compute_identity(checkpoint: Path) -> BaseIdentity:
     recomputed when a file's name, size, or time of modification or replacement changes.
 
     Raises:
-        UserError: the folder lacks a readable config.json, safetensors weights or tokenizer.json.
+        UserError: the folder lacks a readable config.json, safetensors weights or tokenizer.json, or has weights or a
+            tokenizer in Mistral's own format beside them.
     """
     files = _identity_files(checkpoint)
     stamp = {file.relative_to(checkpoint).as_posix(): _stamp(file.stat()) for file in files}
@@ -118,6 +122,12 @@ def require_same_base(*, module: str, expected: BaseIdentity, found: BaseIdentit
 def _identity_files(checkpoint: Path) -> list[Path]:
     if not checkpoint.is_dir():
         raise UserError(f"base: {checkpoint} is not a folder; give the folder of a Hugging Face checkpoint")
+    found = (file for pattern in _OTHER_FORMAT for file in checkpoint.glob(pattern))
+    if others := sorted(file.relative_to(checkpoint).as_posix() for file in found):
+        raise UserError(
+            f"base: {checkpoint} has {', '.join(others)}, Mistral's own format, which vLLM or Transformers would load "
+            "in the place of the files that modules are trained on; move it out of the folder"
+        )
     weights = sorted(checkpoint.glob("*.safetensors"))
     if not weights:
         raise UserError(f"base: {checkpoint} has no *.safetensors weights; save it with save_pretrained()")

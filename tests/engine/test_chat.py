@@ -8,7 +8,7 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionReque
 from vllm.renderers.chat_utils import parse_chat_messages
 from vllm.renderers.hf import safe_apply_chat_template
 
-from prefillshare.training.chat import served_messages, served_tools
+from prefillshare.training.chat import served_messages, served_template_kwargs, served_tools
 from prefillshare.training.conversation import render_prompt
 from tests.training import templates
 from tests.training.tiny import byte_tokenizer
@@ -18,6 +18,9 @@ CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{
 TOOLS: list[dict[str, Any]] = [
     {"type": "function", "function": {"name": "f"}},
     {"function": {"parameters": {"type": "object"}, "strict": False, "name": "g", "description": "d", "more": 1}},
+    {"function": {"defer_loading": False, "name": "h"}, "defer_loading": True},
+    {"function": {"defer_loading": None, "name": "i"}, "defer_loading": True},
+    {"function": {"name": "j"}, "defer_loading": None},
 ]
 CHATS: list[list[dict[str, Any]]] = [
     [{"role": "system", "content": "s"}, USER],
@@ -30,6 +33,15 @@ CHATS: list[list[dict[str, Any]]] = [
     [USER, {"role": "assistant", "tool_calls": [CALL, CALL | {"id": "2"}]}],
     [USER, {"role": "assistant", "content": "x", "reasoning_content": "why", "tool_calls": []}, USER],
     [USER, {"role": "assistant", "content": "x", "reasoning": "why", "tool_calls": None}, USER],
+    [{"role": "user", "content": "u", "task": "t"}],
+    [USER, {"role": "assistant", "content": "x", "reasoning": None, "reasoning_content": "why"}, USER],
+    [USER, {"role": "assistant", "content": "x", "reasoning": "", "reasoning_content": "why"}, USER],
+    [USER, {"role": "assistant", "content": "x", "reasoning": "one", "reasoning_content": "other"}, USER],
+    [{"role": "system", "content": "x-anthropic-billing-header: cch=1;\nYou count.\nWell."}, USER],
+    [{"role": "system", "content": "x-anthropic-billing-header: cch=1;"}, USER],
+    [{"role": "developer", "content": "x-anthropic-billing-header: cch=1;\nYou count."}, USER],
+    [{"role": "user", "content": "x-anthropic-billing-header: cch=1;\nHow many?"}],
+    [{"role": "system", "content": " x-anthropic-billing-header: cch=1;\nYou count."}, USER],
     [{"role": "developer", "content": "d"}, USER, {"role": "system", "content": "s"}, USER],
 ]
 # As little of vLLM's model config as text needs.
@@ -57,6 +69,15 @@ def test_messages_reach_the_template_as_they_do_in_the_server(messages: list[dic
 def test_tools_reach_the_template_as_they_do_in_the_server() -> None:
     served = served_tools(TOOLS)
     assert str(served) == str(parsed([USER], TOOLS)[1])
+
+
+def test_arguments_of_the_template_reach_it_as_they_do_in_the_server() -> None:
+    kwargs = {"a": None, "b": "auto", "c": False, "d": 0, "e": "", "f": {"g": None}, "chat_template": None}
+    request = ChatCompletionRequest.model_validate({"model": "m", "messages": [USER], "chat_template_kwargs": kwargs})
+    params = request.build_chat_params(None, "auto").with_defaults({"tokenize": False})
+    ours = kwargs.keys() & params.get_apply_chat_template_kwargs().keys()
+    assert served_template_kwargs(kwargs) == {key: params.chat_template_kwargs[key] for key in ours}
+    assert served_template_kwargs(None) == {}
 
 
 @pytest.mark.parametrize("messages", CHATS)

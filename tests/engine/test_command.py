@@ -69,6 +69,11 @@ def test_a_prefill_worker_runs_the_base(specs: dict[str, WorkerSpec], checkpoint
     assert transfer_config(spec)["kv_role"] == "kv_producer"
 
 
+def test_all_workers_read_the_folders_as_training_does(specs: dict[str, WorkerSpec]) -> None:
+    for spec in specs.values():
+        assert (option(spec, "--tokenizer-mode"), option(spec, "--config-format")) == ("hf", "hf")
+
+
 def test_a_decode_worker_runs_the_module_with_the_tokenizer_of_the_base(
     specs: dict[str, WorkerSpec], checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -316,11 +321,20 @@ def test_options_that_may_not_be_handed_on_are_vllms() -> None:
     assert set(INSTEAD) - {"--config"} <= known.keys()  # which the parser reads before the others
 
 
+def test_what_may_not_be_handed_on_is_refused_by_all_its_names_and_nothing_else_is() -> None:
+    for action in make_arg_parser(FlexibleArgumentParser())._actions:
+        names = [name for name in action.option_strings if not name.startswith("--no-")]
+        refused = set(names) & INSTEAD.keys()
+        # A name that only begins like one of ours would be refused for it.
+        assert {meant(name, INSTEAD) for name in names} <= ({*refused} if refused else {None}), names
+        assert not refused or refused == set(names)
+
+
 def test_no_beginning_of_an_option_with_one_dash_is_handed_on_that_vllm_takes_for_it() -> None:
     parser = make_arg_parser(FlexibleArgumentParser())
     taken = {
         f"-{letter}": option for letter in ascii_letters for _, option, *_ in parser._get_option_tuples(f"-{letter}")
     }
     own = {beginning: option for beginning, option in taken.items() if option in INSTEAD}
-    assert own == {"-s": "-sc"}
+    assert own == {"-s": "-sc", "-q": "-q"}
     assert all(meant(beginning, INSTEAD) for beginning in own)

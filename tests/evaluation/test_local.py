@@ -1,11 +1,12 @@
 import json
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from prefillshare.errors import UserError
 from prefillshare.evaluation.config import EvaluateConfig
@@ -121,6 +122,50 @@ def test_an_answer_says_whether_it_was_cut_off(folder: Path) -> None:
         answers = LocalAnswers(config(folder, model_name_or_path=folder / checkpoint), ITEMS)
         (answer,) = answers.answers(Measurement("base", 1.0), ITEMS[2:])
         assert (answer.cut_off, answer.text) == (cut_off, text(tokens[:length]))
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_an_answer_ends_where_a_server_of_the_weights_that_decode_ends_it(folder: Path, kind: str) -> None:
+    """vLLM reads generation_config.json, or else config.json, of the folder that it loads: of an adapter the base's."""
+    module: torch.nn.Module = tiny_model(2)
+    if kind == "lora":
+        module = get_peft_model(load_base(folder / "base"), LoraConfig(r=2, target_modules="all-linear"))
+    save_module(folder / "module", folder / "base", module, kind)
+    end = byte_tokenizer().eos_token_id
+    GenerationConfig(eos_token_id=[5, end]).save_pretrained(folder / "module")
+    (folder / "full" / "generation_config.json").unlink()
+    other = json.loads((folder / "full" / "config.json").read_text()) | {"eos_token_id": 6}
+    (folder / "full" / "config.json").write_text(json.dumps(other))
+    settings = config(folder, module=folder / "module", full_fine_tuning=folder / "full")
+    answers = LocalAnswers(settings, ITEMS)
+    ends = {each.decode: answers.depends_on(each)["ends"] for each in plan(settings)}
+    assert ends == {"base": [end], "full": [6, end], "module": [5, end] if kind == "full" else [end]}
+
+
+def test_a_modules_own_end_ends_its_answer(folder: Path) -> None:
+    save_module(folder / "module", folder / "base", tiny_model(2))
+    tokens = generate(tiny_model(0), tiny_model(2), prompts()[2], max_new_tokens=NEW)
+    GenerationConfig(eos_token_id=tokens[3]).save_pretrained(folder / "module")
+    answers = LocalAnswers(config(folder, module=folder / "module"), ITEMS)
+    (answer,) = answers.answers(Measurement("module", 1.0), ITEMS[2:])
+    assert (answer.cut_off, answer.text) == (False, text(tokens[: tokens.index(tokens[3]) + 1]))
+
+
+def test_answers_on_prompts_with_the_days_date_are_of_that_day(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def inputs(*, tell: bool = False) -> dict[str, Any]:
+        return LocalAnswers(config(folder), ITEMS, tell=tell).depends_on(Measurement("base", 1.0))
+
+    assert "day" not in inputs(tell=True)
+    assert capsys.readouterr().err == ""
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}" + CHATML
+    tokenizer.save_pretrained(folder / "base")
+    assert inputs()["day"] == date.today().isoformat()
+    assert capsys.readouterr().err == ""
+    inputs(tell=True)
+    assert capsys.readouterr().err.count("prints today's date") == 1
 
 
 def test_what_answers_depend_on_follows_the_weights(folder: Path) -> None:

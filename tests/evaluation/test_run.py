@@ -61,7 +61,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def with_source(monkeypatch: pytest.MonkeyPatch, source: FakeSource) -> FakeSource:
-    monkeypatch.setattr(run, "_source", lambda config, items: source)
+    monkeypatch.setattr(run, "_source", lambda config, items, tell: source)
     return source
 
 
@@ -121,7 +121,7 @@ def test_items_are_drawn_by_the_seed_and_kept_in_order(folder: Path) -> None:
 
 
 def test_an_item_that_the_scorer_cannot_use_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "_source", lambda config, items: pytest.fail("too late"))
+    monkeypatch.setattr(run, "_source", lambda config, items, tell: pytest.fail("too late"))
     write(folder, [{"prompt": "x", "expected": "1"}, {"prompt": "x", "expected": "one"}])
     with pytest.raises(UserError, match=r"items\.jsonl, line 2, field 'expected': no number in 'one'"):
         evaluate(config(folder, scorer="number"), show_progress=False)
@@ -138,7 +138,7 @@ def test_an_item_that_the_scorer_cannot_use_is_named(folder: Path, monkeypatch: 
 def test_an_output_folder_that_cannot_be_is_named_before_anything_is_loaded(
     folder: Path, monkeypatch: pytest.MonkeyPatch, taken: str, output: str, message: str
 ) -> None:
-    monkeypatch.setattr(run, "_source", lambda config, items: pytest.fail("too late"))
+    monkeypatch.setattr(run, "_source", lambda config, items, tell: pytest.fail("too late"))
     (folder / taken).parent.mkdir(exist_ok=True)
     (folder / taken).write_text("")
     with pytest.raises(UserError, match=f"output_dir: .*{message}"):
@@ -154,7 +154,7 @@ def test_an_output_folder_that_cannot_be_written_is_named_before_anything_is_loa
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         return BytesIO()
 
-    monkeypatch.setattr(run, "_source", lambda config, items: pytest.fail("too late"))
+    monkeypatch.setattr(run, "_source", lambda config, items, tell: pytest.fail("too late"))
     monkeypatch.setattr("tempfile.TemporaryFile", temporary_file)
     (folder / "out" / "answers").mkdir(parents=True)
     with pytest.raises(UserError, match=rf"output_dir: cannot write in .*{unwritable}: Read-only.*; name another"):
@@ -164,7 +164,7 @@ def test_an_output_folder_that_cannot_be_written_is_named_before_anything_is_loa
 def test_making_the_output_folder_leaves_kept_answers_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "out" / "answers").mkdir(parents=True)
     (folder / "out" / "answers" / "kept.jsonl").write_text("{}")
-    monkeypatch.setattr(run, "_source", lambda config, items: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(run, "_source", lambda config, items, tell: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         evaluate(config(folder), show_progress=False)
     assert [file.name for file in (folder / "out").rglob("*")] == ["answers", "kept.jsonl"]

@@ -2,10 +2,11 @@ from typing import Any
 
 import pytest
 
-from prefillshare.training.chat import render, served_messages, served_tools
+from prefillshare.training.chat import prints_date, render, served_messages, served_tools
 from tests.training.tiny import CHATML, byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
+USER = {"role": "user", "content": "x"}
 
 
 def call(arguments: object) -> dict[str, Any]:
@@ -66,3 +67,17 @@ def test_a_base_without_a_template_cannot_render() -> None:
     tokenizer.chat_template = None
     with pytest.raises(ValueError, match=r"chat template refuses it: .*chat_template is not set"):
         render(tokenizer, served_messages([{"role": "user", "content": "x"}]), add_generation_prompt=True)
+
+
+def test_a_template_that_prints_the_date_is_found_among_several_and_the_way_out_is_one_that_it_has() -> None:
+    tokenizer = byte_tokenizer()
+    assert prints_date(tokenizer) is None
+    tokenizer.chat_template = None
+    assert prints_date(tokenizer) is None
+    tokenizer.chat_template = CHATML + "{{ strftime_now('%d %b %Y') }}"
+    assert "date_string" not in (prints_date(tokenizer) or "date_string")
+    told = "{% if date_string is not defined %}{% set date_string = strftime_now('%d') %}{% endif %}{{ date_string }}"
+    tokenizer.chat_template = {"default": CHATML, "tool_use": told}
+    assert 'chat_template_kwargs: {"date_string": ' in (prints_date(tokenizer) or "")
+    kwargs = {"date_string": "1 May"}
+    assert render(tokenizer, [USER], tools=[{}], template_kwargs=kwargs, add_generation_prompt=True) == "1 May"

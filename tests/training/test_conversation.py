@@ -123,6 +123,16 @@ def test_instructions_behind_the_context_stand_behind_each_prompt_and_in_no_earl
     assert len(read_row({"messages": [USER, ANSWER, USER, ANSWER]}, TOKENIZER, "behind_context")) == 1
 
 
+def test_instructions_are_placed_before_the_server_sees_them() -> None:
+    """It takes this line off a system message only."""
+    system = {"role": "system", "content": "x-anthropic-billing-header: cch=1;\nYou count."}
+    for placement, front in (("behind_context", True), ("in_place", False)):
+        (example,) = read_row({"messages": [system, USER, ANSWER]}, TOKENIZER, placement)
+        prompt = example.ids[: example.spans[0][0]]
+        assert prompt == render_prompt(place_instructions([system, USER], placement), TOKENIZER)
+        assert ("cch" in TOKENIZER.decode(prompt)) is front
+
+
 @pytest.mark.parametrize(
     ("row", "problem"),
     [
@@ -152,6 +162,10 @@ def test_instructions_behind_the_context_stand_behind_each_prompt_and_in_no_earl
         ({"messages": [USER, ANSWER], "tools": "[f]"}, "field 'tools': not JSON"),
         ({"messages": [USER, ANSWER], "tools": "[" * 100_000}, "field 'tools': not JSON"),
         ({"messages": [USER, ANSWER], "chat_template_kwargs": "x"}, "field 'chat_template_kwargs': expected an object"),
+        (
+            {"messages": [USER, ANSWER], "chat_template_kwargs": {"chat_template": "{{ messages }}"}},
+            "field 'chat_template_kwargs': the server refuses a 'chat_template'.*leave it out",
+        ),
         ({"messages": [USER, CALL]}, "field 'messages': .*leaves tool calls out, here of 'count'"),
     ],
 )

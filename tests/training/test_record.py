@@ -72,6 +72,11 @@ def test_the_rest_may_change(tmp_path: Path, before: dict[str, Any], now: dict[s
     assert differences(tmp_path, record(tmp_path, **before), record(tmp_path, **now)) == []
 
 
+def test_targets_may_be_left_to_peft(tmp_path: Path) -> None:
+    """TRL writes `null` when it dumps a config that named none."""
+    assert record(tmp_path, use_peft=True, lora_target_modules=None).adapter["lora_target_modules"] == []
+
+
 def test_an_adapter_to_start_from_brings_its_own_fields(tmp_path: Path) -> None:
     assert record(tmp_path, use_peft=True, start_from=tmp_path / "adapter").adapter == {}
 

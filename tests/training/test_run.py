@@ -20,7 +20,7 @@ from prefillshare.training.output import UNFINISHED
 from prefillshare.training.record import RECORD_NAME
 from prefillshare.training.reference import generate, load_base, load_decode
 from prefillshare.training.sources import digest
-from tests.training.tiny import byte_tokenizer, save_base, single, tiny_model
+from tests.training.tiny import CHATML, byte_tokenizer, save_base, single, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -535,6 +535,15 @@ def test_held_out_rows_are_evaluated_on_the_way(config: TrainConfig, tmp_path: P
     )  # fmt: skip
     history = json.loads((config.output_dir / "checkpoint-60" / "trainer_state.json").read_text())["log_history"]
     assert [entry["step"] for entry in history if "eval_loss" in entry] == [30, 60]
+
+
+def test_a_chat_template_that_prints_the_date_is_named_once(
+    config: TrainConfig, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dated = shutil.copytree(base, tmp_path / "dated")
+    (dated / "chat_template.jinja").write_text("{{ strftime_now('%d %b %Y') }}" + CHATML)
+    run.train(config.changed(model_name_or_path=dated, max_steps=1))
+    assert capsys.readouterr().err.count("prints today's date") == 1
 
 
 def test_rows_that_are_left_out_are_counted(config: TrainConfig, capsys: pytest.CaptureFixture[str]) -> None:

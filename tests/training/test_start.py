@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import GenerationConfig
 
 from prefillshare.errors import UserError
 from prefillshare.identity import compute_identity
@@ -76,6 +77,21 @@ def test_a_checkpoint_becomes_a_decode_module_of_the_base(config: TrainConfig, b
     record = module.manifest.training["start_from"]
     assert record == {"name": "tuned", "digest": check_start(config.changed(start_from=tuned))}
     assert module.manifest.training["final_loss"] > 0
+
+
+@pytest.mark.parametrize(("has_file", "starts"), [(True, True), (True, False), (False, True)])
+def test_answers_end_where_the_bases_do(config: TrainConfig, tmp_path: Path, has_file: bool, starts: bool) -> None:
+    """A server reads it in the module's folder, and responses end in the base's end token."""
+    base, tuned = save_base(tmp_path / "base"), tiny_model(seed=1)
+    tuned.config.eos_token_id = tuned.generation_config.eos_token_id = 7
+    start = save_base(tmp_path / "tuned", tuned) if starts else None
+    (base / "generation_config.json").unlink()
+    if has_file:  # one that Transformers reads, and would not save
+        content = {"eos_token_id": [5, 257], "temperature": 0.6, "do_sample": False}
+        (base / "generation_config.json").write_text(json.dumps(content))
+    changed = config.changed(model_name_or_path=base, start_from=start, save_strategy="steps", save_steps=1)
+    module = run.train(changed, show_progress=False)
+    assert GenerationConfig.from_pretrained(module.path).eos_token_id == ([5, 257] if has_file else [257])
 
 
 def test_the_kv_stays_the_bases(config: TrainConfig, base: Path, tuned: Path) -> None:

@@ -43,6 +43,8 @@ def worker_command(spec: WorkerSpec) -> list[str]:
         "--served-model-name",
         _checkpoint_name(spec),
     ]
+    # As training and evaluation read the folders: on "auto", vLLM prefers Mistral's own files where there are any.
+    command += ["--tokenizer-mode", "hf", "--config-format", "hf"]
     command += ["--host", spec.host, "--port", str(spec.port)]
     command += ["--dtype", spec.dtype, "--block-size", str(spec.block_size)]
     command += ["--max-model-len", str(spec.max_model_len), "--max-num-seqs", str(spec.max_num_seqs)]

@@ -1,14 +1,16 @@
 """Answers of local weights: base, full fine-tuning and decode module, on whatever share of base KV."""
 
 import hashlib
+import sys
 import time
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
 from peft import PeftModel
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from prefillshare.errors import UserError
@@ -21,6 +23,7 @@ from prefillshare.hardware import resolve_dtype
 from prefillshare.identity import compute_identity
 from prefillshare.instructions import Placement, place_instructions
 from prefillshare.module import MANIFEST_NAME, load_module, verify_module
+from prefillshare.training.chat import prints_date
 from prefillshare.training.conversation import render_prompt
 from prefillshare.training.models import require_proven
 from prefillshare.training.reference import generate_batch, load_base, load_decode
@@ -37,7 +40,8 @@ class _Limits(TypedDict):
 class LocalAnswers:
     """The weights that a config names. Everything is checked when it is made; weights are loaded when they answer.
 
-    `weights` are digests by role. At most the base and one decode model are loaded at a time.
+    `weights` are digests by role. At most the base and one decode model are loaded at a time. With `tell`, a chat
+    template that prints the date is named on stderr.
 
     Raises:
         UserError: a folder that is not what its field says, a base of an architecture that is not proven, a module or
@@ -45,20 +49,28 @@ class LocalAnswers:
             an answer.
     """
 
-    def __init__(self, config: EvaluateConfig, items: list[Item]) -> None:
+    def __init__(self, config: EvaluateConfig, items: list[Item], *, tell: bool = False) -> None:
         assert config.model_name_or_path is not None
         transformers_logging.disable_progress_bar()  # of the loading of weights: the evaluation has its own
         self._config, self._base_path = config, config.model_name_or_path
         identity = compute_identity(self._base_path)
         require_proven(self._base_path)
         self._placement: Placement = "in_place"
+        decoding: dict[Role, Path] = {"base": self._base_path}
         if config.module is not None:
             module = load_module(config.module)
             verify_module(module, self._base_path)
             self._placement = module.manifest.instructions  # all systems get the prompts that the module was trained on
+            decoding["module"] = config.module if module.kind == "full" else self._base_path
         if config.full_fine_tuning is not None:
             _require_checkpoint_of(self._base_path, config.full_fine_tuning)
+            decoding["full"] = config.full_fine_tuning
         self._tokenizer = AutoTokenizer.from_pretrained(self._base_path)
+        self._ends = {role: self._end_tokens(folder) for role, folder in decoding.items()}
+        dated = prints_date(self._tokenizer)
+        self._day = {"day": date.today().isoformat()} if dated else {}  # taken before the prompts are made
+        if dated and tell:
+            print(f"model_name_or_path: {self._base_path}: {dated}", file=sys.stderr)
         self._prompts = {item.line: self._tokenise(item) for item in items}
         self._require_room()
         paths: dict[Role, Path | None] = {"module": config.module, "full": config.full_fine_tuning}
@@ -72,21 +84,24 @@ class LocalAnswers:
 
     def depends_on(self, measurement: Measurement) -> dict[str, Any]:
         """What decides the answers, beside data and max_new_tokens. Kept answers to anything else are not used."""
-        # Prompts follow from the data, the base (tokenizer and chat template are part of its identity) and the
-        # placement. Not a digest of them: it would change with `items`, so that no kept answer could be used again.
+        # Prompts follow from the data, the base (tokenizer and chat template are part of its identity), the placement
+        # and, with some chat templates, the day. Not a digest of them: it would change with `items`, so that no kept
+        # answer could be used again.
         return {
             "base": self.weights["base"],
             "instructions": self._placement,
             "decode": self.weights[measurement.decode],
             "share": measurement.share,
             "dtype": self.dtype,
+            "ends": sorted(self._ends[measurement.decode]),
+            **self._day,
         }
 
     def answers(self, measurement: Measurement, items: list[Item]) -> Iterator[Answer]:
         """Greedy answers, in the order of the items."""
         base, decode = self._base(), self._decode(measurement.decode)
         size, known = self._config.batch_size, None
-        ends = _end_tokens(base, self._tokenizer)
+        ends = self._ends[measurement.decode]
         limits = _Limits(max_new_tokens=self._config.max_new_tokens, eos_token_ids=ends)
         for start in range(0, len(items), size):
             batch = items[start : start + size]
@@ -130,6 +145,15 @@ class LocalAnswers:
         except ValueError as error:
             raise UserError(f"{self._config.dataset_name}, line {item.line}: {error}") from None
 
+    def _end_tokens(self, checkpoint: Path) -> set[int]:
+        """The tokens at which a server of the checkpoint ends an answer: the base's tokenizer's, and its own."""
+        try:
+            configured = GenerationConfig.from_pretrained(checkpoint).eos_token_id
+        except OSError:  # no such file: vLLM then goes by config.json
+            configured = GenerationConfig.from_model_config(AutoConfig.from_pretrained(checkpoint)).eos_token_id
+        ends = configured if isinstance(configured, list) else [configured]
+        return {token for token in (*ends, self._tokenizer.eos_token_id) if token is not None}
+
     def _require_room(self) -> None:
         limit = getattr(AutoConfig.from_pretrained(self._base_path), "max_position_embeddings", None)
         for line, prompt in self._prompts.items():
@@ -140,13 +164,6 @@ class LocalAnswers:
                     f"{self._config.max_new_tokens} are more than the base's {limit} positions; lower max_new_tokens "
                     "or remove the row"
                 )
-
-
-def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """The tokens at which a server ends an answer: the tokenizer's, and those of generation_config.json."""
-    configured = model.generation_config.eos_token_id if model.generation_config is not None else None
-    ends = configured if isinstance(configured, list) else [configured]
-    return {token for token in (*ends, tokenizer.eos_token_id) if token is not None}
 
 
 def _digest(folder: Path) -> str:

@@ -46,7 +46,7 @@ def evaluate(config: EvaluateConfig, *, show_progress: bool = True) -> Report:
     _require_packages(config)
     items = read_selected(config)
     _make_folders(config.output_dir)
-    source = _source(config, items)
+    source = _source(config, items, tell=show_progress)
     data = "sha256:" + hashlib.sha256(config.dataset_name.read_bytes()).hexdigest()
     folder = config.output_dir / "answers"
     if config.overwrite_output_dir:
@@ -117,7 +117,7 @@ class _Bar:
         self._progress.update(self._task, completed=len(verdicts), right=right)
 
 
-def _source(config: EvaluateConfig, items: list[Item]) -> Source:
+def _source(config: EvaluateConfig, items: list[Item], *, tell: bool) -> Source:
     # Imported here: one needs torch, the other the client, and neither needs what the other does.
     if config.endpoint is not None:
         from prefillshare.evaluation.endpoint import EndpointAnswers
@@ -125,7 +125,7 @@ def _source(config: EvaluateConfig, items: list[Item]) -> Source:
         return EndpointAnswers(config.endpoint, config.max_new_tokens)
     from prefillshare.evaluation.local import LocalAnswers
 
-    return LocalAnswers(config, items)
+    return LocalAnswers(config, items, tell=tell)
 
 
 def _require_packages(config: EvaluateConfig) -> None:

@@ -16,6 +16,9 @@ from prefillshare.tools import read_tools
 Message = dict[str, Any]
 Tool = dict[str, Any]
 
+_BILLING_HEADER = "x-anthropic-billing-header"  # a line before Claude Code's instructions, another in every request
+_UNSET = (None, "auto")
+
 
 def served_messages(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
     """The messages with the fields that reach the template. Every message has a role, and text or no content.
@@ -34,6 +37,21 @@ def served_tools(tools: object) -> list[Tool] | None:
     """
     found = read_tools(tools)
     return found and [_served_tool(tool) for tool in found]
+
+
+def served_template_kwargs(kwargs: object) -> dict[str, Any]:
+    """The `chat_template_kwargs` of a row that reach the template.
+
+    Raises:
+        ValueError: they are not an object, or bring a chat template along.
+    """
+    if not kwargs:
+        return {}
+    if not isinstance(kwargs, dict):
+        raise ValueError(f"expected an object, found {type(kwargs).__name__}")
+    if kwargs.get("chat_template") is not None:
+        raise ValueError("the server refuses a 'chat_template': prompts are made by the base's own; leave it out")
+    return {key: value for key, value in kwargs.items() if value not in _UNSET}
 
 
 def render(
@@ -64,19 +82,34 @@ def render(
     return text
 
 
+def prints_date(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """What there is to know where one of the base's chat templates prints the date of the day; None where none does."""
+    found = tokenizer.chat_template or ""
+    templates = [text for text in (found.values() if isinstance(found, dict) else [found]) if "strftime_now" in text]
+    if not templates:
+        return None
+    way = "make data, modules and requests on one day, or have the template print a fixed date and train again"
+    if all("date_string" in text for text in templates):
+        way = 'say the date in rows and requests alike: chat_template_kwargs: {"date_string": "26 Jul 2024"}'
+    return f"the base's chat template prints today's date where it is not told one, so prompts differ by the day; {way}"
+
+
 def _served_message(message: Mapping[str, Any]) -> Message:
     role, content = message["role"], message.get("content")
     served: Message = {"role": role, "content": "" if content is None else content}
+    if role == "system" and served["content"].startswith(_BILLING_HEADER):
+        served["content"] = served["content"].partition("\n")[2]
     if role == "assistant":
         if message.get("tool_calls"):
             served["tool_calls"] = [_served_call(call) for call in message["tool_calls"]]
-        reasoning = message.get("reasoning", message.get("reasoning_content"))
+        reasoning = message.get("reasoning")
+        if reasoning is None:
+            reasoning = message.get("reasoning_content")
         if reasoning is not None:
             served["reasoning"] = served["reasoning_content"] = reasoning
     if role == "tool" and "tool_call_id" in message:
         served["tool_call_id"] = message["tool_call_id"]
-    if isinstance(message.get("name"), str):
-        served["name"] = message["name"]
+    served |= {field: message[field] for field in ("name", "task") if isinstance(message.get(field), str)}
     if role == "developer":
         served["tools"] = message.get("tools")
     return served
@@ -108,9 +141,11 @@ def _served_tool(tool: Tool) -> Tool:
             f"found {tool!r:.80}"
         )
     served = {key: function.get(key) for key in ("name", "description", "parameters")}
-    if function.get("strict") is not None:
-        served["strict"] = function["strict"]
-    return {"type": "function", "function": served}
+    deferred = tool.get("defer_loading")
+    own = function.get("defer_loading")
+    more = {"strict": function.get("strict"), "defer_loading": deferred if own is None else own}
+    served |= {key: value for key, value in more.items() if value is not None}
+    return {"type": "function", "function": served} | ({} if deferred is None else {"defer_loading": deferred})
 
 
 def _without_unknown_role(messages: list[Message], template: str) -> list[Message]:

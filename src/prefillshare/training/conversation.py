@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from prefillshare.instructions import Placement, place_instructions
-from prefillshare.training.chat import Message, Tool, render, served_messages, served_tools
+from prefillshare.training.chat import Message, Tool, render, served_messages, served_template_kwargs, served_tools
 
 Row = Mapping[str, Any]
 
@@ -63,9 +63,10 @@ def read_row(row: Row, tokenizer: PreTrainedTokenizerBase, instructions: Placeme
     if row.get("messages") is None and isinstance(row.get("prompt"), str):
         return [_text_example(row, tokenizer)]
     messages, trained, field = _conversation(row)
-    kwargs = row.get("chat_template_kwargs") or {}
-    if not isinstance(kwargs, dict):
-        raise BadRow("chat_template_kwargs", f"expected an object, found {type(kwargs).__name__}")
+    try:
+        kwargs = served_template_kwargs(row.get("chat_template_kwargs"))
+    except ValueError as error:
+        raise BadRow("chat_template_kwargs", str(error)) from None
     try:
         tools = served_tools(row.get("tools"))
     except ValueError as error:
@@ -74,7 +75,8 @@ def read_row(row: Row, tokenizer: PreTrainedTokenizerBase, instructions: Placeme
     try:
         served = served_messages(messages)
         for place in trained:
-            context = [dict(message) for message in place_instructions(served[:place], instructions)]
+            # Placed first, as the router does: vLLM sees what it made of them.
+            context = served_messages(place_instructions(messages[:place], instructions))
             if not context:
                 raise BadRow(field, "it starts with a response, which no prompt precedes")
             prompt, whole = (
@@ -105,13 +107,14 @@ def render_prompt(
     """Token ids of a chat request, as the server sees them. `template_kwargs` are its `chat_template_kwargs`.
 
     Raises:
-        ValueError: the base's chat template refuses the messages, or the tools are not those of a chat request.
+        ValueError: the base's chat template refuses the messages, the tools are not those of a chat request, or
+            `template_kwargs` bring another chat template along.
     """
     text = render(
         tokenizer,
         served_messages(messages),
         tools=served_tools(tools),
-        template_kwargs=template_kwargs,
+        template_kwargs=served_template_kwargs(template_kwargs),
         add_generation_prompt=True,
     )
     return _encode(tokenizer, [text])[0]

@@ -152,4 +152,4 @@ def _adapter(config: TrainConfig) -> dict[str, Any]:
     if not config.use_peft or config.start_from:
         return {}
     fields = {field: config.get(field) for field in _ADAPTER}
-    return fields | {"lora_target_modules": sorted(fields["lora_target_modules"])}
+    return fields | {"lora_target_modules": sorted(fields["lora_target_modules"] or ())}  # none: PEFT's own choice

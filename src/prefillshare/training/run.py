@@ -14,6 +14,7 @@ from peft import PeftConfig, PeftModel
 from transformers import (
     AutoConfig,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
@@ -25,6 +26,7 @@ from trl import SFTConfig, get_peft_config
 from prefillshare.errors import UserError
 from prefillshare.identity import compute_identity
 from prefillshare.module import BaseReference, DecodeModule, Manifest, load_module, save_manifest
+from prefillshare.training.chat import prints_date
 from prefillshare.training.config import TrainConfig
 from prefillshare.training.conversation import Example
 from prefillshare.training.dataset import LoadedData, read_examples
@@ -74,6 +76,8 @@ def train(config: TrainConfig, *, show_progress: bool = True) -> DecodeModule:
     check_output(config, resume_from)
     identity = compute_identity(config.model_name_or_path)
     tokenizer = _check_base(config)
+    if show_progress and main and (dated := prints_date(tokenizer)):
+        print(f"model_name_or_path: {config.model_name_or_path}: {dated}", file=sys.stderr)
     start = check_start(config)
     arguments = config.arguments()
     # `do_eval` alone has Transformers evaluate nothing while it trains.
@@ -185,6 +189,10 @@ def make_trainer(
             model = adapted(model, config.start_from)
     else:
         model = load_model(config.start_from or config.model_name_or_path, attn_implementation=attention)
+        # A server reads in the module's folder where answers end: not where those of `start_from` did. By the base's
+        # config.json alone: its generation_config.json is copied, for Transformers may find too much fault to save it.
+        base_config = AutoConfig.from_pretrained(config.model_name_or_path)
+        model.generation_config = GenerationConfig.from_model_config(base_config)
         # Loaded again, not copied with .to(): that would round the rotary frequencies too, and with them all base KV.
         with whole_on_every_process():
             base = load_model(config.model_name_or_path, dtype=compute, attn_implementation=attention)

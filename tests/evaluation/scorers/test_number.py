@@ -64,6 +64,8 @@ from prefillshare.evaluation.scorers.number import final_number
         (r"2\frac{-1}{2}", None),
         (r"2\frac{3.5}{2}", None),
         (r"\frac{1}{2", None),
+        (r"so \frac1{24", None),
+        ("x = \\frac{\n1}{24", None),
         (r"\frac{1}{0}", None),
         (r"\boxed{1{,}234}", 1234),
         (r"-1{,}234{,}567.5", Fraction("-1234567.5")),

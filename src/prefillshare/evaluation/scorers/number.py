@@ -29,7 +29,7 @@ _NUMBER = (
 _ARGUMENT = r"\s*(?:\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}|\\[A-Za-z]+|[^\s{}\\])"
 _FRACTION = (
     rf"(?P<minus>{_SIGN})?(?:(?P<whole>(?<![A-Za-z_\d.,])\d+)\s?)?"
-    rf"\\[dt]?frac(?![A-Za-z])(?:(?P<top>{_ARGUMENT})(?P<bottom>{_ARGUMENT})|\s*\{{.*)"
+    rf"\\[dt]?frac(?![A-Za-z])(?:(?P<top>{_ARGUMENT})(?P<bottom>{_ARGUMENT})|(?:{_ARGUMENT})?\s*\{{.*)"
 )
 _FOUND = re.compile(rf"{_FRACTION}|{_NUMBER}")
 _PART = re.compile(
