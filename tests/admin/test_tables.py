@@ -22,8 +22,8 @@ WORKER: dict[str, Any] = {
 }
 
 
-def text(table: Table) -> str:
-    console = Console(file=io.StringIO(), width=200)
+def text(table: Table, width: int = 200) -> str:
+    console = Console(file=io.StringIO(), width=width)
     console.print(table)
     return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
 
@@ -41,6 +41,26 @@ def test_a_worker_is_one_row() -> None:
         "http://127.0.0.1:8100",
     ):
         assert part in shown
+
+
+def cells(table: Table, width: int) -> list[str]:
+    """What stands in each column, headings and all, its lines put together."""
+    rows = [line.replace("┃", "│").split("│")[1:-1] for line in text(table, width).splitlines()]
+    return ["".join(cell.strip() for cell in column) for column in zip(*filter(None, rows), strict=True)]
+
+
+def test_nothing_is_cut_off_in_a_narrow_terminal() -> None:
+    worker = WORKER | {"name": "decode-sql-of-a-long-name-0", "pool": "decode/sql-of-a-long-name"}
+    shown = cells(workers_table([worker]), 80)
+    assert [shown[0], shown[1], shown[-1]] == [
+        "workerdecode-sql-of-a-long-name-0",
+        "pooldecode/sql-of-a-long-name",
+        "addresshttp://127.0.0.1:8100",
+    ]
+    module = {"name": "sql-of-a-long-name", "base": "a-base-of-a-long-name", "pool": worker["pool"], "calls": 2}
+    shown = cells(modules_table([module | {"instructions": "behind_context", "served": True}], []), 80)
+    assert shown[:3] == ["modulesql-of-a-long-name", "basea-base-of-a-long-name", "pooldecode/sql-of-a-long-name"]
+    assert shown[-1] == "instructionsbehind_context"
 
 
 def test_a_state_of_a_later_router_is_shown_as_it_is() -> None:

@@ -33,6 +33,17 @@ def test_keys_are_checked_without_being_shown(settings: dict[str, Any], monkeypa
     assert ("warning", warning) in found_of(settings, "router.keys")
 
 
+def test_shares_of_tenants_that_are_not_there_are_warned_of(settings: dict[str, Any]) -> None:
+    settings["router"] |= {"keys": [{"name": "ann", "sha256": "0a" * 32}], "flow": {"weights": {"ann": 2}}}
+    assert found_of(settings, "router.flow.weights") == []
+    settings["router"]["flow"]["weights"]["anne"] = 3
+    assert found_of(settings, "router.flow.weights") == [("warning", "anne: no key has that name; there is ann")]
+    settings["router"]["keys"] = [{"name": "ann", "key_env": "NOT_SET"}]
+    assert found_of(settings, "router.flow.weights") == []  # nobody knows
+    settings["router"]["keys"] = []
+    assert found_of(settings, "router.flow.weights") == [("warning", "ann, anne: there are no keys")]
+
+
 def test_what_is_open_by_choice_is_warned_of(settings: dict[str, Any]) -> None:
     assert found_of(settings, "router.allow_anonymous") == found_of(settings, "workers.host") == []
     settings["router"]["admin"] = True

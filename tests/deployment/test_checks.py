@@ -91,6 +91,11 @@ def test_problems_of_different_kinds_are_listed_together(settings: dict[str, Any
         assert field in message
 
 
+def test_a_folder_for_logs_that_cannot_be_made_is_a_problem(settings: dict[str, Any]) -> None:
+    settings["log_dir"].touch()
+    assert f"log_dir: {settings['log_dir']} is not a folder" in problems(settings)
+
+
 def test_a_key_that_is_not_there_is_a_problem(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("BOBS_KEY", raising=False)
     settings["router"]["keys"] = [{"name": "bob", "key_env": "BOBS_KEY"}]
@@ -211,6 +216,14 @@ def test_too_little_memory_is_a_warning_with_figures(settings: dict[str, Any]) -
     settings["workers"]["kv_cache_gib"] = 4000
     (warning,) = check(Deployment.model_validate(settings)).warnings
     assert "12006.0 GiB" in warning.detail
+
+
+def test_the_memory_that_a_container_may_have_is_what_counts(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prefillshare.deployment.checks.available_bytes", lambda: 2 * 2**30)
+    (warning,) = check(Deployment.model_validate(settings)).warnings
+    assert "2.0 GiB are available" in warning.detail
 
 
 def test_an_adapter_that_vllm_cannot_serve_is_refused(settings: dict[str, Any]) -> None:

@@ -17,6 +17,9 @@ import httpx
 import pytest
 import uvicorn
 from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from prefillshare.config import Deployment
 from prefillshare.deployment import local
@@ -24,6 +27,7 @@ from prefillshare.deployment.local import LocalDeployment, routes
 from prefillshare.engine.worker import ServedModel
 from prefillshare.errors import UserError
 from prefillshare.router.drain import Drain
+from prefillshare.router.errors import RouterError
 from prefillshare.router.route import pools_of
 from prefillshare.router.server import server_config
 from tests.deployment.fakes import (
@@ -96,6 +100,27 @@ async def test_the_router_may_open_as_many_files_as_the_system_allows(tmp_path: 
                 assert resource.getrlimit(resource.RLIMIT_NOFILE) == (limits[1], limits[1])
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+async def test_what_the_server_refuses_is_on_the_routers_metrics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ports = free_ports(3)
+    deployment = make_deployment(tmp_path, ports=ports)
+    limits = deployment.router.limits.model_copy(update={"head_timeout_s": 0.1})
+    router = deployment.router.model_copy(update={"limits": limits})
+    real = local.create_app
+    with fake_workers(deployment, ports[1:]):
+        monkeypatch.setattr(local, "create_app", real)
+        async with (
+            LocalDeployment(deployment.model_copy(update={"router": router}), timing=QUICK) as running,
+            httpx.AsyncClient() as client,
+        ):
+            reader, writer = await asyncio.open_connection("127.0.0.1", ports[0])
+            assert (await reader.readline()).startswith(b"HTTP/1.1 408")
+            writer.close()
+            metrics = (await client.get(f"{running.url}/metrics")).text
+    assert 'prefillshare_connections_refused_total{reason="head_timeout"} 1.0' in metrics
 
 
 async def test_clients_may_leave_unread_what_they_are_sent_for_as_long_as_the_file_says(
@@ -326,6 +351,14 @@ def test_serving_and_stopping_need_nobody_who_reads_of_it(
     assert processes_of(unstarted.deployment) == []
 
 
+async def test_a_folder_for_logs_that_cannot_be_written_is_a_users_error(tmp_path: Path) -> None:
+    ports = free_ports(3)
+    deployment = make_deployment(tmp_path, ports=ports)
+    deployment.log_dir.touch()
+    with fake_workers(deployment, ports[1:]), pytest.raises(UserError, match=r"^log_dir: "):
+        await LocalDeployment(deployment, timing=QUICK).__aenter__()
+
+
 async def test_draining_waits_for_calls_in_flight_but_not_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -352,6 +385,34 @@ async def test_draining_waits_for_calls_in_flight_but_not_for_ever(
                 await asyncio.sleep(0.1)
                 running.kill()  # as a second signal does
                 await asyncio.wait_for(draining, 0.3)
+
+
+async def test_calls_that_outlast_the_stop_are_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ports = free_ports(3)
+    deployment = make_deployment(tmp_path, ports=ports)
+    begun = asyncio.Event()
+
+    def create_app(*_: object, drain: Drain, **__: object) -> Starlette:
+        async def held(request: Request) -> Response:
+            try:
+                with drain.call():
+                    begun.set()
+                    await asyncio.sleep(60)
+            except RouterError as error:
+                return JSONResponse(error.body(), error.status)
+            raise AssertionError
+
+        return Starlette(routes=[Route("/", held)])
+
+    monkeypatch.setattr(local, "_DRAIN_S", 0.3)
+    with fake_workers(deployment, ports[1:]):
+        monkeypatch.setattr(local, "create_app", create_app)
+        async with httpx.AsyncClient() as client:
+            async with LocalDeployment(deployment, timing=QUICK) as running:
+                call = asyncio.create_task(client.get(running.url))
+                await begun.wait()
+            answer = await call
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "draining")
 
 
 def test_a_signal_during_startup_stops_everything(serve: Serve) -> None:

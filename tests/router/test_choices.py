@@ -73,6 +73,12 @@ def test_prompts_are_of_one_kind(prompt: object) -> None:
     assert refusal(call(prompt=prompt)).param == "prompt"
 
 
+def test_seeds_that_vllm_would_not_take_are_refused_before_any_answer() -> None:
+    most = 2**63 - 1
+    assert refusal(call(prompt="a", n=3, seed=most - 1)).param == "seed"
+    assert [each.body["seed"] for each in split(call(prompt="a", n=3, seed=most - 2), most=3)[0]][-1] == most
+
+
 @pytest.mark.parametrize("seed", ["1", 1.0, True])
 def test_a_seed_that_cannot_be_counted_on_from_is_refused(seed: object) -> None:
     assert refusal(call(prompt="a", n=2, seed=seed)).param == "seed"

@@ -106,6 +106,11 @@ def test_clients_at_once_get_their_own_answers(start_cluster: Callable[..., Clus
     assert all(fake.bodies for fake in [*cluster.prefill, *cluster.decode["sql"]])
 
 
+def test_proxies_are_told_to_pass_streams_on_as_they_come(cluster: Cluster) -> None:
+    answer = cluster.http.post("/v1/chat/completions", json=CHAT | {"stream": True})
+    assert (answer.headers["x-accel-buffering"], answer.headers["cache-control"]) == ("no", "no-cache")
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_headers_and_usage_tell_what_the_base_computed_and_who_had_paid(cluster: Cluster, stream: bool) -> None:
     def call(model: str, prompt: str) -> tuple[httpx.Headers, dict[str, Any]]:

@@ -55,10 +55,11 @@ async def test_one_failure_is_forgotten_and_of_two_the_first_ones_is_told() -> N
         await first_of(fail("first", 0.1), lambda: fail("second"), 0.01)
 
 
-async def test_both_end_when_nobody_waits_any_more() -> None:
+@pytest.mark.parametrize("why", [(), ("draining",)])
+async def test_both_end_when_nobody_waits_any_more(why: tuple[str, ...]) -> None:
     asked = Asked()
     waiting = asyncio.create_task(first_of(asked.answer("first", 30.0), lambda: asked.answer("second", 30.0), 0.01))
     await asyncio.sleep(0.1)
-    waiting.cancel()
+    waiting.cancel(*why)
     await asyncio.gather(waiting, return_exceptions=True)
-    assert asked.cancelled_with == {"first": (), "second": ()}  # neither was too slow
+    assert asked.cancelled_with == {"first": why, "second": why}  # neither was too slow

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from prefillshare.access import LimitsConfig
 from prefillshare.router import server
+from prefillshare.router.refusals import Refusals
 from prefillshare.router.server import server_config
 from tests.router.fakes import wait_for
 
@@ -27,10 +28,12 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @contextmanager
-def listening(limits: LimitsConfig, app: ASGIApp = app, unread_s: float = 60.0) -> Iterator[int]:
+def listening(
+    limits: LimitsConfig, app: ASGIApp = app, unread_s: float = 60.0, refusals: Refusals | None = None
+) -> Iterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as bound:
         options: dict[str, Any] = {"log_level": "critical", "lifespan": "off", "timeout_graceful_shutdown": 0}
-        config = server_config(app, limits, unread_s=unread_s, **options)
+        config = server_config(app, limits, unread_s=unread_s, refusals=refusals, **options)
         running = uvicorn.Server(config)
         thread = threading.Thread(target=running.run, args=([bound],), daemon=True)
         thread.start()
@@ -159,6 +162,43 @@ async def more_than_is_read(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 END = b"0\r\n\r\n"
+
+
+def counted(refusals: Refusals) -> dict[str, float]:
+    (metric,) = refusals.counter.collect()
+    values = {sample.labels["reason"]: sample.value for sample in metric.samples if sample.name.endswith("_total")}
+    return {reason: value for reason, value in values.items() if value}
+
+
+def test_what_the_server_refuses_is_counted() -> None:
+    refusals = Refusals()
+    with listening(LimitsConfig(max_connections=2), refusals=refusals) as port:
+        with closing(connect(port)) as connection:
+            connection.sendall(REQUEST)
+            assert first_line(connection) == b"HTTP/1.1 200 OK"
+            with closing(connect(port)) as second:
+                second.sendall(REQUEST)
+                assert first_line(second) == b"HTTP/1.1 503 Service Unavailable"
+        held = [connect(port) for _ in range(4)]
+        time.sleep(0.1)
+        with closing(connect(port)) as connection:
+            assert answer(connection) == b""
+        for connection in held:
+            connection.close()
+    assert counted(refusals) == {"too_many": 1, "far_too_many": 1}
+    refusals = Refusals()
+    limits = LimitsConfig(max_header_bytes=4096, head_timeout_s=0.5)
+    with listening(limits, refusals=refusals) as port:
+        with closing(connect(port)) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\nx-a: " + b"a" * 8192)
+            answer(connection)
+        with closing(connect(port)) as connection:
+            assert answer(connection).startswith(b"HTTP/1.1 408")
+    assert counted(refusals) == {"head_too_large": 1, "head_timeout": 1}
+
+
+def test_idle_connections_are_kept_longer_than_proxies_keep_theirs() -> None:
+    assert server_config(app, LimitsConfig()).timeout_keep_alive > 60
 
 
 def test_a_client_that_does_not_read_its_answer_is_cut_off() -> None:

@@ -1,4 +1,4 @@
-"""What the router says of its workers and modules, for a terminal."""
+"""What the router says of its workers and modules, for a terminal. However narrow it is, nothing is cut off."""
 
 import time
 from collections.abc import Iterable, Mapping
@@ -15,7 +15,7 @@ def workers_table(workers: Iterable[Mapping[str, Any]], now: float | None = None
     table = Table(title="workers", title_justify="left")
     for heading in ("worker", "pool", "state", "for", "calls", "handoffs", "tokens", "KV", "address"):
         right = heading in ("for", "calls", "handoffs", "tokens", "KV")
-        table.add_column(heading, justify="right" if right else "left")
+        table.add_column(heading, justify="right" if right else "left", overflow="fold")
     moment = time.time() if now is None else now
     for worker in workers:
         state = str(worker["state"])
@@ -39,7 +39,8 @@ def modules_table(modules: Iterable[Mapping[str, Any]], pools: Iterable[Mapping[
     by_name = {pool["name"]: pool for pool in pools}
     table = Table(title="modules", title_justify="left")
     for heading in ("module", "base", "pool", "workers ready", "calls", "instructions"):
-        table.add_column(heading, justify="right" if heading in ("workers ready", "calls") else "left")
+        right = heading in ("workers ready", "calls")
+        table.add_column(heading, justify="right" if right else "left", overflow="fold")
     for module in modules:
         pool = by_name.get(module["pool"], {"ready": "?", "workers": ()})
         table.add_row(

@@ -23,12 +23,16 @@ def check_access(deployment: Deployment) -> Iterator[Finding]:
         if unknown := sorted(set(key.config.models or ()) - known):
             there_is = f"no module is called that until one is added; there is {', '.join(sorted(known))}"
             yield Finding("router.keys", "warning", f"{key.config.name!r} may call {', '.join(unknown)}: {there_is}")
+    tenants = sorted({key.config.name for key in keys})
     if keys:
-        tenants = sorted({key.config.name for key in keys})
         yield Finding("router.keys", "ok", f"{len(keys)} key(s) of {', '.join(tenants)}")
     elif router.allow_anonymous and not is_loopback(router.host):
         detail = f"everybody who reaches {router.host}:{router.port} may call all models (allow_anonymous)"
         yield Finding("router.allow_anonymous", "warning", detail)
+    nobody = sorted(set(router.flow.weights) - set(tenants))
+    if nobody and (keys or not router.keyed):
+        there_is = f"no key has that name; there is {', '.join(tenants)}" if tenants else "there are no keys"
+        yield Finding("router.flow.weights", "warning", f"{', '.join(nobody)}: {there_is}")
     if router.admin and not keys:
         detail = "everybody who is on this machine may add and remove workers and modules; web pages may not"
         yield Finding("router.admin", "warning", detail)

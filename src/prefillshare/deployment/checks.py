@@ -4,11 +4,11 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 
-import psutil
-
 from prefillshare.config import BaseConfig, Deployment, ModuleConfig
 from prefillshare.deployment.access import check_access
+from prefillshare.deployment.log_dir import check_log_dir
 from prefillshare.deployment.marks import Leftover, deployment_name, marked
+from prefillshare.deployment.memory import available_bytes
 from prefillshare.deployment.ports import check_ports
 from prefillshare.deployment.report import CheckFailed, CheckReport, Finding
 from prefillshare.engine.command import worker_command
@@ -27,7 +27,7 @@ _WORKER_GIB = 2.0  # a CPU worker without its KV cache: measured 3.0 GB PSS with
 
 
 def check(deployment: Deployment) -> CheckReport:
-    """Checks bases, modules, engine, ports, cores and memory; starts and changes nothing.
+    """Checks bases, modules, engine, folder for logs, ports, cores and memory; starts and changes nothing.
 
     Raises:
         CheckFailed: at least one problem; its message lists all of them and its `report` has everything.
@@ -44,6 +44,7 @@ def check(deployment: Deployment) -> CheckReport:
         findings.append(_check_module(f"modules.{index}", module, deployment.base_of(module).served_name, good_bases))
     findings += _check_placement(deployment)
     findings += _check_engine()
+    findings += check_log_dir(deployment.log_dir)
     findings += _check_other_run(deployment)
     findings += check_ports(deployment)
     findings += check_access(deployment)
@@ -177,7 +178,7 @@ def _check_memory(deployment: Deployment) -> Iterator[Finding]:
     count = sum(base.prefill_workers for base in deployment.bases)
     count += sum(pool.workers for pool in deployment.decode_pools())
     needed = count * (_WORKER_GIB + deployment.workers.kv_cache_gib)
-    available = psutil.virtual_memory().available / 2**30
+    available = available_bytes() / 2**30
     detail = (
         f"{count} workers of a small model need about {needed:.1f} GiB "
         f"(each {_WORKER_GIB:.0f} + workers.kv_cache_gib={deployment.workers.kv_cache_gib}); "

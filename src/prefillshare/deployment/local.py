@@ -19,6 +19,7 @@ from prefillshare.config import Deployment
 from prefillshare.deployment.console import lasting_console
 from prefillshare.deployment.events import LOG, Event, EventLog
 from prefillshare.deployment.guard import Guard
+from prefillshare.deployment.log_dir import log_dir_or_error
 from prefillshare.deployment.marks import deployment_name, end_leftovers, end_own, mark
 from prefillshare.deployment.ports import bind, listen, router_port_or_error
 from prefillshare.deployment.signals import StopSignals
@@ -29,6 +30,7 @@ from prefillshare.router.app import create_app
 from prefillshare.router.drain import Drain
 from prefillshare.router.fleet import Change
 from prefillshare.router.pool import Pool, Worker
+from prefillshare.router.refusals import Refusals
 from prefillshare.router.route import ModelRoute
 from prefillshare.router.server import server_config
 from prefillshare.urls import http_url
@@ -37,6 +39,7 @@ from prefillshare.urls import http_url
 # one after the other takes 172 s. Beyond two a core they only push each other towards the start-up timeout.
 _STARTING_PER_CORE = 2
 _DRAIN_S = 5  # how long running calls may still take after a stop was asked for
+_BREAK_OFF_S = 2  # to tell the clients of those that take longer; uvicorn itself would send them a bare 500
 
 
 class LocalDeployment:
@@ -48,7 +51,7 @@ class LocalDeployment:
 
     Raises (on entering):
         StartupFailed: a worker did not become healthy.
-        UserError: the router's port is taken, or was when the workers had started.
+        UserError: the router's port is taken, or was when the workers had started, or `log_dir` cannot be written.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class LocalDeployment:
         self._server: uvicorn.Server | None = None
         self._router: asyncio.Task[None] | None = None
         self._drain = Drain()
+        self._refusals = Refusals()
         starting = asyncio.Semaphore(_STARTING_PER_CORE * len(os.sched_getaffinity(0)))
         environment = {**os.environ, **mark(deployment_name(deployment))}
         self.workers = [
@@ -89,11 +93,12 @@ class LocalDeployment:
         return http_url(self.deployment.router.host, self.deployment.router.port)
 
     async def __aenter__(self) -> Self:
-        self._log_dir.mkdir(parents=True, exist_ok=True)
-        for worker in self.workers:
-            if worker.log.exists():  # so that a failure shows this run's log; the previous one is kept
-                worker.log.replace(worker.log.with_suffix(".log.1"))
-        self._events = EventLog(self._log_dir)
+        with log_dir_or_error(self._log_dir):
+            self._log_dir.mkdir(parents=True, exist_ok=True)
+            for worker in self.workers:
+                if worker.log.exists():  # so that a failure shows this run's log; the previous one is kept
+                    worker.log.replace(worker.log.with_suffix(".log.1"))
+            self._events = EventLog(self._log_dir)
         self.listeners.insert(0, self._events)
         try:
             await self._start()
@@ -176,6 +181,7 @@ class LocalDeployment:
                     block_size=self.deployment.workers.block_size,
                     worker_key=specs[0].worker_key,  # one for all workers of a deployment
                     drain=self._drain,
+                    refusals=self._refusals,
                     listeners=[self._follow],
                     max_num_seqs=self.deployment.workers.max_num_seqs,
                     kv_lease_s=self.deployment.workers.kv_lease_s,
@@ -183,9 +189,10 @@ class LocalDeployment:
                 ),
                 settings.limits,
                 unread_s=settings.request_timeout_s,
+                refusals=self._refusals,
                 log_config=None,
                 access_log=False,
-                timeout_graceful_shutdown=_DRAIN_S,
+                timeout_graceful_shutdown=_DRAIN_S + _BREAK_OFF_S,
             )
         )
         self._router = asyncio.create_task(self._server.serve(sockets=[router_socket]), name="router")
@@ -204,7 +211,11 @@ class LocalDeployment:
         """What leaving does, for when it should happen earlier. May be called again."""
         try:
             if self._server is not None and self._router is not None:
+                self._drain.begin()
                 self._server.should_exit = True  # before the workers, which can still answer the calls under way
+                await asyncio.wait([self._router], timeout=_DRAIN_S)
+                if calls := self._drain.break_off():
+                    LOG.warning("broke off %d call(s)", calls)
                 await asyncio.wait([self._router])
             for task in self._tasks:
                 task.cancel()
@@ -274,7 +285,7 @@ def run(deployment: Deployment) -> int:
     code then see StopSignals; it is 1 when the deployment did not start or its router ended.
 
     Raises:
-        UserError: the router's port is taken, or was when the workers had started.
+        UserError: the router's port is taken, or was when the workers had started, or `log_dir` cannot be written.
     """
     return asyncio.run(_run(deployment, lasting_console()))
 

@@ -25,6 +25,7 @@ from prefillshare.router.metrics import Metrics
 from prefillshare.router.observer import Observer
 from prefillshare.router.placement.placement import Placement
 from prefillshare.router.pool import Worker
+from prefillshare.router.refusals import Refusals
 from prefillshare.router.relay import Relay, open_http
 from prefillshare.router.route import ModelRoute
 from prefillshare.router.status.board import Board
@@ -50,6 +51,7 @@ class Assembly:
         max_body_bytes: int,
         worker_key: str | None,
         drain: Drain | None,
+        refusals: Refusals | None,
         listeners: Sequence[Listener],
         max_num_seqs: int | None,
         kv_lease_s: float,
@@ -59,6 +61,7 @@ class Assembly:
         self.fleet = Fleet(routes)
         self.fleet.listeners += listeners
         self.metrics = Metrics(self.fleet.pools, self.fleet.models)
+        self.metrics.registry.register((refusals or Refusals()).counter)
         self.draining = drain or Drain()
         keys = load_keys(settings.keys, settings.keys_file, os.environ)
         self.keyring = make_keyring(keys, os.environ.get(SECRET_VARIABLE) or secrets.token_hex(32)) if keys else None

@@ -20,6 +20,7 @@ from prefillshare.router.admission import Call
 from prefillshare.router.errors import RouterError, bad_request
 from prefillshare.router.exchange import Exchange
 from prefillshare.router.record import CallRecord
+from prefillshare.router.sampling import RANGES, out_of_range
 from prefillshare.router.tenants import Visit
 
 _SEPARATOR = b"\n\n"
@@ -50,6 +51,10 @@ def split(call: Call, most: int) -> list[list[Call]]:
     seed = call.body.get("seed")
     if seed is not None and type(seed) is not int:
         raise bad_request("`seed` must be a whole number.", "seed")
+    if seed is not None and not RANGES["seed"].holds(seed + n - 1):
+        raise out_of_range(
+            "seed", f"is {seed}, and its {n} answers have the seeds up to {seed + n - 1}", "must be lower"
+        )
     return [
         [_one(call, prompt, seed, choice, number=place * n + choice) for choice in range(n)]
         for place, prompt in enumerate(prompts)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine
+from typing import Any
 
 from starlette.types import Receive
 
@@ -13,6 +14,7 @@ async def unless_disconnected(receive: Receive, work: Coroutine[None, None, None
     """
     task = asyncio.create_task(work)
     watcher = asyncio.create_task(_disconnected(receive))
+    why: tuple[Any, ...] = ()
     try:
         await asyncio.wait((task, watcher), return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
@@ -22,9 +24,12 @@ async def unless_disconnected(receive: Receive, work: Coroutine[None, None, None
             return False
         task.result()
         return True
+    except asyncio.CancelledError as error:
+        why = error.args
+        raise
     finally:
         watcher.cancel()
-        task.cancel()  # only matters when this coroutine itself is being cancelled
+        task.cancel(*why)  # only matters when this coroutine itself is being cancelled
         await asyncio.gather(task, watcher, return_exceptions=True)
 
 

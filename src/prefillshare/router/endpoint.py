@@ -16,7 +16,7 @@ from prefillshare.router.disconnect import unless_disconnected
 from prefillshare.router.divergence import Divergence
 from prefillshare.router.drain import Drain
 from prefillshare.router.errors import KV_LOST, NOT_CONNECTED, RouterError, internal
-from prefillshare.router.exchange import Exchange
+from prefillshare.router.exchange import CLIENT_LEFT, Exchange
 from prefillshare.router.extension.extension import Extension
 from prefillshare.router.fleet import Fleet
 from prefillshare.router.flow.control import FlowControl
@@ -71,7 +71,8 @@ class CompletionEndpoint:
                     with services.fleet.serving(exchange.record.model):
                         await unless_disconnected(receive, self._answer(services, exchange, prompts))
         except RouterError as error:
-            await exchange.fail(error)
+            if exchange.record.status == CLIENT_LEFT:  # or it was broken off with its answer just sent
+                await exchange.fail(error)
         except (ClientDisconnect, OSError):
             pass  # it left while it was sending or being sent to; the status says so
         finally:

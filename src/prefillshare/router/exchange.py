@@ -49,7 +49,9 @@ class Exchange:
     async def events(self, data: bytes) -> None:
         """Events of a stream; with the first go the headers, so that a worker that fails before is an HTTP error."""
         if not self.streaming:
-            await self.start(200, "text/event-stream; charset=utf-8", {"cache-control": "no-cache"})
+            # nginx and some other proxies collect what they pass on, unless they are told not to.
+            extra = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+            await self.start(200, "text/event-stream; charset=utf-8", extra)
             self.streaming = True
             self.record.first_token_seconds = self.seconds()
         await self.body(data, more=True)

@@ -31,6 +31,9 @@ async def first_of(
                     why = HEDGED
                     return task.result()
         return tasks[0].result()
+    except asyncio.CancelledError as error:
+        why = error.args[0] if error.args else None
+        raise
     finally:
         for task in tasks:
             task.cancel(why)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+from prefillshare.router.drain import DRAINING
 from prefillshare.router.errors import RouterError
 from prefillshare.router.hedge import HEDGED
 from prefillshare.router.log_format import log_call
@@ -19,6 +20,7 @@ from prefillshare.router.status.board import Board
 from prefillshare.router.tracing import CallTrace, Headers, LegTrace, Tracing
 
 CLIENT_LEFT = "client_left"  # a leg's code when it was given up because nobody waits for it
+_REASONS = ((HEDGED,), (DRAINING,))  # what legs are cancelled with that are given up for another reason
 
 _NO_TRACE = CallTrace()
 _trace: ContextVar[CallTrace] = ContextVar("prefillshare_call_trace", default=_NO_TRACE)
@@ -57,7 +59,7 @@ class Observer:
                 leg.failed(error.code or error.type)
                 raise
             except (asyncio.CancelledError, GeneratorExit, OSError) as error:
-                leg.failed(HEDGED if error.args == (HEDGED,) else CLIENT_LEFT)
+                leg.failed(error.args[0] if error.args in _REASONS else CLIENT_LEFT)
                 raise
             except Exception:
                 leg.failed("internal_error")

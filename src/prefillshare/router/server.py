@@ -16,32 +16,45 @@ from starlette.types import ASGIApp
 
 from prefillshare.access import LimitsConfig
 from prefillshare.router.errors import RouterError
+from prefillshare.router.refusals import Reason, Refusals
 
 _SLACK = 2  # heads a little too long reach the gate, whose answer is the better one
+_REFUSED: dict[int, Reason] = {408: "head_timeout", 431: "head_too_large"}
 _MOST_OPEN = 2  # connections for each that is served: the second are told that there are too many
+# Longer than the 60 s for which nginx and AWS's load balancers keep an idle connection to use it again: if the router
+# closes it first, the next call may be on its way already and fails. Idle ones count as `max_connections` does, too.
+_KEEP_ALIVE_S = 75
 
 
-def server_config(app: ASGIApp, limits: LimitsConfig, *, unread_s: float = 600.0, **options: Any) -> uvicorn.Config:
+def server_config(
+    app: ASGIApp,
+    limits: LimitsConfig,
+    *,
+    unread_s: float = 600.0,
+    refusals: Refusals | None = None,
+    **options: Any,
+) -> uvicorn.Config:
     """uvicorn's configuration under the limits; `options` are more of its own.
 
-    `unread_s` is how long a client may leave what is sent to it.
+    `unread_s` is how long a client may leave what is sent to it. `refusals` counts what is refused, with httptools.
     """
     return uvicorn.Config(
         app,
-        http=_http(limits, unread_s),
+        http=_http(limits, unread_s, refusals or Refusals()),
         ws="none",
         h11_max_incomplete_event_size=_SLACK * limits.max_header_bytes,
         limit_concurrency=limits.max_connections,  # requests beyond that many connections, or calls, get a 503
+        timeout_keep_alive=_KEEP_ALIVE_S,
         server_header=False,
         proxy_headers=False,  # nothing goes by a client's address, so nobody need be believed about it
         **options,
     )
 
 
-def _http(limits: LimitsConfig, unread_s: float) -> Any:
+def _http(limits: LimitsConfig, unread_s: float, refusals: Refusals) -> Any:
     if importlib.util.find_spec("httptools") is None:
         return "h11"
-    return partial(_bounded_protocol(), limits, unread_s)
+    return partial(_bounded_protocol(), limits, unread_s, refusals)
 
 
 def _bounded_protocol() -> Any:
@@ -55,9 +68,12 @@ def _bounded_protocol() -> Any:
         one whose client does not read, be its answer under way, failed or complete: closed, it would wait for ever.
         """
 
-        def __init__(self, limits: LimitsConfig, unread_s: float, *args: Any, **kwargs: Any) -> None:
+        def __init__(
+            self, limits: LimitsConfig, unread_s: float, refusals: Refusals, *args: Any, **kwargs: Any
+        ) -> None:
             super().__init__(*args, **kwargs)
             self._limits = limits
+            self._refusals = refusals
             self._unread_s = unread_s
             self._unread_timer: asyncio.TimerHandle | None = None
             self._under_way: list[Any] = []  # requests that are being answered or wait for that
@@ -69,6 +85,7 @@ def _bounded_protocol() -> Any:
             super().connection_made(transport)
             transport.set_write_buffer_limits(high=0)  # writing is paused as long as anything has not been taken
             if len(self.connections) > _MOST_OPEN * self._limits.max_connections:
+                self._refusals.count("far_too_many")
                 transport.abort()
             else:
                 self._await_head()
@@ -98,6 +115,8 @@ def _bounded_protocol() -> Any:
         def on_headers_complete(self) -> None:
             self._in_head, self._in_body = False, True
             self._stop_timer()
+            if max(len(self.connections), len(self.tasks)) >= self._limits.max_connections:  # as uvicorn decides it
+                self._refusals.count("too_many")
             super().on_headers_complete()
             self._under_way = [cycle for cycle in (*self._under_way, self.cycle) if not cycle.response_complete]
             if len(self._under_way) == 2:
@@ -141,6 +160,7 @@ def _bounded_protocol() -> Any:
 
         def _end(self, error: RouterError) -> None:
             """Closes the connection, with an answer unless that of an earlier request is still under way."""
+            self._refusals.count(_REFUSED[error.status])
             self._stop_timer()
             if not self._in_body and (self.cycle is None or self.cycle.response_complete):
                 body = json.dumps(error.body()).encode()

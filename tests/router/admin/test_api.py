@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tests.router.admin.conftest import Site
+from tests.router.admin.conftest import ANN, Site
 from tests.router.fakes import announcement, wait_for
 from tests.router.test_limits import JSON
 
@@ -113,6 +113,15 @@ def test_every_change_is_logged_with_who_asked_for_it(site: Site, caplog: pytest
         "admin tenant=ops change='POST /workers' name='-' status=201",
         "admin tenant=ops change='POST /workers/{name}/drain' name='sql-0' status=200",
         "admin tenant=ops change='DELETE /workers/{name}' name='nobody' refused status=404 reason=worker_not_found",
+    ]
+
+
+def test_a_change_that_the_caller_may_not_make_is_logged(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "prefillshare.router")
+    headers = {"authorization": f"Bearer {ANN}"}
+    assert site.cluster.http.delete("/admin/v1/workers/sql-0", headers=headers).status_code == 403
+    assert [line for line in caplog.messages if line.startswith("admin")] == [
+        "admin tenant=ann change='DELETE /workers/{name}' name='sql-0' refused status=403 reason=not_an_operator"
     ]
 
 

@@ -208,6 +208,18 @@ def test_a_worker_that_was_drained_meanwhile_drains_on_when_its_removal_is_over(
     let_go(site, calls)
 
 
+def test_a_worker_that_becomes_the_last_one_while_its_removal_waits_stays(site: Site) -> None:
+    calls = keep_busy(site)
+    leaving = site.threads.submit(refused, site, "DELETE", "/workers/sql-0?wait_s=10")
+    wait_for(lambda: site.worker("sql-0")["state"] == "draining")
+    site.cluster.workers["sql-1"].healthy = False
+    wait_for(lambda: site.worker("sql-1")["state"] == "down")
+    let_go(site, calls)
+    assert leaving.result()[:2] == (409, "last_worker")
+    assert site.worker("sql-0")["state"] == "up"
+    assert site.ask().status_code == 200
+
+
 def test_a_removal_that_is_refused_does_not_undo_one_that_waits(site: Site) -> None:
     calls = keep_busy(site)
     leaving = site.threads.submit(site.admin, "DELETE", "/workers/sql-0?wait_s=10")

@@ -125,21 +125,6 @@ async def test_a_worker_that_was_down_is_asked_again(serve: Callable[[ASGIApp], 
     assert len(asked) == 2
 
 
-async def test_a_worker_that_was_taken_out_and_put_back_has_its_limit_again(serve: Callable[[ASGIApp], Served]) -> None:
-    pool = Pool("prefill", [prefill_worker("p", serve(worker_app([])).url)])
-    worker = pool.workers[0]
-    pool.mark_up(worker)
-    async with open_http(RouterConfig()) as http:
-        capacities = Capacities(http, [pool], FlowConfig(), None)
-        await capacities.ask()
-        pool.remove(worker)
-        pool.add(worker)
-        assert pool.limit(worker) is None
-        await capacities.ask()
-        assert pool.limit(worker) == 4096
-        assert capacities.kv_limit(worker) == 9000
-
-
 async def test_a_worker_that_joins_under_the_name_of_one_that_left_is_asked(serve: Callable[[ASGIApp], Served]) -> None:
     old, new = (decode_worker("d", serve(worker_app([], size=size)).url) for size in (10_000, 20_000))
     pool = Pool("sql", [old])

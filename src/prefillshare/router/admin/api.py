@@ -93,9 +93,9 @@ def admin_routes(settings: RouterConfig) -> list[Route]:
 
     def route(path: str, method: str, answer: Callable[[Admin, Request], Awaitable[tuple[int, Row]]]) -> Route:
         async def endpoint(request: Request) -> Response:
-            check_admin(request, settings)
             change = f"{method} {path}" if method != "GET" else ""
             try:
+                check_admin(request, settings)
                 status, body = await answer(request.app.state.admin, request)
             except RouterError as error:
                 _log(request, change, f"refused status={error.status} reason={error.code}")

@@ -75,8 +75,10 @@ class WorkerChanges:
             idle = await until(lambda: self._fleet.is_idle(pool, worker), options.wait_s)
             if not (idle or options.force):
                 raise busy(f"Worker {name}", pool.in_flight(worker) + self._fleet.handoffs(worker))
-            self.find(name)  # somebody else may have removed it
-            self._fleet.remove_worker(pool, worker)
+        # Nothing happens between here and the end, so it is given no call.
+        self.find(name)  # somebody else may have removed it
+        self._check_not_the_last(pool, worker, options)  # the others may have gone down meanwhile
+        self._fleet.remove_worker(pool, worker)
 
     def _check_not_the_last(self, pool: Pool, worker: Worker, options: Options) -> None:
         if not options.force and pool.ready() == [worker]:

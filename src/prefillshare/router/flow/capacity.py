@@ -72,17 +72,12 @@ class Capacities:
         self._known.pop(worker.name, None)
 
     async def ask(self) -> None:
-        """Asks every worker that is up and has not been asked since it started.
-
-        The limits of the others are told again: one that was taken out and put back has none.
-        """
+        """Asks every worker that is up and has not been asked since it started."""
         here = [(pool, worker) for pool in self._pools for worker in pool.workers]
         new = []
         for pool, worker in here:
             losses, _ = self._known.get(worker.name, (-1, None))
-            if losses == pool.losses(worker):
-                self._limit(pool, worker)
-            elif pool.is_up(worker):
+            if losses != pool.losses(worker) and pool.is_up(worker):
                 new.append(self._ask(pool, worker))
         await asyncio.gather(*new)
 

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from prefillshare.router.placement.chunks import BYTES_PER_TOKEN
-from prefillshare.router.sampling import COMPLETION_TOKENS as COMPLETION_TOKENS
-from prefillshare.router.sampling import length_field
+from prefillshare.router.sampling import COMPLETION_TOKENS, length_field
 
 if TYPE_CHECKING:
     from prefillshare.router.admission import Endpoint  # whose calls have tickets, and these a need
