@@ -78,7 +78,7 @@ overload: setup  ## The table of docs/overload.md: five times the load that work
 overhead: setup  ## The tables of docs/overhead.md: what the router adds (about 10 minutes)
 	$(BIN)/python -m experiments.overhead
 
-hostile: setup  ## The table of docs/security.md: 10,000 hostile requests at real workers (about 10 minutes)
+hostile: setup  ## The table of docs/security.md: 10,000 hostile requests at real workers (about 15 minutes)
 	$(BIN)/python -m experiments.hostile
 
 accuracy: setup  ## The table of docs/accuracy.md (hours on a small CPU; resumes where it stopped)

@@ -19,6 +19,7 @@ from prefillshare.simulate.cost import WorkerProfile
 from prefillshare.simulate.layout import Layout
 from prefillshare.simulate.records import Records, of_client, summarise
 from prefillshare.simulate.workload import shapes_of
+from prefillshare.workloads.conversation import Mode
 from prefillshare.workloads.session import Workload
 from prefillshare.workloads.tokens import Tokenise
 
@@ -86,7 +87,9 @@ def played(facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], tokenise
     machine = Machine.model_validate(facts["machine"] | {"turn_s": turn_s})
     config = WorkloadConfig.model_validate(facts["workload"])
     run = Run(facts["system"], facts["models"], config, facts["load"], facts["repeat"])
-    workload = workload_of(run, tokenise, machine.max_model_len)
+    # Live sessions had no room for longer answers than were recorded before their digest was written.
+    mode: Mode = facts["mode"] if "sessions_digest" in facts else "replay"
+    workload = workload_of(run, tokenise, machine.max_model_len, mode)
     workload = replace(
         workload,
         preamble_tokens=len(tokenise(salted(workload.preamble, run.salt))),

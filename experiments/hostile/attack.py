@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from experiments.hostile.honest import Played, Session, play
 from experiments.hostile.wire import Case, Exchange, send
 
-PATIENCE_S = 180.0  # more than any timeout of the router; who has no answer then never gets one
+PATIENCE_S = 400.0  # more than any timeout of the router; who has no answer then never gets one
 LEASE_S = 30.0  # of blocks at a prefill worker that nobody fetches
 _SHOWN = 600  # bytes of a failure's request and answer
 _SHORT = 20  # characters; a shorter answer may be given twice by chance

@@ -66,7 +66,7 @@ def plan(base: Path, module: DecodeModule, folder: Path, first_port: int, keys: 
         "router": {
             "port": first_port,
             "log_format": "json",
-            "request_timeout_s": 120,
+            "request_timeout_s": 300,  # an answer as long as the context lets it be takes two minutes on a busy core
             "limits": {"head_timeout_s": 2},
             # What is turned away for want of room does nothing to anybody: here it waits, and is served.
             "flow": {"queue_share": 100},

@@ -22,7 +22,7 @@ _CONTEXT = """You keep the logbook of the lighthouse. The word that opens its do
 window was mended. On Tuesday fog came in and the horn was sounded for nine hours. On Thursday the supply boat brought
 oil, flour and two letters, and took the broken barometer away."""
 _RETRY_S = 0.5
-_PATIENCE_S = 180.0  # after so long of nothing but refusals a call has failed
+_PATIENCE_S = 400.0  # after so long of nothing but refusals a call has failed
 
 Messages = list[dict[str, str]]
 

@@ -266,6 +266,16 @@ def test_a_file_that_has_changed_is_not_gone_on_with(started: list[str], tmp_pat
     assert run(output, matrix) == 0
 
 
+def test_repeats_of_a_file_are_of_the_same_sessions(started: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "own.jsonl"
+    matrix = own_sessions(file, "so far", "so good").model_copy(update={"repeats": 2})
+    assert run(tmp_path / "results", matrix, only=("shared",)) == 0
+    next((tmp_path / "results" / "runs").glob("*r1.json")).unlink()
+    own_sessions(file, "so far", "so bad")
+    with pytest.raises(UserError, match=r"holds shared-.*-r0, which played other sessions"):
+        run(tmp_path / "results", matrix, only=("shared",))
+
+
 def test_fewer_sessions_than_are_played_at_a_time_are_refused(started: list[str], tmp_path: Path) -> None:
     matrix = own_sessions(tmp_path / "own.jsonl", "so far", "so good")
     with pytest.raises(

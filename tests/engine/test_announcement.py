@@ -25,7 +25,7 @@ def _key(monkeypatch: pytest.MonkeyPatch) -> None:
 def state(kv_role: str, **args: Any) -> SimpleNamespace:
     config = SimpleNamespace(
         kv_transfer_config=SimpleNamespace(
-            kv_role=kv_role, kv_connector_extra_config={"base_identity": "sha256:base", "modules": []}
+            kv_role=kv_role, kv_connector_extra_config={"base_identity": "sha256:base", "modules": {}}
         ),
         cache_config=SimpleNamespace(block_size=32, cache_dtype="auto"),
         model_config=SimpleNamespace(max_model_len=512, dtype="torch.float32"),

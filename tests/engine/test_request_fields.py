@@ -7,7 +7,7 @@ from vllm.entrypoints.serve.engine import protocol
 from vllm.renderers.chat_utils import MM_PARSER_MAP, has_non_text_content
 
 from prefillshare.router.errors import RouterError
-from prefillshare.router.flow.need import COMPLETION_TOKENS
+from prefillshare.router.sampling import COMPLETION_TOKENS
 from prefillshare.router.unsupported import OF_THE_OTHER, REFUSED, check_fields
 from tests.router.test_unsupported import ROWS
 

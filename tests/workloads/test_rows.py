@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,15 @@ def test_where_nothing_can_be_written_is_said(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=f"^{place}: cannot write it: .*; give another file"):
             write_rows(place, iter([{"name": "a"}]))
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_links_are_followed_and_pipes_are_written_to(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "rows.jsonl")
+    write_rows(tmp_path / "link", iter([{"name": "a"}]))
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "rows.jsonl").read_text() == '{"name": "a"}\n'
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_rows(tmp_path / "pipe", iter([{"name": "b"}]))
+    assert os.read(reader, 100) == b'{"name": "b"}\n'
+    os.close(reader)

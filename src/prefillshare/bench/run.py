@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from datetime import datetime
 from functools import partial
 from hashlib import sha256
-from itertools import groupby
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from prefillshare.files import write_whole
 from prefillshare.hardware import resolve_dtype
 from prefillshare.identity import compute_identity
 from prefillshare.workloads.arrivals import Closed, Trace, parse_arrivals
+from prefillshare.workloads.family import family_names
 from prefillshare.workloads.models import cast
 from prefillshare.workloads.session import Workload
 from prefillshare.workloads.sources import in_words
@@ -86,7 +87,7 @@ async def _run(matrix: Matrix, base: Path, output: Path, console: Console, only:
         workload = workload_of(each, tokenise, matrix.machine.max_model_len, matrix.mode)
         _check_ends(each, workload, matrix.limit_of(each.workload))
         _check_enough(each, workload)
-        _check_played_before(output, each, workload)
+        _check_played_before(output, each, workload, matrix.repeats)
         context = context_for_texts(matrix.machine.max_model_len)
         if (text := in_words(each.workload.source, workload.outgrown, context)) and text not in said:
             said.add(text)
@@ -140,8 +141,13 @@ async def one_run(
     workers: Sequence[HostedWorker],
 ) -> None:
     """Plays one run on a started system, whose base has this identity, and writes its two files. `workers` are of all
-    systems that are up: none of them may still compute for a run that was cut off."""
+    systems that are up: none of them may still compute for a run that was cut off.
+
+    Raises:
+        UserError: the workload's file has changed since it was checked.
+    """
     workload = workload_of(each, tokenise, matrix.machine.max_model_len, matrix.mode)
+    _check_played_before(output, each, workload, matrix.repeats)  # its file may have changed since it was checked
     result = _result(output, each)
     result.parent.mkdir(parents=True, exist_ok=True)
     what = Play(
@@ -260,12 +266,14 @@ def _digest(workload: Workload) -> str:
     return sha256(repr((workload.preamble, workload.preamble_tokens, workload.sessions)).encode()).hexdigest()
 
 
-def _check_played_before(output: Path, each: Run, workload: Workload) -> None:
-    """Systems are compared on the same sessions, and a role must have the same model on all of them. Runs that do not
-    say which roles there were had those of the sessions that were drawn; those that do not say which sessions they
-    played are taken to have played these."""
+def _check_played_before(output: Path, each: Run, workload: Workload, repeats: int) -> None:
+    """Systems are compared on the same sessions, and a role must have the same model on all of them; what is drawn
+    differs from repeat to repeat, what a file holds does not. Runs that do not say which roles there were had those of
+    the sessions that were drawn; those that do not say which sessions they played are taken to have played these."""
     names, roles, digest = model_names(each.models), workload.roles(), _digest(workload)
-    for file in (_result(output, replace(each, system=system)) for system in SYSTEMS):
+    alike = (each.repeat,) if each.workload.source in family_names() else range(repeats)
+    for system, repeat in product(SYSTEMS, alike):
+        file = _result(output, replace(each, system=system, repeat=repeat))
         if not file.exists():
             continue
         facts = json.loads(file.read_text())

@@ -139,7 +139,8 @@ def _check_fits(model: str, source: str, demand: Demand) -> None:
     if longest > most:
         raise UserError(
             f"model: {model} takes {most:,} tokens, and a prompt of {source!r} has {longest:,} with its output; have "
-            f"its sessions end earlier with `prefillshare bench workload --context {most}`, and plan for that file"
+            f"its sessions end earlier with `prefillshare bench workload --context {most}`, and plan for that file "
+            "with the same --base"
         )
 
 

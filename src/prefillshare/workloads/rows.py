@@ -45,7 +45,10 @@ def write_rows(file: Path, rows: Iterator[dict[str, object]]) -> None:
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, text)
+        if file.exists() and not file.is_file():  # a pipe, or /dev/stdout
+            file.write_text(text, encoding="utf-8")
+        else:
+            write_whole(file.resolve(), text)  # in the place of what a link leads to
     except OSError as error:
         raise UserError(f"{file}: cannot write it: {error.strerror}; give another file") from None
 
