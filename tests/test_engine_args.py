@@ -42,6 +42,11 @@ def test_what_is_prefillshares_own_is_refused_with_what_to_say_instead(argument:
     assert says in why
 
 
+@pytest.mark.parametrize("arguments", [["--load-format", "dummy"], ["--seed", "7", "--load_format=dummy"]])
+def test_weights_that_are_drawn_at_random_are_refused(arguments: list[str]) -> None:
+    assert (why_refused(arguments) or "").startswith("--load-format dummy: weights are then drawn at random")
+
+
 def test_the_value_of_a_letter_may_follow_without_a_space() -> None:
     assert (why_refused(["-qfp8"]) or "").startswith("-q: ")
     assert why_refused(["-pp", "1", "-n1"]) is None

@@ -82,6 +82,13 @@ def test_weights_and_config_must_stand_beside_the_manifest(module_folder: Path, 
         load_module(module_folder)
 
 
+def test_weights_that_vllm_would_prefer_are_refused(module_folder: Path) -> None:
+    (module_folder / "own").mkdir()
+    (module_folder / "own" / "consolidated.safetensors").touch()
+    with pytest.raises(UserError, match=r"^module: .* has own/consolidated\.safetensors, Mistral's own format"):
+        load_module(module_folder)
+
+
 def test_a_lora_module_needs_its_adapter_files(module_folder: Path) -> None:
     file = module_folder / MANIFEST_NAME
     file.write_text(json.dumps(json.loads(file.read_text()) | {"kind": "lora"}))

@@ -26,6 +26,7 @@ from experiments.hostile.honest import make_sessions, names
 from experiments.hostile.report import START, table
 from experiments.references import Reference
 from experiments.section import write_section
+from prefillshare.deployment.signals import StopSignals
 
 ROOT = Path(__file__).parents[2]
 SCRATCH = ROOT / "artifacts" / "hostile"
@@ -66,14 +67,21 @@ async def run(options: argparse.Namespace, console: Console) -> int:
         cases = [cases[options.only]]
     file = deployment.plan(base, module, SCRATCH, options.first_port, keys)
     console.print("starting the workers")
-    try:
-        async with deployment.serving(file, options.first_port, keys) as target:
-            with Progress(console=console) as progress:
-                task = progress.add_task("requests", total=len(cases))
-                outcome = await attack(target, cases, sessions, MARK, advance=lambda: progress.advance(task))
-    except deployment.NotServing as error:
-        console.print(f"failed: {error}", style="red", markup=False, soft_wrap=True)
-        return 2
+    # Nothing more happens at a second signal: `serve` is killed anyway if it takes too long to stop.
+    with StopSignals(on_first=lambda number: console.print(f"{number.name}: stopping"), kill=lambda: None) as signals:
+        try:
+            async with deployment.serving(file, options.first_port, keys) as target:
+                with Progress(console=console) as progress:
+                    task = progress.add_task("requests", total=len(cases))
+                    outcome = await attack(target, cases, sessions, MARK, advance=lambda: progress.advance(task))
+        except asyncio.CancelledError:
+            if signals.exit_code is None:
+                raise
+            console.print("stopped; no table was written")
+            return signals.exit_code
+        except deployment.NotServing as error:
+            console.print(f"failed: {error}", style="red", markup=False, soft_wrap=True)
+            return 2
     _report(outcome, options, console)
     return 1 if outcome.problems else 0
 

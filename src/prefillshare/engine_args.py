@@ -5,6 +5,7 @@ other parts go by, too, and with some a worker would answer with other tokens, w
 """
 
 from collections.abc import Collection, Sequence
+from itertools import pairwise
 from typing import Annotated
 
 from pydantic import AfterValidator
@@ -80,7 +81,12 @@ INSTEAD = {
 def why_refused(arguments: Sequence[str]) -> str | None:
     """Why these arguments are not handed on, by the first that is not; None if all are."""
     own = next(filter(None, (meant(argument, INSTEAD) for argument in arguments)), None)
-    return None if own is None else f"{own}: {INSTEAD[own]}; leave it out"
+    if own is not None:
+        return f"{own}: {INSTEAD[own]}; leave it out"
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    if any(pair[1] == "dummy" and meant(pair[0], ("--load-format",)) for pair in pairwise(words)):
+        return "--load-format dummy: weights are then drawn at random; leave it out"
+    return None
 
 
 def meant(argument: str, options: Collection[str]) -> str | None:

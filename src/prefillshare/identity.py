@@ -119,15 +119,20 @@ def require_same_base(*, module: str, expected: BaseIdentity, found: BaseIdentit
     raise BaseMismatch(message)
 
 
-def _identity_files(checkpoint: Path) -> list[Path]:
-    if not checkpoint.is_dir():
-        raise UserError(f"base: {checkpoint} is not a folder; give the folder of a Hugging Face checkpoint")
+def require_one_format(checkpoint: Path, what: str) -> None:
+    """Raises UserError when a base's or module's folder has Mistral's own files beside those that are trained on."""
     found = (file for pattern in _OTHER_FORMAT for file in checkpoint.glob(pattern))
     if others := sorted(file.relative_to(checkpoint).as_posix() for file in found):
         raise UserError(
-            f"base: {checkpoint} has {', '.join(others)}, Mistral's own format, which vLLM or Transformers would load "
-            "in the place of the files that modules are trained on; move it out of the folder"
+            f"{what}: {checkpoint} has {', '.join(others)}, Mistral's own format, which vLLM or Transformers would "
+            "load in the place of the files that modules are trained on; move it out of the folder"
         )
+
+
+def _identity_files(checkpoint: Path) -> list[Path]:
+    if not checkpoint.is_dir():
+        raise UserError(f"base: {checkpoint} is not a folder; give the folder of a Hugging Face checkpoint")
+    require_one_format(checkpoint, "base")
     weights = sorted(checkpoint.glob("*.safetensors"))
     if not weights:
         raise UserError(f"base: {checkpoint} has no *.safetensors weights; save it with save_pretrained()")

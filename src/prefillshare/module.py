@@ -11,7 +11,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from prefillshare.errors import UserError
 from prefillshare.files import write_whole
-from prefillshare.identity import BaseIdentity, compute_identity, digest_checkpoint, require_same_base
+from prefillshare.identity import (
+    BaseIdentity,
+    compute_identity,
+    digest_checkpoint,
+    require_one_format,
+    require_same_base,
+)
 from prefillshare.instructions import Placement
 
 MANIFEST_NAME = "prefillshare.json"
@@ -87,7 +93,8 @@ def load_module(folder: Path) -> DecodeModule:
     """Reads the manifest and makes sure that the weights it speaks of are there.
 
     Raises:
-        UserError: no folder, no manifest, a manifest of an unknown form, or files missing beside it.
+        UserError: no folder, no manifest, a manifest of an unknown form, or files missing beside it, or others that
+            would be loaded in their place.
     """
     folder = folder.resolve()
     file = folder / MANIFEST_NAME
@@ -106,6 +113,8 @@ def load_module(folder: Path) -> DecodeModule:
     for pattern in (_CONFIG_NAME[manifest.kind], _WEIGHTS_GLOB[manifest.kind]):
         if not any(folder.glob(pattern)):
             raise UserError(f"module: {folder} is a {manifest.kind} module without {pattern}; copy it again")
+    if manifest.kind == "full":
+        require_one_format(folder, "module")
     return DecodeModule(folder, manifest)
 
 

@@ -47,3 +47,9 @@ def test_what_fails_all_the_same_is_a_users_error(tmp_path: Path) -> None:
     message = f"log_dir: {file} cannot be written: File exists; choose another log_dir"
     with pytest.raises(UserError, match=f"^{re.escape(message)}$"), log_dir_or_error(file):
         file.mkdir()
+
+
+def test_a_link_that_leads_nowhere_is_a_problem(tmp_path: Path) -> None:
+    (tmp_path / "logs").symlink_to(tmp_path / "not mounted")
+    (problem,) = problems(tmp_path / "logs")
+    assert "logs is not a folder" in problem

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,16 @@ def test_answers_on_prompts_with_the_days_date_are_of_that_day(
     assert capsys.readouterr().err == ""
     inputs(tell=True)
     assert capsys.readouterr().err.count("prints today's date") == 1
+
+    told = [replace(item, template_kwargs={"date_string": "26 Jul 2024"}) for item in ITEMS]
+    base = Measurement("base", 1.0)
+    assert "day" in LocalAnswers(config(folder), told).depends_on(base)  # which this template does not read
+    tokenizer.chat_template = "{{ date_string or strftime_now('%d %b %Y') }}" + CHATML
+    tokenizer.save_pretrained(folder / "base")
+    assert "day" in LocalAnswers(config(folder), ITEMS).depends_on(base)
+    for items in (told, ITEMS[2:]):  # and a text is rendered by none
+        assert "day" not in LocalAnswers(config(folder), items, tell=True).depends_on(base)
+    assert capsys.readouterr().err == ""
 
 
 def test_what_answers_depend_on_follows_the_weights(folder: Path) -> None:

@@ -68,3 +68,10 @@ def test_links_are_followed_and_pipes_are_written_to(tmp_path: Path) -> None:
     write_rows(tmp_path / "pipe", iter([{"name": "b"}]))
     assert os.read(reader, 100) == b'{"name": "b"}\n'
     os.close(reader)
+
+
+def test_what_has_been_written_to_a_redirected_output_stays(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"name": "a"}\n')
+    with (tmp_path / "rows.jsonl").open("a") as out:
+        write_rows(Path(f"/dev/fd/{out.fileno()}"), iter([{"name": "b"}]))
+    assert [row.name for _, row in read_rows(tmp_path / "rows.jsonl", Row)] == ["a", "b"]

@@ -150,6 +150,8 @@ def workload(
         write_trace(output, opened, starts, tokenise, session_ids=session_ids)
     calls = sum(len(session.turns) for session in opened.sessions)
     roles = {turn.role for session in opened.sessions for turn in session.turns}
-    typer.echo(f"{len(opened.sessions):,} sessions with {calls:,} calls of {len(roles)} roles are in {output}")
+    typer.echo(
+        f"{len(opened.sessions):,} sessions with {calls:,} calls of {len(roles)} roles are in {output}", err=True
+    )
     if context is not None and (missing := in_words(source, opened.outgrown, context)):
         typer.echo(missing, err=True)

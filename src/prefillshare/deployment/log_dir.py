@@ -14,7 +14,7 @@ _WAY_OUT = "choose another log_dir"
 
 def check_log_dir(log_dir: Path) -> Iterator[Finding]:
     """Goes by permissions, and writes nothing: the folder need not be there, but `serve` must be able to make it."""
-    there = next(path for path in (log_dir.absolute(), *log_dir.absolute().parents) if os.path.exists(path))
+    there = next(path for path in (log_dir.absolute(), *log_dir.absolute().parents) if os.path.lexists(path))
     events = log_dir / FILE_NAME
     if not there.is_dir():
         yield Finding("log_dir", "problem", f"{there} is not a folder; {_WAY_OUT}")

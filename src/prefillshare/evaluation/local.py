@@ -67,7 +67,9 @@ class LocalAnswers:
             decoding["full"] = config.full_fine_tuning
         self._tokenizer = AutoTokenizer.from_pretrained(self._base_path)
         self._ends = {role: self._end_tokens(folder) for role, folder in decoding.items()}
-        dated = prints_date(self._tokenizer)
+        rendered = [item.template_kwargs for item in items if not isinstance(item.prompt, str)]  # texts are not
+        told = all("date_string" in kwargs for kwargs in rendered)
+        dated = prints_date(self._tokenizer, told=told) if rendered else None
         self._day = {"day": date.today().isoformat()} if dated else {}  # taken before the prompts are made
         if dated and tell:
             print(f"model_name_or_path: {self._base_path}: {dated}", file=sys.stderr)

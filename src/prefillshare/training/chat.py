@@ -82,14 +82,19 @@ def render(
     return text
 
 
-def prints_date(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """What there is to know where one of the base's chat templates prints the date of the day; None where none does."""
+def prints_date(tokenizer: PreTrainedTokenizerBase, *, told: bool = False) -> str | None:
+    """What there is to know where one of the base's chat templates prints the date of the day; None where none does.
+
+    `told`: all rows say a `date_string`, which most such templates read.
+    """
     found = tokenizer.chat_template or ""
     templates = [text for text in (found.values() if isinstance(found, dict) else [found]) if "strftime_now" in text]
     if not templates:
         return None
     way = "make data, modules and requests on one day, or have the template print a fixed date and train again"
     if all("date_string" in text for text in templates):
+        if told:
+            return None
         way = 'say the date in rows and requests alike: chat_template_kwargs: {"date_string": "26 Jul 2024"}'
     return f"the base's chat template prints today's date where it is not told one, so prompts differ by the day; {way}"
 

@@ -41,7 +41,7 @@ _FIELDS = {
     "instructions": "instructions",
     "rows_per_step": "per_device_train_batch_size * gradient_accumulation_steps * processes",
 }
-_USED = "rows that are used (max_length, skip_invalid)"
+_USED = "rows that are used (max_length, skip_invalid, a chat template that prints the date)"
 
 
 class RunRecord(BaseModel):

@@ -45,8 +45,9 @@ def write_rows(file: Path, rows: Iterator[dict[str, object]]) -> None:
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        if file.exists() and not file.is_file():  # a pipe, or /dev/stdout
-            file.write_text(text, encoding="utf-8")
+        if file.is_relative_to("/dev") or file.is_fifo():  # /dev/stdout may be a file that others have begun
+            with file.open("a", encoding="utf-8") as out:
+                out.write(text)
         else:
             write_whole(file.resolve(), text)  # in the place of what a link leads to
     except OSError as error:
