@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
+from hypothesis import example as hypothesis_example
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel
@@ -79,7 +80,7 @@ def assert_equal_to_turn_by_turn(
     expected = turn_by_turn_loss(base, trainer.model, [example for row in rows for example in row])
     expected.backward()
     theirs = gradients(trainer.model)
-    torch.testing.assert_close(loss, expected.detach(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(loss.double(), expected.detach().double(), atol=1e-5, rtol=1e-5)
     assert ours.keys() == theirs.keys()
     for name, gradient in ours.items():
         torch.testing.assert_close(gradient, theirs[name], atol=1e-5, rtol=1e-4, msg=name)
@@ -112,10 +113,14 @@ example = st.builds(
     rows=st.lists(st.lists(example, min_size=1, max_size=3), min_size=1, max_size=3),
     architecture=st.sampled_from(ARCHITECTURES),
 )
+@hypothesis_example(
+    rows=[[Example(ids=[1, 2, 3, 68, 32, 130, 60, 253, 230], spans=[(4, 5), (6, 7), (8, 9)])]], architecture="llama"
+)
 def test_loss_and_gradients_equal_turn_by_turn_for_random_conversations(
     tmp_path: Path, rows: list[list[Example]], architecture: str
 ) -> None:
-    base, model = tiny_model(0, architecture), tiny_model(1, architecture)
+    # In float32 the rounding of a rare draw is ten times the tolerance: 1e-4 of a gradient of 4, here 1e-6.
+    base, model = tiny_model(0, architecture).double(), tiny_model(1, architecture).double()
     assert_equal_to_turn_by_turn(make_trainer(tmp_path, model, base, rows), base, rows)
 
 
