@@ -44,6 +44,7 @@ class FairQueue(Generic[Item]):
         self._clock = 0.0  # the start tag of the call served last
         self._finished: dict[str, float] = {}  # of keys that are served but do not wait: where their next tag begins
         self._turns = count()
+        self._staying = 0  # calls that stay: few queues have any, and limits are asked for with every call that waits
 
     def __len__(self) -> int:
         return sum(len(line.entries) for line in self._lines.values())
@@ -69,6 +70,7 @@ class FairQueue(Generic[Item]):
         entry = Entry(key, tokens, item, stays)
         line.entries.append(entry)
         line.tokens += tokens
+        self._staying += stays
         return entry
 
     def first(self, preferred: Callable[[Item], bool] | None = None) -> Entry[Item] | None:
@@ -96,6 +98,7 @@ class FairQueue(Generic[Item]):
         line = self._lines[entry.key]
         line.entries.remove(entry)
         line.tokens -= entry.tokens
+        self._staying -= entry.stays
         if not line.entries:
             del self._lines[entry.key]
             self._finished[entry.key] = line.start
@@ -114,7 +117,7 @@ class FairQueue(Generic[Item]):
 
     def limited(self) -> "FairQueue[Item]":
         """The part to which limits apply: the queue without the calls that stay."""
-        if not any(entry.stays for entry in self):
+        if not self._staying:
             return self
         part = FairQueue[Item](self._weights)
         for key, line in self._lines.items():
