@@ -44,14 +44,21 @@ def write_report(results: Path, docs: Path) -> str:
 def table(families: list[FamilyResult], records: list[Record]) -> str:
     """Markdown: the test items at each system's best rate, the sweep on the validation items, and what was run."""
     head = "| family, held out by | items x seeds | " + " | ".join(NAMES.values())
-    lines = [f"{head} | decode - full | naive - full |", "|---" * (len(NAMES) + 4) + "|"]
+    lines = [f"{_FIRST}\n\n{head} | decode - full | naive - full |", "|---" * (len(NAMES) + 4) + "|"]
     counted = _counted(families)
     lines += [_row(result) for result in counted]
     average = " | ".join(f"{100 * sum(mean(r.bits[key]) for r in counted) / len(counted):.1f}" for key in NAMES)
     differences = " | ".join(str(_overall(counted, key)) for key in _COMPARED)
     lines += [f"| mean of {len(counted)} | | {average} | {differences} |"]
     lines += [_row(result) for result in families if result not in counted]
-    lines += ["", "Validation items, by learning rate (mean over the seeds), and the seeds that chose it:", ""]
+    lines += _seeds_table(families)
+    lines += [
+        "",
+        "### Validation items, by learning rate",
+        "",
+        "Means over the seeds, and how many chose a rate:",
+        "",
+    ]
     lines += [
         "| family | learning rate | full fine-tuning | naive sharing | decode module | chosen: full | decode |",
         "|---" * 7 + "|",
@@ -66,14 +73,36 @@ def table(families: list[FamilyResult], records: list[Record]) -> str:
         for part in (_same_time_table, _more_passes_table, _from_full_table, _adapters_table)
         for line in part(families)
     ]
-    return "\n".join([*lines, *more, "", _what_was_run(families, records)])
+    return "\n".join([*lines, *more, "", "### What was run", "", _what_was_run(families, records)])
+
+
+_FIRST = "### At equal steps"
+
+
+def _seeds_table(families: list[FamilyResult]) -> list[str]:
+    lines = ["", "### By seed", "", "Test items as above; each interval is over this seed's items alone:", ""]
+    head = "| family | seed | " + " | ".join(NAMES[key] for key in ("full", "naive", "decode"))
+    lines += [f"{head} | decode - full | naive - full |", "|---" * 7 + "|"]
+    for result in families:
+        for number, seed in enumerate(result.seeds):
+            bits = {key: [of_all[number]] for key, of_all in result.bits.items()}
+            cells = [f"{100 * mean(bits[key]):.1f}" for key in ("full", "naive", "decode")]
+            cells += [str(paired_difference([(bits[key], bits["full"])])) for key in _COMPARED]
+            lines.append(f"| {result.family} | {seed} | {' | '.join(cells)} |")
+    return lines
 
 
 def _same_time_table(families: list[FamilyResult]) -> list[str]:
     known = [(result, result.same_time) for result in families if result.same_time]
     if not known:
         return []
-    lines = ["", "With as much time, the decode module's longer training among its choices (test items):", ""]
+    lines = [
+        "",
+        "### With as much time",
+        "",
+        "The decode module's longer training is a choice too; test items:",
+        "",
+    ]
     head = "| family | full fine-tuning | decode module | difference | seeds that chose more passes"
     lines += [f"{head} | time of all trainings |", "|---" * 6 + "|"]
     for result, longer in known:
@@ -102,7 +131,7 @@ def _more_passes_table(families: list[FamilyResult]) -> list[str]:
     ]
     if not known:
         return []
-    lines = ["", "With more steps, and the longer training among the choices of both (test items):", ""]
+    lines = ["", "### With more steps", "", "The longer training is among the choices of both; test items:", ""]
     head = "| family | items x seeds | full fine-tuning | naive sharing | decode module | decode - full | naive - full"
     lines += [f"{head} | seeds that chose more passes: full | decode | time of all trainings |", "|---" * 10 + "|"]
     for family, longer in known:
@@ -120,7 +149,13 @@ def _from_full_table(families: list[FamilyResult]) -> list[str]:
     known = [(result.family, result.from_full.bits) for result in families if result.from_full]
     if not known:
         return []
-    lines = ["", "The decode module for one pass from that longer full fine-tuning, `start_from` (test items):", ""]
+    lines = [
+        "",
+        "### From full fine-tuning",
+        "",
+        "One pass of `start_from` after that longer full fine-tuning; test items:",
+        "",
+    ]
     head = "| family | items x seeds | full fine-tuning, longer | its weights on base KV | decode module from it"
     lines += [f"{head} | decode - full | by seed: full, on base KV, decode |", "|---" * 7 + "|"]
     for family, bits in known:
@@ -137,7 +172,13 @@ def _adapters_table(families: list[FamilyResult]) -> list[str]:
     known = [(result.family, result.adapters) for result in families if result.adapters]
     if not known:
         return []
-    lines = ["", "The decode module as a LoRA adapter, as many steps, at the best of its own rates (test items):", ""]
+    lines = [
+        "",
+        "### Adapters",
+        "",
+        "The decode module as LoRA, as many steps, at the best of its own rates; test items:",
+        "",
+    ]
     head = "| family | items x seeds | full fine-tuning | decode module, all weights | decode module, adapter"
     lines += [f"{head} | adapter - full | adapter - all weights | validation items by rate, and seeds that chose it |"]
     lines += ["|---" * 8 + "|"]

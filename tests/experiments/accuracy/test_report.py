@@ -67,6 +67,7 @@ def test_the_table_replaces_what_stands_between_the_marks(docs: Path) -> None:
     assert page == f"before\n{START}\n{text}\n{END}\nafter\n"
     assert "| sql, wording of the question | 4 x 2 | 0.0 | 75.0 | 25.0 | 50.0 | -25.0 (" in text
     assert "| sql | 0.001 | 75.0 | 0.0 | 25.0 | 1 | 1 |" in text
+    assert "| sql | 1 | 75.0 | 25.0 | 50.0 | -25.0 (-67.4 to +17.4) | -50.0 (-99.0 to -1.0) |" in text
     assert "8 trainings" in text
     summary = json.loads((docs / "results" / "accuracy.json").read_text())
     assert summary["points"]["decode"]["points"] == pytest.approx(-25)

@@ -40,6 +40,40 @@ def test_seeds_that_disagree_widen_the_interval() -> None:
     assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
 
 
+@pytest.mark.parametrize("spread", [0.0, 0.05, 0.15])
+def test_other_seeds_lie_within_the_interval_as_often_as_it_says(spread: float) -> None:
+    """Of three seeds whose true differences are drawn around 10 points; a bootstrap of them would have 80 to 97 %."""
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(400):
+        truth = rng.normal(0.1, spread, size=3).clip(-0.3, 0.5)
+        one = [(rng.random(200) < 0.4 + of_seed).astype(int).tolist() for of_seed in truth]
+        found = paired_difference([(one, random_bits(rng, 0.4))])
+        covered += found.low <= 10 <= found.high
+    assert covered / 400 >= 0.93
+
+
+def test_the_interval_of_three_seeds_is_students() -> None:
+    one = [[1] * 30 + [0] * 70, [1] * 50 + [0] * 50, [1] * 70 + [0] * 30]
+    found = paired_difference([(one, [[0] * 100] * 3)])
+    assert (found.low, found.high) == pytest.approx((50 - 4.3027 * 20 / 3**0.5, 50 + 4.3027 * 20 / 3**0.5), abs=0.01)
+
+
+def test_seeds_that_agree_by_chance_leave_the_interval_of_their_items() -> None:
+    agreeing = [[1] * 100 + [0] * 100] * 3
+    found = paired_difference([(agreeing, [[0] * 200] * 3)])
+    assert found.high - found.points == pytest.approx(4.3027 * 100 * (0.25 / 200 / 3) ** 0.5, abs=0.01)
+
+
+def test_of_several_families_the_one_whose_seeds_differ_most_decides_the_interval() -> None:
+    steady = ([[1] * 50 + [0] * 50] * 3, [[0] * 100] * 3)
+    varied = ([[1] * 20 + [0] * 80, [1] * 50 + [0] * 50, [1] * 80 + [0] * 20], [[0] * 100] * 3)
+    alone, both = paired_difference([varied]), paired_difference([varied, steady])
+    assert both.points == pytest.approx(50)
+    # Half the mean is as uncertain as before, the rest hardly: half as wide, at about 2 degrees of freedom.
+    assert 0.4 < (both.high - both.low) / (alone.high - alone.low) < 0.55
+
+
 def test_families_count_alike_whatever_their_size() -> None:
     small, large = ([[1] * 10], [[0] * 10]), ([[0] * 400], [[1] * 400])
     assert paired_difference([small, large]).points == pytest.approx(0)
