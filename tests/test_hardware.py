@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from prefillshare.hardware import preferred_dtype
+from prefillshare.hardware import preferred_dtype, resolve_dtype
 
 
 @pytest.mark.parametrize(
@@ -27,3 +27,14 @@ def test_a_gpu_means_bfloat16(tmp_path: Path) -> None:
 
 def test_an_unknown_cpu_means_float32(tmp_path: Path) -> None:
     assert preferred_dtype(tmp_path / "no-cpuinfo", gpu=tmp_path / "no-gpu") == "float32"
+
+
+def test_auto_follows_what_computes_where_that_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prefillshare.hardware._cpu_flags", lambda cpuinfo: set())
+    monkeypatch.setattr("prefillshare.hardware.preferred_dtype", lambda: "float16")
+    assert [resolve_dtype("auto", on_gpu=on_gpu) for on_gpu in (True, False, None)] == [
+        "bfloat16",
+        "float32",
+        "float16",
+    ]
+    assert resolve_dtype("float32", on_gpu=True) == "float32"

@@ -63,7 +63,7 @@ def train(
     config: Annotated[Path, typer.Argument(metavar="CONFIG.YAML", help="Training config, in TRL's field names.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Fields to change, e.g. `learning_rate=3e-4`."),
+        typer.Argument(metavar="KEY=VALUE", help="Fields to change, e.g. `learning_rate=3e-4`."),
     ] = None,
 ) -> None:
     """Train a decode module: weights that decode on the frozen base's KV.
@@ -84,7 +84,7 @@ def evaluate(
     config: Annotated[Path, typer.Argument(metavar="CONFIG.YAML", help="What to score, on which items, and how.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Fields to change, e.g. `items=200`."),
+        typer.Argument(metavar="KEY=VALUE", help="Fields to change, e.g. `items=200`."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:

@@ -43,6 +43,22 @@ def test_all_forms_of_rows_are_read(tmp_path: Path) -> None:
     assert (described.template_kwargs, described.tools, described.fields) == ({}, [{"name": "f"}], {})
 
 
+def test_calls_are_expected_in_place_of_the_text_beside_them_where_calls_are_compared(tmp_path: Path) -> None:
+    calls = [{"function": {"name": "f", "arguments": "{}"}}]
+    message = {"role": "assistant", "content": "Let me check.", "tool_calls": calls}
+    rows = [
+        {"prompt": [USER], "completion": [message]},
+        {"messages": [USER, message]},
+        {"messages": [USER, {**message, "tool_calls": []}]},
+        {"messages": [USER, ANSWER]},
+    ]
+    file = write(tmp_path, *rows)
+    assert [item.expected for item in read_items(file)] == ["Let me check."] * 3 + ["42"]
+    expected = [item.expected for item in read_items(file, expects_calls=True)]
+    assert [json.loads(each) for each in expected[:2]] == [calls, calls]
+    assert expected[2:] == ["Let me check.", "42"]
+
+
 def test_empty_lines_are_passed_over_but_counted(tmp_path: Path) -> None:
     file = tmp_path / "items.jsonl"
     file.write_text('\n{"prompt": "a\u2028b", "expected": 1}\n\n{"prompt": "b", "expected": 2}\n')

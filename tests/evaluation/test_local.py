@@ -2,7 +2,7 @@ import json
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import torch
@@ -21,6 +21,7 @@ from prefillshare.instructions import Placement
 from prefillshare.module import BaseReference, Manifest, save_manifest
 from prefillshare.training.conversation import read_row, render_prompt
 from prefillshare.training.reference import generate, load_base
+from tests.evaluation.accelerator import ACCELERATOR, pretended_accelerator
 from tests.training.tiny import CHATML, byte_tokenizer, save_base, tiny_model
 
 NEW = 8
@@ -112,6 +113,55 @@ def test_a_lora_module_answers(folder: Path) -> None:
         assert found == [text(tokens) for tokens in outputs]
 
 
+def test_models_are_moved_to_the_accelerator(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`meta` stands for it: the models themselves are asked where they are, and nothing is computed."""
+    lora = get_peft_model(load_base(folder / "base"), LoraConfig(r=2, target_modules="all-linear"))
+    save_module(folder / "lora", folder / "base", lora, "lora")
+    save_module(folder / "module", folder / "base", tiny_model(2))
+    asked: list[set[str]] = []
+
+    def generate_nothing(base: torch.nn.Module, decode: torch.nn.Module, prompts: Any, **_: Any) -> Any:
+        asked.append({each.device.type for model in (base, decode) for each in [*model.parameters(), *model.buffers()]})
+        return [[1] for _ in prompts]
+
+    monkeypatch.setattr("prefillshare.evaluation.local.generate_mixed", generate_nothing)
+    monkeypatch.setattr(
+        "prefillshare.evaluation.local.generate_batch", lambda *args, **_: (generate_nothing(*args), None)
+    )
+    devices = {"accelerator": torch.device("meta"), "none": None}
+    for name, device in devices.items():
+        monkeypatch.setattr("torch.accelerator.current_accelerator", lambda device=device, **_: device)
+        for module in ("module", "lora"):
+            settings = config(folder, module=folder / module, full_fine_tuning=folder / "full", shares=(0.5,))
+            answers, where = LocalAnswers(settings, ITEMS[:1]), "cpu" if device is None else device.type
+            asked.clear()
+            for measurement in plan(settings):
+                assert list(answers.answers(measurement, ITEMS[:1]))
+                assert answers.depends_on(measurement)["device"] == where
+            assert asked == [{where}] * len(plan(settings)), (name, module)
+
+
+def test_auto_is_bfloat16_where_an_accelerator_computes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prefillshare.hardware._cpu_flags", lambda _: set())
+    for device, dtype in ((torch.device("meta"), "bfloat16"), (None, "float32")):
+        monkeypatch.setattr("torch.accelerator.current_accelerator", lambda device=device, **_: device)
+        assert LocalAnswers(config(folder, dtype="auto"), ITEMS).dtype == dtype
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_an_accelerator_answers_as_the_cpu_does(folder: Path, monkeypatch: pytest.MonkeyPatch, share: float) -> None:
+    """Everything that is computed with the models has to be made where they are."""
+    measurement, settings = Measurement("full", share), config(folder, full_fine_tuning=folder / "full")
+    expected = [answer.text for answer in LocalAnswers(settings, ITEMS).answers(measurement, ITEMS)]
+    loaded = {settings.model_name_or_path: tiny_model(0), settings.full_fine_tuning: tiny_model(1)}
+    monkeypatch.setattr("prefillshare.evaluation.local.load_base", lambda path, **_: loaded[path])
+    monkeypatch.setattr("torch.accelerator.current_accelerator", lambda **_: ACCELERATOR)
+    answers = LocalAnswers(settings, ITEMS)
+    with pretended_accelerator():
+        assert [answer.text for answer in answers.answers(measurement, ITEMS)] == expected
+    assert {model.device for model in loaded.values()} == {ACCELERATOR}
+
+
 def test_an_answer_says_whether_it_was_cut_off(folder: Path) -> None:
     (end,) = {byte_tokenizer().eos_token_id}
     tokens = generate(tiny_model(0), tiny_model(0), prompts()[2], max_new_tokens=NEW)
@@ -153,8 +203,15 @@ def test_a_modules_own_end_ends_its_answer(folder: Path) -> None:
 
 
 def test_answers_on_prompts_with_the_days_date_are_of_that_day(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    class OneDay(date):
+        @classmethod
+        def today(cls) -> Self:
+            return cls(2024, 2, 29)
+
+    monkeypatch.setattr("prefillshare.evaluation.local.date", OneDay)
+
     def inputs(*, tell: bool = False) -> dict[str, Any]:
         return LocalAnswers(config(folder), ITEMS, tell=tell).depends_on(Measurement("base", 1.0))
 
@@ -163,7 +220,7 @@ def test_answers_on_prompts_with_the_days_date_are_of_that_day(
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}" + CHATML
     tokenizer.save_pretrained(folder / "base")
-    assert inputs()["day"] == date.today().isoformat()
+    assert inputs()["day"] == "2024-02-29"
     assert capsys.readouterr().err == ""
     inputs(tell=True)
     assert capsys.readouterr().err.count("prints today's date") == 1

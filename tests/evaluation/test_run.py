@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from prefillshare.evaluation.answers import Answer
 from prefillshare.evaluation.config import EvaluateConfig
 from prefillshare.evaluation.items import Item
 from prefillshare.evaluation.run import evaluate, read_selected
+from prefillshare.evaluation.scorers import SCORERS
 from prefillshare.evaluation.systems import Measurement
 from tests.training.tiny import save_base, tiny_model
 
@@ -176,6 +178,30 @@ def test_a_row_for_python_needs_nothing_but_prompt_and_tests(folder: Path) -> No
     assert item.fields == {"tests": "assert double(1) == 2"}
     with pytest.raises(UserError, match=r"line 1, field 'expected': missing"):
         read_selected(config(folder, scorer="number"))
+
+
+def test_calls_with_text_beside_them_are_fit_for_the_scorer_of_calls(folder: Path) -> None:
+    calls = [{"function": {"name": "f", "arguments": '{"x": 1}'}}]
+    answer = {"role": "assistant", "content": "Let me check.", "tool_calls": calls}
+    write(folder, [{"messages": [{"role": "user", "content": "How many?"}, answer]}])
+    (item,) = read_selected(config(folder, scorer="call"))
+    assert SCORERS["call"]("f(x=1)", item)
+    (item,) = read_selected(config(folder, scorer="exact"))
+    assert item.expected == "Let me check."
+
+
+def test_a_report_keeps_thoughts_that_the_verdict_passes_over(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Thinks(FakeSource):
+        def answers(self, measurement: Measurement, items: list[Item]) -> Iterator[Answer]:
+            for answer in super().answers(measurement, items):
+                yield replace(answer, text=f"<think>\n\n</think>\n\n{answer.text}")
+
+    with_source(monkeypatch, Thinks())
+    write(folder, [{"prompt": "x", "expected": "<think>One.</think>1"}])
+    evaluate(config(folder), show_progress=False)
+    (item,) = json.loads((folder / "out" / "results.json").read_text())["items"]
+    assert item["expected"] == "<think>One.</think>1"
+    assert item["answers"]["base"] == {"answer": "<think>\n\n</think>\n\n1", "right": True, "cut_off": False}
 
 
 def test_a_missing_package_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,9 +4,10 @@
     {"prompt": ..., "completion": "text" or [one assistant message], ...}
     {"messages": [messages, the last of them the assistant's], ...}
 
-The last two are TRL's: the completion is the expected answer. `tools` are the functions that a chat request offers (a
-list, or its JSON text) and `chat_template_kwargs` what it tells the chat template, both as in the rows of training; any
-other field is for the scorer (`setup` for sql, `tests` for python, which needs no expected answer).
+The last two are TRL's: the completion is the expected answer, or its `tool_calls` are, where it has no text or the
+scorer compares calls. `tools` are the functions that a chat request offers (a list, or its JSON text) and
+`chat_template_kwargs` what it tells the chat template, both as in the rows of training; any other field is for the
+scorer (`setup` for sql, `tests` for python, which needs no expected answer).
 """
 
 import json
@@ -52,8 +53,11 @@ class Item:
         return texts
 
 
-def read_items(file: Path, *, needs_expected: bool = True) -> list[Item]:
-    """All rows of the file, in its order. Without `needs_expected` a row may lack it, and a completion: it is None.
+def read_items(file: Path, *, needs_expected: bool = True, expects_calls: bool = False) -> list[Item]:
+    """All rows of the file, in its order.
+
+    Without `needs_expected` a row may lack it, and a completion: it is None. With `expects_calls` the calls of an
+    assistant message are what is expected, and not the text beside them.
 
     Raises:
         UserError: an unreadable file, no rows, or a row that cannot be used, by file, line and field.
@@ -61,7 +65,7 @@ def read_items(file: Path, *, needs_expected: bool = True) -> list[Item]:
     items = []
     for line, row in _rows(file):
         try:
-            items.append(_item(row, line, needs_expected))
+            items.append(_item(row, line, needs_expected, expects_calls))
         except BadField as problem:
             raise UserError(f"{file}, line {line}, {problem}") from None
     if not items:
@@ -88,16 +92,16 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield line, row
 
 
-def _item(row: dict[str, Any], line: int, needs_expected: bool) -> Item:
+def _item(row: dict[str, Any], line: int, needs_expected: bool, expects_calls: bool) -> Item:
     if "messages" in row:
         messages = _messages(row["messages"], "messages")
         prompt: str | list[Message] = messages[:-1]
-        expected: Any = _answer(messages[-1], "messages")
+        expected: Any = _answer(messages[-1], "messages", expects_calls)
         if not prompt:
             raise BadField("messages", "only one message; a row needs a prompt and the assistant's answer")
     else:
         prompt = _prompt(row)
-        expected = row["expected"] if "expected" in row else _completion(row, needs_expected)
+        expected = row["expected"] if "expected" in row else _completion(row, needs_expected, expects_calls)
     known = {"messages", "prompt", "expected", "completion", "tools", "chat_template_kwargs"}
     fields = {key: row[key] for key in row.keys() - known}
     return Item(prompt, expected, _tools(row), fields, line, _template_kwargs(row))
@@ -115,7 +119,7 @@ def _prompt(row: dict[str, Any]) -> str | list[Message]:
     return _messages(prompt, "prompt")
 
 
-def _completion(row: dict[str, Any], is_needed: bool) -> str | None:
+def _completion(row: dict[str, Any], is_needed: bool, expects_calls: bool) -> str | None:
     completion = row.get("completion")
     if completion is None:
         if not is_needed:
@@ -126,16 +130,16 @@ def _completion(row: dict[str, Any], is_needed: bool) -> str | None:
     messages = _messages(completion, "completion")
     if len(messages) != 1:
         raise BadField("completion", f"expected one assistant message, found {len(messages)} messages")
-    return _answer(messages[0], "completion")
+    return _answer(messages[0], "completion", expects_calls)
 
 
-def _answer(message: Message, name: str) -> str:
+def _answer(message: Message, name: str, expects_calls: bool) -> str:
     if message["role"] != "assistant":
         raise BadField(name, f"the last message must be the assistant's, found role {message['role']!r}")
     content, calls = message.get("content"), message.get("tool_calls")
     if not content and calls is None:
         raise BadField(name, "the assistant's answer is empty, and there are no 'tool_calls' in its place")
-    return content if content else json.dumps(calls)
+    return json.dumps(calls) if not content or (calls and expects_calls) else content
 
 
 def _tools(row: dict[str, Any]) -> list[dict[str, Any]] | None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeVar
 
 import torch
 from peft import PeftModel
@@ -32,16 +32,25 @@ from prefillshare.training.reference import generate_batch, load_base, load_deco
 _GEOMETRY = ("model_type", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size")
 
 
+Model = TypeVar("Model", bound=torch.nn.Module)
+
+
 class _Limits(TypedDict):
     max_new_tokens: int
     eos_token_ids: set[int]
 
 
+def compute_device() -> torch.device:
+    """Where answers are computed: the machine's accelerator (torch's current one), else the CPU."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return torch.device("cpu") if accelerator is None else accelerator
+
+
 class LocalAnswers:
     """The weights that a config names. Everything is checked when it is made; weights are loaded when they answer.
 
-    `weights` are digests by role. At most the base and one decode model are loaded at a time. With `tell`, a chat
-    template that prints the date is named on stderr.
+    `weights` are digests by role. At most the base and one decode model are loaded at a time, on `compute_device()`.
+    With `tell`, a chat template that prints the date is named on stderr.
 
     Raises:
         UserError: a folder that is not what its field says, a base of an architecture that is not proven, a module or
@@ -82,7 +91,7 @@ class LocalAnswers:
 
     @property
     def dtype(self) -> str:
-        return resolve_dtype(self._config.dtype)
+        return resolve_dtype(self._config.dtype, on_gpu=compute_device().type != "cpu")
 
     def depends_on(self, measurement: Measurement) -> dict[str, Any]:
         """What decides the answers, beside data and max_new_tokens. Kept answers to anything else are not used."""
@@ -95,6 +104,7 @@ class LocalAnswers:
             "decode": self.weights[measurement.decode],
             "share": measurement.share,
             "dtype": self.dtype,
+            "device": compute_device().type,
             "ends": sorted(self._ends[measurement.decode]),
             **self._day,
         }
@@ -120,7 +130,7 @@ class LocalAnswers:
 
     def _base(self) -> PreTrainedModel:
         if "base" not in self._loaded:
-            self._loaded["base"] = load_base(self._base_path, dtype=getattr(torch, self.dtype))
+            self._loaded["base"] = self._load_checkpoint(self._base_path)
         base = self._loaded["base"]
         assert isinstance(base, PreTrainedModel)
         return base
@@ -128,14 +138,17 @@ class LocalAnswers:
     def _decode(self, role: Role) -> PreTrainedModel | PeftModel:
         if role not in self._loaded:
             self._loaded = {"base": self._base()}
-            dtype = getattr(torch, self.dtype)
             if role == "module":
                 assert self._config.module is not None
-                self._loaded[role] = load_decode(load_module(self._config.module), self._base_path, dtype=dtype)
+                module, dtype = load_module(self._config.module), getattr(torch, self.dtype)
+                self._loaded[role] = _placed(load_decode(module, self._base_path, dtype=dtype))
             else:
                 assert self._config.full_fine_tuning is not None
-                self._loaded[role] = load_base(self._config.full_fine_tuning, dtype=dtype)
+                self._loaded[role] = self._load_checkpoint(self._config.full_fine_tuning)
         return self._loaded[role]
+
+    def _load_checkpoint(self, folder: Path) -> PreTrainedModel:
+        return _placed(load_base(folder, dtype=getattr(torch, self.dtype)))
 
     def _tokenise(self, item: Item) -> list[int]:
         if isinstance(item.prompt, str):
@@ -166,6 +179,11 @@ class LocalAnswers:
                     f"{self._config.max_new_tokens} are more than the base's {limit} positions; lower max_new_tokens "
                     "or remove the row"
                 )
+
+
+def _placed(model: Model) -> Model:
+    model.to(compute_device())
+    return model
 
 
 def _digest(folder: Path) -> str:

@@ -71,7 +71,8 @@ def evaluate(config: EvaluateConfig, *, show_progress: bool = True) -> Report:
 
 def read_selected(config: EvaluateConfig) -> list[Item]:
     """The items that the config asks for, in the file's order, each of them fit for the scorer."""
-    items = read_items(config.dataset_name, needs_expected=SCORERS[config.scorer].needs_expected)
+    scorer = SCORERS[config.scorer]
+    items = read_items(config.dataset_name, needs_expected=scorer.needs_expected, expects_calls=scorer.expects_calls)
     if config.items is not None:
         if config.items > len(items):
             raise UserError(f"items: {config.items} is more than the {len(items)} rows of {config.dataset_name}")
@@ -79,7 +80,7 @@ def read_selected(config: EvaluateConfig) -> list[Item]:
         items = sorted(random.Random(config.seed).sample(items, config.items), key=lambda item: item.line)
     for item in items:
         try:
-            SCORERS[config.scorer].check(item)
+            scorer.check(item)
         except BadField as problem:
             raise UserError(f"{config.dataset_name}, line {item.line}, {problem}") from None
     return items

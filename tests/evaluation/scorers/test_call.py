@@ -308,3 +308,14 @@ def test_the_own_checker_agrees_with_bfcls(category: str) -> None:
             verdicts[expected] += 1
     assert min(verdicts.values()) > 50, verdicts
     assert parse_calls("f()") == [("f", {})]
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"), [('f("x")', True), ('f("y")', False), ("f()", False), ('f("x", 1)', False)]
+)
+def test_positional_arguments_of_a_text_are_compared_by_place(answer: str, right: bool) -> None:
+    assert SCORERS["call"](answer, Item("question", 'f("x")')) == right
+
+
+def test_positional_arguments_beside_ground_truth_do_not_count_as_with_the_leaderboards_parser() -> None:
+    assert SCORERS["call"]('f(1, x="a")', Item("question", [{"f": {"x": ["a"]}}]))

@@ -20,7 +20,7 @@ from prefillshare.evaluation.scorers.calls import parse_calls
         ),
         ("f(x=9**9**9)", [("f", {"x": "9 ** 9 ** 9"})]),
         ("f(x=1/0)", [("f", {"x": "1 / 0"})]),
-        ("f(1, x=2, **more)", [("f", {"x": 2})]),
+        ("f(1, 'b', x=2, **more)", [("f", {"*0": 1, "*1": "b", "x": 2})]),
         ('{"name": "f", "arguments": {"x": 1}}', [("f", {"x": 1})]),
         ('[{"name": "f", "parameters": {"x": null}}, {"name": "g"}]', [("f", {"x": None}), ("g", {})]),
         (

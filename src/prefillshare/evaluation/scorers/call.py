@@ -4,9 +4,13 @@
 
     [{"get_weather": {"city": ["Oxford", "Oxford, UK"], "unit": ["celsius", ""]}}]
 
-Each argument lists its acceptable values; `""` among them says that it may be left out. A text is read as an answer
-is, and is the one acceptable call. The functions on offer add type checks: the row's `functions`, or its `tools` (of
-which the model is told too), in BFCL's or OpenAI's form.
+Each argument lists its acceptable values; `""` among them says that it may be left out. The keys of an object that is
+such a value, or an element of one, list theirs in the same way, but not those of objects inside these. The functions
+on offer add type checks: the row's `functions`, or its `tools` (of which the model is told too), in BFCL's or OpenAI's
+form.
+
+A text, and so an assistant message's `tool_calls`, is read as an answer is, and its calls are the acceptable ones,
+compared whole (whole.py). What follows is about ground truth alone.
 
 A parameter that may be null (`"type": ["string", "null"]` or `nullable`) is met by null where null is acceptable, or
 where it may be left out: OpenAI's strict mode has no other way to leave a parameter out. One of several types, or of
@@ -17,7 +21,6 @@ null is given, which it does not know, the same rules do as they are written her
 may come in any order.
 """
 
-import re
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -25,8 +28,9 @@ from types import ModuleType
 from typing import Any
 
 from prefillshare.evaluation.items import BadField, Item
-from prefillshare.evaluation.scorers.calls import Call, parse_calls
+from prefillshare.evaluation.scorers.calls import Call, named_alone, parse_calls
 from prefillshare.evaluation.scorers.schema import Functions, readable
+from prefillshare.evaluation.scorers.whole import one_each, plain, same_calls
 
 GroundTruth = list[dict[str, dict[str, list[Any]]]]
 
@@ -34,7 +38,6 @@ _TYPES: dict[str, type] = {
     "string": str, "integer": int, "float": float, "boolean": bool, "array": list, "tuple": list, "dict": dict,
     "any": str,
 }  # fmt: skip
-_IGNORED = re.compile(r"[ ,./\-_*^]")
 
 
 def is_right(answer: str, item: Item) -> bool:
@@ -42,12 +45,12 @@ def is_right(answer: str, item: Item) -> bool:
         calls = parse_calls(answer)
     except ValueError:
         return False
-    return _agree(calls, _ground_truth(item.expected), _functions(item))
+    return _are_right(calls, item)
 
 
 def check(item: Item) -> None:
     try:
-        truth = _ground_truth(item.expected)
+        expected = _right_calls(item.expected)
     except ValueError as error:
         raise BadField("expected", f"{error}") from None
     field = "functions" if "functions" in item.fields else "tools"
@@ -58,13 +61,22 @@ def check(item: Item) -> None:
         known = _functions(item)
     except ValueError as error:
         raise BadField(field, f"{error}") from None
-    missing = [name for call in truth for name in call if known and name not in known]
+    missing = [name for name, _ in expected if known and name not in known]
     if missing:
         raise BadField(field, f"there is no function {missing[0]!r}, which 'expected' calls")
     try:
-        _agree(_first_acceptable(truth), truth, known)  # not for the verdict: some of the leaderboard's own are wrong
+        scored = _are_right(expected, item)
     except Exception as error:  # whatever it is, no answer to this item could be scored
         raise BadField("expected", f"it cannot be scored: {type(error).__name__}: {error}") from None
+    if isinstance(item.expected, str) and not scored:  # some of the leaderboard's own ground truth is never met
+        problem = "it would not be right itself, since it has a value that equals nothing"
+        raise BadField("expected", f"{problem}, found {item.expected!r:.80}; write values as JSON's")
+
+
+def _are_right(calls: list[Call], item: Item) -> bool:
+    if isinstance(item.expected, str):
+        return same_calls(calls, parse_calls(item.expected), _functions(item))
+    return _agree([named_alone(call) for call in calls], _ground_truth(item.expected), _functions(item))
 
 
 def _agree(calls: list[Call], truth: GroundTruth, functions: Functions) -> bool:
@@ -78,16 +90,12 @@ def _agree(calls: list[Call], truth: GroundTruth, functions: Functions) -> bool:
 
 def own_checker(functions: Functions, calls: list[Call], truth: GroundTruth) -> bool:
     """Whether every expected call is met by another one of `calls`, and none is left."""
-    if len(calls) != len(truth):
-        return False
-    left = list(calls)
-    for expected in truth:
+
+    def meets(call: Call, expected: dict[str, dict[str, list[Any]]]) -> bool:
         ((name, arguments),) = expected.items()
-        match = next((call for call in left if _meets(call, name, arguments, functions.get(name))), None)
-        if match is None:
-            return False
-        left.remove(match)
-    return True
+        return _meets(call, name, arguments, functions.get(name))
+
+    return one_each(calls, truth, meets)
 
 
 @cache
@@ -172,10 +180,10 @@ def _value_meets(value: Any, acceptable: list[Any], declared: dict[str, Any]) ->
     if isinstance(value, list) and (element == "dict" or (value and all(isinstance(each, dict) for each in value))):
         return any(_dicts_meet(value, each) for each in acceptable if isinstance(each, list))
     if isinstance(value, list | tuple):
-        return [_plain(each) for each in value] in [
-            [_plain(each) for each in other] for other in acceptable if isinstance(other, list | str)
+        return [plain(each) for each in value] in [
+            [plain(each) for each in other] for other in acceptable if isinstance(other, list | str)
         ]
-    return _plain(value) in [_plain(each) for each in acceptable if isinstance(value, str) or each != ""]
+    return plain(value) in [plain(each) for each in acceptable if isinstance(value, str) or each != ""]
 
 
 def _elements_meet(value: list[Any], acceptable: list[Any], kind: type) -> bool:
@@ -202,12 +210,7 @@ def _dict_meets(value: Any, acceptable: Any) -> bool:
     lists = {key: values if isinstance(values, list) else [values] for key, values in acceptable.items()}
     if any(key not in value and "" not in values for key, values in lists.items()):
         return False
-    return all(key in lists and _plain(each) in map(_plain, lists[key]) for key, each in value.items())
-
-
-def _plain(value: Any) -> Any:
-    """Texts without spaces, punctuation and capitals: `April 1, 2024` is `april 1 2024`."""
-    return _IGNORED.sub("", value).lower().replace("'", '"') if isinstance(value, str) else value
+    return all(key in lists and plain(each) in map(plain, lists[key]) for key, each in value.items())
 
 
 def _has_null(calls: list[Call], truth: GroundTruth, functions: Functions) -> bool:
@@ -229,9 +232,14 @@ def _parameter(functions: Functions, name: str, key: str) -> dict[str, Any]:
     return declared
 
 
-def _first_acceptable(truth: GroundTruth) -> list[Call]:
-    """The calls that are expected, with the first acceptable value of what may not be left out."""
-    return [(name, _first_values(arguments)) for call in truth for name, arguments in call.items()]
+def _right_calls(expected: Any) -> list[Call]:
+    """Those that are expected, with the first acceptable value of what may not be left out.
+
+    Raises ValueError when `expected` is neither ground truth nor calls.
+    """
+    if isinstance(expected, str):
+        return parse_calls(expected)
+    return [(name, _first_values(lists)) for call in _ground_truth(expected) for name, lists in call.items()]
 
 
 def _first_values(lists: dict[str, Any]) -> dict[str, Any]:
@@ -265,9 +273,7 @@ def _description(function: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ground_truth(expected: Any) -> GroundTruth:
-    """Raises ValueError when it is neither ground truth nor calls."""
-    if isinstance(expected, str):
-        return [{name: {key: [value] for key, value in given.items()}} for name, given in parse_calls(expected)]
+    """Raises ValueError when it is something else."""
     if not isinstance(expected, list) or not expected:
         raise ValueError(f"expected a list of calls, found {expected!r:.80}")
     for call in expected:

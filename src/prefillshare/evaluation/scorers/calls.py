@@ -5,7 +5,7 @@
     <tool_call>{"name": ..., "arguments": ...}</tool_call>       any number of times
 
 Nothing of the answer is evaluated: values are literals, arithmetic on numbers is computed here, a variable is read as
-its name and a nested call as its text. Positional arguments have no name to be compared by and are left out.
+its name and a nested call as its text. Positional arguments have no name: the first is called `*0`.
 """
 
 import ast
@@ -18,6 +18,7 @@ from prefillshare.evaluation.scorers.text import parse_json, unfenced
 Call = tuple[str, dict[str, Any]]
 
 _OPEN = "<tool_call>"
+_PLACE = "*"  # no parameter's name begins with it
 _TAG = re.compile(rf"{_OPEN}(.*?)(?:</tool_call>|\Z)", re.DOTALL)
 
 
@@ -63,7 +64,14 @@ def _python_calls(text: str) -> list[Call]:
 def _python_call(node: ast.expr) -> Call:
     if not isinstance(node, ast.Call) or not re.fullmatch(r"\w+(\.\w+)*", name := ast.unparse(node.func)):
         raise ValueError(f"not a call: {ast.unparse(node):.80}")
-    return name, {keyword.arg: _value(keyword.value) for keyword in node.keywords if keyword.arg is not None}
+    by_place = {f"{_PLACE}{number}": _value(value) for number, value in enumerate(node.args)}
+    return name, by_place | {each.arg: _value(each.value) for each in node.keywords if each.arg is not None}
+
+
+def named_alone(call: Call) -> Call:
+    """The call without its positional arguments, which the leaderboard's parser does not read either."""
+    name, arguments = call
+    return name, {key: value for key, value in arguments.items() if not key.startswith(_PLACE)}
 
 
 def _value(node: ast.expr) -> Any:
