@@ -45,7 +45,7 @@ def make_modules(base: Path, folder: Path) -> dict[str, DecodeModule]:
                 "output_dir": output,
                 "max_steps": 5,
                 "per_device_train_batch_size": len(_ROWS),
-                "dtype": "float32",
+                "bf16": False,
                 "save_strategy": "no",
             }
             train(TrainConfig.model_validate(config | settings), show_progress=False)

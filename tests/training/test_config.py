@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from prefillshare import hardware
 from prefillshare.errors import UserError
 from prefillshare.training.config import load_train_config
 
@@ -80,7 +81,6 @@ def test_what_cannot_be_used_is_named(tmp_path: Path, content: str, overrides: l
         ("dataset_config=default", "a part of a data set of the Hub"),
         ("dataset_text_field=story", "plain text have no prompt"),
         ("eval_packing=true", "one to a row"),
-        ("loss_type=chunked_nll", "computes nll and dft"),
         ("router_aux_loss_coef=0.1", "has experts"),
         ("torch_compile=true", "changes the names of the tensors"),
         ("torch_compile_backend=inductor", "changes the names of the tensors"),
@@ -92,6 +92,14 @@ def test_options_that_cannot_work_on_base_kv_are_refused_with_the_reason(
 ) -> None:
     with pytest.raises(UserError, match=f"{option.split('=')[0]}: .* cannot be used here: .*{reason}"):
         load_train_config(write(tmp_path, MINIMAL), [option])
+
+
+@pytest.mark.parametrize("option", ["loss_type=chunked_nll", "pad_token=<pad>", "eos_token=<end>"])
+def test_names_for_what_is_done_anyway_are_taken(tmp_path: Path, option: str) -> None:
+    """TRL's former name of `nll`; what its own collator pads with; and the base's own token, compared where that is
+    read."""
+    config = load_train_config(write(tmp_path, MINIMAL), [option])
+    assert config.arguments().loss_type == "nll"
 
 
 def test_a_refused_option_may_have_the_value_that_takes_effect(tmp_path: Path) -> None:
@@ -137,15 +145,52 @@ dataset_test_split: validation
     assert (peft.lora_r, peft.use_peft, peft.lora_target_modules) == (32, True, "all-linear")
 
 
+@pytest.mark.parametrize("machine", ["bfloat16", "float32"])
 @pytest.mark.parametrize(
-    ("options", "dtype"),
-    [({"bf16": True}, "bfloat16"), ({"bf16": False}, "float32"), ({"dtype": "bfloat16"}, "bfloat16")],
+    ("overrides", "dtype"),
+    [
+        ([], None),
+        (["bf16=true"], "bfloat16"),
+        (["bf16=false"], "float32"),
+        (["fp16=true"], "float16"),
+        (["bf16=null", "fp16=false"], None),
+        (["dtype=float32"], None),  # TRL's default
+        (["dtype=float32", "bf16=true"], "bfloat16"),
+        (["dtype=float32", "bf16=false"], "float32"),
+        (["dtype=bfloat16"], "bfloat16"),  # under which TRL trains unless told otherwise
+        (["dtype=bfloat16", "bf16=true"], "bfloat16"),
+        (["dtype=float16", "fp16=true", "bf16=false"], "float16"),
+        (["dtype=auto"], None),
+        (["dtype=auto", "fp16=true"], "float16"),
+    ],
 )
-def test_the_compute_dtype_is_what_was_asked_for(tmp_path: Path, options: dict[str, object], dtype: str) -> None:
-    overrides = [f"{key}={value}" for key, value in options.items()]
+def test_the_compute_dtype_is_what_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], dtype: str | None, machine: str
+) -> None:
+    """None: what the machine computes fastest."""
+    monkeypatch.setattr(hardware, "preferred_dtype", lambda: machine)
     config = load_train_config(write(tmp_path, MINIMAL), overrides)
-    assert config.compute_dtype == dtype
-    assert config.arguments().bf16 is (dtype == "bfloat16")
+    assert config.compute_dtype == (dtype or machine)
+    arguments = config.arguments()
+    assert (arguments.bf16, arguments.fp16) == (config.compute_dtype == "bfloat16", config.compute_dtype == "float16")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said", "way"),
+    [
+        (["dtype=bfloat16", "bf16=false"], "bfloat16 together with bf16: false and fp16: null", "bf16: true"),
+        (["dtype=bfloat16", "fp16=true"], "bfloat16 together with bf16: null and fp16: true", "bf16: true"),
+        (["dtype=float16"], "float16 together with bf16: null and fp16: null", "fp16: true"),
+        (["dtype=float16", "bf16=true"], "float16 together with bf16: true and fp16: null", "fp16: true"),
+        (["dtype=auto", "bf16=false"], "auto together with bf16: false and fp16: null", "bf16: true or fp16: true"),
+        (["dtype=null", "bf16=false"], "null together with bf16: false and fp16: null", "bf16: true or fp16: true"),
+    ],
+)
+def test_a_dtype_that_would_be_another_computation_in_trl_is_refused(
+    tmp_path: Path, overrides: list[str], said: str, way: str
+) -> None:
+    with pytest.raises(UserError, match=f"dtype: {said} is not .*; set {way} .*, or leave dtype out"):
+        load_train_config(write(tmp_path, MINIMAL), overrides)
 
 
 @pytest.mark.parametrize("ratio_first", [False, True])

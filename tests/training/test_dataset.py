@@ -29,13 +29,13 @@ def write(folder: Path, *rows: Any, name: str = "rows.jsonl") -> Path:
 def test_all_rows_become_examples(tmp_path: Path) -> None:
     file = write(tmp_path, GOOD, "", {"prompt": "2 + 1 =", "completion": " 3"}, TWO)
     data = read_examples(file, TOKENIZER)
-    assert data.examples == [*read_row(GOOD, TOKENIZER), *read_examples(file, TOKENIZER).examples[1:]]
+    assert list(data.examples) == [*read_row(GOOD, TOKENIZER), *read_examples(file, TOKENIZER).examples[1:]]
     assert (data.rows, len(data.examples), data.skipped, data.digest) == (3, 3, [], digest(file))
 
 
 def test_instructions_behind_the_context_make_an_example_of_each_turn(tmp_path: Path) -> None:
     data = read_examples(write(tmp_path, TWO), TOKENIZER, instructions="behind_context")
-    assert data.examples == read_row(TWO, TOKENIZER, "behind_context")
+    assert list(data.examples) == read_row(TWO, TOKENIZER, "behind_context")
     assert (data.rows, len(data.examples)) == (1, 2)
 
 
@@ -47,7 +47,7 @@ def test_a_split_of_a_folder_is_read(tmp_path: Path) -> None:
     (tmp_path / "files").mkdir()
     write(tmp_path / "files", GOOD, GOOD, name="train.jsonl")
     for source in (tmp_path / "saved", tmp_path / "files"):
-        assert read_examples(source, TOKENIZER).examples == read_row(GOOD, TOKENIZER) * 2
+        assert list(read_examples(source, TOKENIZER).examples) == read_row(GOOD, TOKENIZER) * 2
     assert read_examples(tmp_path / "saved", TOKENIZER, split="test").rows == 1
 
 

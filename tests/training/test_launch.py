@@ -57,7 +57,7 @@ def recipe(tmp_path: Path) -> Path:
     settings = {
         "model_name_or_path": "base", "dataset_name": "rows.jsonl", "output_dir": "one", "max_steps": 4,
         "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "learning_rate": 0.01,
-        "dtype": "float32", "logging_steps": 1, "save_steps": 4, "use_cpu": True, "lora_dropout": 0.0,
+        "bf16": False, "logging_steps": 1, "save_steps": 4, "use_cpu": True, "lora_dropout": 0.0,
         "train_sampling_strategy": "sequential",
     }  # fmt: skip
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings))
@@ -107,6 +107,31 @@ def test_compilation_is_refused_when_the_launcher_asks_for_it(recipe: Path, monk
         train(config)
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")  # as `accelerate launch` sets it by itself
     check_launch(config)
+
+
+@pytest.mark.parametrize(
+    ("asked", "given"), [("bf16", {"bf16": False}), ("fp16", {"bf16": True}), ("fp8", {"bf16": True})]
+)
+def test_passes_in_another_dtype_than_the_runs_are_refused_when_the_launcher_asks_for_them(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, asked: str, given: dict[str, bool]
+) -> None:
+    config = load_train_config(recipe).changed(**given)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
+    said = f"asks for passes in {asked}, and the run computes in {config.compute_dtype}, .*; set mixed_precision"
+    with pytest.raises(UserError, match=f"ACCELERATE_MIXED_PRECISION: `accelerate launch` {said}"):
+        train(config)
+
+
+@pytest.mark.parametrize(
+    ("asked", "given"), [("BF16", {"bf16": True}), ("no", {"bf16": True}), ("no", {"bf16": False})]
+)
+def test_the_launcher_may_ask_for_the_runs_own_dtype_or_none(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, asked: str, given: dict[str, bool]
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
+    config = load_train_config(recipe).changed(**given)
+    check_launch(config)
+    assert config.arguments().mixed_precision == ("bf16" if given["bf16"] else "no")  # what Accelerate is told
 
 
 @pytest.mark.parametrize("asked", ["field", "launcher"])

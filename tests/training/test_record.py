@@ -25,7 +25,10 @@ def differences(folder: Path, before: RunRecord, now: RunRecord) -> list[str]:
     try:
         require_same_run(folder / "checkpoint-1", now)
     except UserError as error:
-        return str(error).splitlines()[1:]
+        lines = str(error).splitlines()[1:]
+        if not lines:  # refused for another reason
+            raise
+        return lines
     return []
 
 
@@ -47,9 +50,22 @@ def differences(folder: Path, before: RunRecord, now: RunRecord) -> list[str]:
             "lora_target_modules: was ['all-linear'], is ['q_proj', 'v_proj']",
         ),
         ({}, {"use_peft": True}, "use_peft: was full, is lora"),
+        ({}, {"learning_rate": 1e-3}, "learning_rate: was 2e-05, is 0.001"),
+        ({}, {"weight_decay": 0.1}, "weight_decay: was 0.0, is 0.1"),
+        ({}, {"adam_beta1": 0.8}, "adam_beta1: was 0.9, is 0.8"),
+        ({}, {"adam_beta2": 0.95}, "adam_beta2: was 0.999, is 0.95"),
+        ({}, {"adam_epsilon": 1e-6}, "adam_epsilon: was 1e-08, is 1e-06"),
+        ({}, {"optim": "sgd"}, "optim: was adamw_torch_fused, is sgd"),
+        ({}, {"optim_args": "momentum=0.9"}, "optim_args: was None, is momentum=0.9"),
+        ({}, {"lr_scheduler_type": "cosine"}, "lr_scheduler_type: was linear, is cosine"),
+        (
+            {"lr_scheduler_kwargs": '{"min_lr": 1e-6}'},
+            {"lr_scheduler_kwargs": {"min_lr": 1e-7}},
+            "lr_scheduler_kwargs: was {'min_lr': 1e-06}, is {'min_lr': 1e-07}",
+        ),
     ],
 )
-def test_what_would_train_other_rows_or_another_function_is_named(
+def test_what_would_be_another_run_is_named(
     tmp_path: Path, before: dict[str, Any], now: dict[str, Any], line: str
 ) -> None:
     assert differences(tmp_path, record(tmp_path, **before), record(tmp_path, **now)) == [f"  {line}"]
@@ -59,7 +75,9 @@ def test_what_would_train_other_rows_or_another_function_is_named(
     ("before", "now"),
     [
         ({"per_device_train_batch_size": 4}, {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}),
-        ({}, {"learning_rate": 1e-3, "max_steps": 7, "save_steps": 3}),
+        ({}, {"warmup_steps": 5, "max_steps": 7, "save_steps": 3, "max_grad_norm": 0.5}),
+        ({"optim": "sgd"}, {"optim": "sgd"}),
+        ({"lr_scheduler_kwargs": '{"power": 2}'}, {"lr_scheduler_kwargs": {"power": 2}}),
         ({}, {"lora_alpha": 4}),  # of a run without an adapter
         ({"use_peft": True}, {"use_peft": True, "lora_dropout": 0.5}),
         (
@@ -117,6 +135,6 @@ def test_rows_that_are_left_out_are_named_where_nothing_else_tells_why(tmp_path:
 
 
 def test_a_record_of_another_version_says_so(tmp_path: Path) -> None:
-    (tmp_path / RECORD_NAME).write_text('{"format_version": 2, "base": "sha256:base"}')
-    with pytest.raises(UserError, match=r"is of another version of PrefillShare: its format_version is 2, not 3.*or "):
+    (tmp_path / RECORD_NAME).write_text('{"format_version": 3, "base": "sha256:base"}')
+    with pytest.raises(UserError, match=r"is of another version of PrefillShare: its format_version is 3, not 4.*or "):
         require_same_run(tmp_path / "checkpoint-1", record(tmp_path))

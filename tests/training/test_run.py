@@ -1,5 +1,7 @@
+import gc
 import json
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from prefillshare.module import MANIFEST_NAME, load_module, verify_module
 from prefillshare.training import run
 from prefillshare.training.base_cache import base_pass
 from prefillshare.training.config import TrainConfig
-from prefillshare.training.dataset import read_examples
+from prefillshare.training.dataset import LoadedData, read_examples
+from prefillshare.training.outcome import final_loss
 from prefillshare.training.output import UNFINISHED
 from prefillshare.training.record import RECORD_NAME
 from prefillshare.training.reference import generate, load_base, load_decode
@@ -41,7 +44,7 @@ def config(base: Path, tmp_path: Path) -> TrainConfig:
         max_steps=60,
         per_device_train_batch_size=4,
         learning_rate=1e-2,
-        dtype="float32",
+        bf16=False,
         gradient_checkpointing=False,
         save_strategy="no",
     )
@@ -120,7 +123,7 @@ def test_the_base_on_disk_is_not_touched(config: TrainConfig) -> None:
 def test_an_output_folder_in_use_is_only_replaced_on_demand(config: TrainConfig) -> None:
     config.output_dir.mkdir(parents=True)
     (config.output_dir / "precious.txt").write_text("keep")
-    with pytest.raises(UserError, match=r"output_dir: .*words is not empty; name another folder, or empty this one"):
+    with pytest.raises(UserError, match=r"output_dir: .*words is not empty, it holds precious.txt; .* or empty this"):
         run.train(config, show_progress=False)
     assert (config.output_dir / "precious.txt").exists()
 
@@ -406,6 +409,7 @@ def test_a_checkpoint_of_something_else_is_refused_by_name(
             ({"instructions": "behind_context"}, "instructions: was in_place, is behind_context"),
             ({"shuffle_dataset": True}, "shuffle_dataset: was False, is True"),
             ({"seed": 7}, "seed: was 42, is 7"),
+            ({"learning_rate": 1e-3}, "learning_rate: was 0.01, is 0.001"),
             ({"per_device_train_batch_size": 2}, f"{ROWS_PER_STEP}: was 4, is 2"),
         ):
             with pytest.raises(UserError, match=r"checkpoint-1 was made with .*overwrite_output_dir=true") as caught:
@@ -481,20 +485,70 @@ def test_starting_again_does_not_remove_the_checkpoint_that_it_starts_from(
     assert not earlier.exists()
 
 
-def test_a_fresh_run_has_a_record_of_its_own(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    def die(*_: object, **__: object) -> None:
-        raise Killed
+def die(*_: object, **__: object) -> None:
+    raise Killed
 
+
+def test_a_fresh_run_has_a_record_of_its_own(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     config = one_step(config)
     with monkeypatch.context() as patched:
         patched.setattr(run.CacheConditionedTrainer, "training_step", die)
         with pytest.raises(Killed):
             run.train(config, show_progress=False)
+    (config.output_dir / "runs" / "Jan01").mkdir(parents=True)  # as with `report_to: tensorboard`
     run.train(config, show_progress=False)  # nothing there is worth keeping
+    assert (config.output_dir / "runs" / "Jan01").is_dir()
     behind = config.changed(instructions="behind_context", overwrite_output_dir=True)
     run.train(behind, show_progress=False)
     again = behind.changed(resume_from_checkpoint=True, max_steps=2)
     assert run.train(again, show_progress=False).manifest.instructions == "behind_context"
+
+
+def test_what_else_a_run_left_is_replaced_on_demand(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = one_step(config)
+    with monkeypatch.context() as patched:
+        patched.setattr(run.CacheConditionedTrainer, "training_step", die)
+        with pytest.raises(Killed):
+            run.train(config, show_progress=False)
+    (config.output_dir / "emissions.csv").touch()  # as with `report_to: codecarbon`
+    with pytest.raises(UserError, match=r"it holds emissions.csv; .* start again with overwrite_output_dir=true"):
+        run.train(config, show_progress=False)
+    assert run.train(config.changed(overwrite_output_dir=True), show_progress=False).manifest.training["steps"] == 1
+
+
+def test_the_rows_that_were_read_are_not_kept_while_it_trains(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    for split in ("train", "test"):
+        shutil.copy(config.dataset_name, rows / f"{split}.jsonl")
+    read, step, stores, alive = run.read, run.CacheConditionedTrainer.training_step, [], []
+
+    def watched_read(*args: Any, **kwargs: Any) -> LoadedData:
+        data = read(*args, **kwargs)
+        stores.append(weakref.ref(data.examples))
+        return data
+
+    def watched_step(*args: Any, **kwargs: Any) -> torch.Tensor:
+        gc.collect()
+        alive.append([store() is not None for store in stores])
+        return step(*args, **kwargs)
+
+    monkeypatch.setattr(run, "read", watched_read)
+    monkeypatch.setattr(run.CacheConditionedTrainer, "training_step", watched_step)
+    config = config.changed(dataset_name=rows, eval_strategy="steps", max_steps=1)
+    data = run.train(config, show_progress=False).manifest.training["data"]
+    assert alive == [[False, False]]
+    assert (data["rows"], data["responses"]) == (4, 4)
+
+
+def test_another_end_token_than_the_bases_is_refused(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = run.train(config.changed(max_steps=1, eos_token="<|im_end|>"), show_progress=False)
+    assert "eos_token" not in module.manifest.training["hyper_parameters"]
+    monkeypatch.setattr(run, "make_trainer", no_model)
+    with pytest.raises(UserError, match=r"eos_token: 'a' is not the base's, '<\|im_end\|>': .*in the base's"):
+        run.train(config.changed(eos_token="a", overwrite_output_dir=True), show_progress=False)
 
 
 def test_the_manifest_is_about_the_weights_that_were_saved(config: TrainConfig, tmp_path: Path) -> None:
@@ -521,7 +575,9 @@ def test_the_manifest_is_about_the_weights_that_were_saved(config: TrainConfig, 
     assert (record["steps"], record["final_loss"]) == (best, None)  # nothing was logged by then
 
 
-def test_held_out_rows_are_evaluated_on_the_way(config: TrainConfig, tmp_path: Path) -> None:
+def test_held_out_rows_are_evaluated_on_the_way(
+    config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "rows"
     folder.mkdir()
     config.dataset_name.rename(folder / "train.jsonl")
@@ -531,10 +587,14 @@ def test_held_out_rows_are_evaluated_on_the_way(config: TrainConfig, tmp_path: P
             dataset_name=folder, dataset_test_split="validation", eval_strategy="steps", eval_steps=30,
             save_strategy="steps", save_steps=60,
         ),
-        show_progress=False,
     )  # fmt: skip
     history = json.loads((config.output_dir / "checkpoint-60" / "trainer_state.json").read_text())["log_history"]
     assert [entry["step"] for entry in history if "eval_loss" in entry] == [30, 60]
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("training words: step ")]
+    assert len(told) == len(history) + 1  # and the summary of the run, which comes after its last checkpoint
+    assert [line.split(", ")[0] for line in told if "eval_loss" in line] == [
+        f"training words: step {step} of 60" for step in (30, 60)
+    ]
 
 
 def test_a_chat_template_that_prints_the_date_is_named_once(
@@ -619,7 +679,7 @@ def test_target_modules_that_the_base_lacks_are_refused(config: TrainConfig) -> 
 def test_the_base_is_kept_in_the_compute_dtype_and_trained_weights_in_float32(
     config: TrainConfig, tmp_path: Path, use_peft: bool
 ) -> None:
-    config = config.changed(dtype="bfloat16", use_peft=use_peft, max_steps=2)
+    config = config.changed(bf16=True, use_peft=use_peft, max_steps=2)
     examples = read_examples(config.dataset_name, byte_tokenizer()).examples
     trainer = run.make_trainer(config, examples, byte_tokenizer())
     prefixes = [[example.ids[: example.spans[0][0] - 1]] for example in examples]
@@ -635,4 +695,4 @@ def test_the_base_is_kept_in_the_compute_dtype_and_trained_weights_in_float32(
     assert kv.layers[0][0].dtype == torch.bfloat16
     assert {weight.dtype for weight in trainer.model.parameters() if weight.requires_grad} == {torch.float32}
     trainer.train()
-    assert run.final_loss(trainer) > 0
+    assert final_loss(trainer) > 0

@@ -41,7 +41,7 @@ def config_of(base: Path, folder: Path) -> TrainConfig:
         output_dir=folder / "module",
         max_steps=1,
         learning_rate=UNMOVED,
-        dtype="float32",
+        bf16=False,
         gradient_checkpointing=False,
         save_strategy="no",
     )

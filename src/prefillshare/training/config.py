@@ -92,6 +92,8 @@ class TrainConfig(BaseModel):
                 raise ValueError(f"{key}: must be greater than 0 (found {self.trl[key]!r})")
         if self.trl.get("bf16") and self.trl.get("fp16"):
             raise ValueError("bf16: true together with fp16: true; passes are computed in one of them, so set one")
+        if reason := self._why_not_dtype():
+            raise ValueError(reason)
         if self.trl.get("enable_jit_checkpoint") and self.trl.get("save_only_model"):
             raise ValueError(
                 "enable_jit_checkpoint: with save_only_model no run could go on from the checkpoint; leave one out"
@@ -121,12 +123,42 @@ class TrainConfig(BaseModel):
 
     @property
     def compute_dtype(self) -> DType:
-        """What passes are computed in: as `bf16`, `fp16` or `dtype` say, else what this machine computes fastest."""
-        if self.get("fp16"):
+        """What passes are computed in: as `bf16` or `fp16` say, else what this machine computes fastest."""
+        if passes := self._told_dtype:
+            return passes
+        # As in TRL, where weights of float32, its default, are trained under bfloat16 like all others.
+        return "bfloat16" if self.trl.get("dtype") == "bfloat16" else resolve_dtype("auto")
+
+    @property
+    def _told_dtype(self) -> DType | None:
+        """What `bf16` and `fp16` say of the passes; None where they leave it open."""
+        if self.trl.get("fp16"):
             return "float16"
-        if "bf16" in self.trl and self.trl["bf16"] is not None:
-            return "bfloat16" if self.trl["bf16"] else "float32"
-        return resolve_dtype(self.trl.get("dtype") or "auto")
+        if self.trl.get("bf16") is None:
+            return None
+        return "bfloat16" if self.trl["bf16"] else "float32"
+
+    def _why_not_dtype(self) -> str | None:
+        """Why `dtype` cannot be had together with `bf16` and `fp16`, or None.
+
+        In TRL it is what weights are loaded in, and with it what is computed where neither of the two is on.
+        """
+        dtype, passes = self.trl.get("dtype"), self._told_dtype
+        if "dtype" not in self.trl or dtype == "float32":
+            return None
+        if dtype == "float16":
+            fits, way = passes == "float16", "set fp16: true for passes in float16"
+        elif dtype == "bfloat16":
+            fits, way = passes in ("bfloat16", None), "set bf16: true for passes in bfloat16"
+        else:  # the checkpoint's own
+            fits, way = passes != "float32", "set bf16: true or fp16: true for passes in one of them"
+        if fits:
+            return None
+        said = f"bf16: {_yaml(self.trl.get('bf16'))} and fp16: {_yaml(self.trl.get('fp16'))}"
+        return (
+            f"dtype: {_yaml(dtype)} together with {said} is not what it is in TRL: trained weights are float32 here, "
+            f"and passes are computed as bf16 and fp16 say; {way}, or leave dtype out"
+        )
 
     def arguments(self) -> SFTConfig:
         """TRL's arguments for the trainer. Packing is done before, and the model is loaded by us.
@@ -200,8 +232,13 @@ def _choices() -> dict[str, list[str]]:
     return {f.name: list(f.metadata["choices"]) for kind in _TRL for f in fields(kind) if f.metadata.get("choices")}
 
 
+def _yaml(value: Any) -> str:
+    """A value as it is written in YAML, where that is a truth value, a word or nothing."""
+    return {None: "null", True: "true", False: "false"}.get(value, str(value))
+
+
 def _is_secret(field: str) -> bool:
-    """By the rule of Transformers' `to_dict`. Tokens of text (`eos_token`) are refused where they are set."""
+    """By the rule of Transformers' `to_dict`. Tokens of text change nothing where they are taken (`eos_token`)."""
     return field.endswith("_token")
 
 

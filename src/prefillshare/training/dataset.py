@@ -1,7 +1,7 @@
 """A data source -> examples, with every row that cannot be used found before training starts."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from prefillshare.errors import UserError
 from prefillshare.instructions import Placement
 from prefillshare.training.conversation import BadRow, Example, read_row
 from prefillshare.training.sources import Row, files_digest, open_source
+from prefillshare.training.store import ExampleStore
 
 _REPORTED = 20
 _SLOW_S = 2.0  # reading that takes longer shows a progress bar
@@ -31,7 +32,7 @@ class Skipped(NamedTuple):
 class LoadedData:
     """What a data source holds. `rows` of it could be used; a row has one or more examples."""
 
-    examples: list[Example]
+    examples: Sequence[Example]
     rows: int
     skipped: list[Skipped]
     digest: str  # of the file's content, see sources.digest
@@ -60,13 +61,14 @@ def read_examples(
             cannot: the first of them by file, line and field.
     """
     parts = open_source(source, split)
-    examples: list[Example] = []
+    examples = ExampleStore()
     skipped: list[Skipped] = []
     rows = 0
     with _bar_when_slow(sum(part.size for part in parts), shown=show_progress) as advance:
         for row in (row for part in parts for row in part.rows()):
             try:
-                examples += _read(row, tokenizer, max_length, instructions)
+                for example in _read(row, tokenizer, max_length, instructions):
+                    examples.append(example)
             except BadRow as problem:
                 skipped.append(Skipped(row.where, str(problem)))
             rows += 1

@@ -15,7 +15,8 @@ from prefillshare.training.config import TrainConfig
 from prefillshare.training.record import RECORD_NAME, START_AGAIN, RunRecord
 
 UNFINISHED = ".unfinished-module"  # where a module is put together
-_OF_RUN = ("checkpoint-", "runs", RECORD_NAME)  # what a run leaves beside its module
+_LOGS = "runs"  # TensorBoard's
+_OF_RUN = ("checkpoint-", _LOGS, RECORD_NAME)  # what a run leaves beside its module
 
 
 def check_output(config: TrainConfig, resume_from: Path | None) -> None:
@@ -42,9 +43,12 @@ def check_output(config: TrainConfig, resume_from: Path | None) -> None:
             f"output_dir: {folder} holds checkpoints of an unfinished run; go on with resume_from_checkpoint=true, or "
             "start again with overwrite_output_dir=true"
         )
+    names = sorted(entry.name for entry in folder.iterdir())
     # A run that was stopped before its first checkpoint leaves nothing but these.
-    if any(not entry.name.startswith((UNFINISHED, RECORD_NAME)) for entry in folder.iterdir()):
-        raise UserError(f"output_dir: {folder} is not empty; name another folder, or empty this one")
+    others = [name for name in names if not name.startswith((UNFINISHED, RECORD_NAME)) and name != _LOGS]
+    if others:
+        way = "start again with overwrite_output_dir=true" if RECORD_NAME in names else "empty this one"
+        raise UserError(f"output_dir: {folder} is not empty, it holds {others[0]}; name another folder, or {way}")
 
 
 def _check_what_is_removed(config: TrainConfig, resume_from: Path | None) -> None:

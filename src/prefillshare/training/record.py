@@ -8,6 +8,7 @@ import hashlib
 import json
 from array import array
 from collections.abc import Sequence
+from enum import Enum
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +31,11 @@ _ORDER = (
     "auto_find_batch_size",
 )  # fmt: skip
 _SAMPLING = ("split_batches", "even_batches", "use_seedable_sampler")  # fields of accelerator_config
+# A checkpoint's optimiser and schedule bring these back: other values would be ignored, or meet a state not theirs.
+_RESTORED = (
+    "optim", "optim_args", "optim_target_modules", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2",
+    "adam_epsilon", "lr_scheduler_type", "lr_scheduler_kwargs",
+)  # fmt: skip
 # With these an adapter's weights are another function. PEFT loads them under the new values without a word.
 _ADAPTER = ("lora_r", "lora_alpha", "use_rslora", "lora_target_modules", "lora_task_type")
 # By what a user sets, for a refusal.
@@ -49,7 +55,7 @@ class RunRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format_version: Literal[3] = 3
+    format_version: Literal[4] = 4
     base: str
     data: str
     kind: ModuleKind
@@ -59,6 +65,7 @@ class RunRecord(BaseModel):
     rows_per_step: int  # of the optimiser, over all processes; a checkpoint's position is in such steps
     order: dict[str, Any]  # the fields, with their values, that decide which rows a batch holds
     adapter: dict[str, Any]  # the fields that decide what an adapter's weights mean
+    restored: dict[str, Any]  # the fields that the state of optimiser and schedule brings back
 
 
 def record_of(
@@ -75,6 +82,7 @@ def record_of(
         rows_per_step=rows_per_batch(arguments) * arguments.gradient_accumulation_steps,
         order=_order(config, arguments),
         adapter=_adapter(config),
+        restored=_restored(arguments),
     )
 
 
@@ -92,7 +100,7 @@ def require_same_run(checkpoint: Path, record: RunRecord) -> None:
     """
     before = _read(checkpoint)
     then, now = (
-        {field: getattr(made, part) for part, field in _FIELDS.items()} | made.order | made.adapter
+        {field: getattr(made, part) for part, field in _FIELDS.items()} | made.order | made.adapter | made.restored
         for made in (before, record)
     )
     # Where only one has a field, another that both have says why.
@@ -153,3 +161,9 @@ def _adapter(config: TrainConfig) -> dict[str, Any]:
         return {}
     fields = {field: config.get(field) for field in _ADAPTER}
     return fields | {"lora_target_modules": sorted(fields["lora_target_modules"] or ())}  # none: PEFT's own choice
+
+
+def _restored(arguments: SFTConfig) -> dict[str, Any]:
+    """As Transformers has read them: kwargs may be JSON text, and kinds are its enumerations."""
+    values: dict[str, Any] = {field: getattr(arguments, field) for field in _RESTORED}
+    return {field: value.value if isinstance(value, Enum) else value for field, value in values.items()}

@@ -7,7 +7,7 @@ _ALL_TOKENS = (
     "prompt tokens are computed by the frozen base and carry no loss; the loss is on the assistant's responses, so "
     "leave the option out"
 )
-_TEMPLATE = (
+TEMPLATE = (
     "chat template and tokens belong to the base's identity; change them in the base's folder, so that serving "
     "renders prompts as training did"
 )
@@ -42,9 +42,7 @@ _REFUSED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "label_smoothing_factor": (_is_set, "TRL's fused loss does not support it on pre-shifted labels; leave it out"),
     "load_in_8bit": (_is_set, _QUANTISED),
     "load_in_4bit": (_is_set, _QUANTISED),
-    "chat_template_path": (_is_set, _TEMPLATE),
-    "eos_token": (_is_set, _TEMPLATE),
-    "pad_token": (_is_set, _TEMPLATE),
+    "chat_template_path": (_is_set, TEMPLATE),
     "model_init_kwargs": (_is_set, "it would apply to the decode module and not to the base; use the named options"),
     "trust_remote_code": (_is_set, "only architectures of Transformers itself are proven on base KV"),
     "dataset_kwargs": (_is_set, "rows are prepared as prompts and responses of a server; leave it out"),
@@ -55,7 +53,6 @@ _REFUSED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "eval_packing": (_is_set, "held-out conversations are evaluated one to a row, with the same loss; leave it out"),
     "dataset_streaming": (_is_set, "all rows are checked before training starts; save the dataset to a folder"),
-    "loss_type": (lambda value: value not in ("nll", "dft"), "SFTTrainer computes nll and dft"),
     "router_aux_loss_coef": (_is_set, "no architecture that is proven on base KV has experts; leave it out"),
     "use_liger_kernel": (_is_set, _LIGER),
     "lora_modules_to_save": (_is_set, _ADAPTER),

@@ -18,20 +18,20 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
-    Trainer,
     set_seed,
 )
 from trl import SFTConfig, get_peft_config
 
 from prefillshare.errors import UserError
 from prefillshare.identity import compute_identity
-from prefillshare.module import BaseReference, DecodeModule, Manifest, load_module, save_manifest
+from prefillshare.module import DecodeModule, load_module, save_manifest
 from prefillshare.training.chat import prints_date
 from prefillshare.training.config import TrainConfig
 from prefillshare.training.conversation import Example
 from prefillshare.training.dataset import LoadedData, read_examples
 from prefillshare.training.launch import check_launch
 from prefillshare.training.models import load_model, require_proven, whole_on_every_process
+from prefillshare.training.outcome import facts_of, manifest_of
 from prefillshare.training.output import (
     UNFINISHED,
     check_output,
@@ -43,6 +43,7 @@ from prefillshare.training.output import (
 from prefillshare.training.packing import pack, to_dataset
 from prefillshare.training.progress import with_progress
 from prefillshare.training.record import record_of, require_same_run, rows_per_batch
+from prefillshare.training.refusals import TEMPLATE
 from prefillshare.training.sources import require_splits
 from prefillshare.training.start import adapted, check_start
 from prefillshare.training.steps import before_first_step, require_last_step
@@ -65,10 +66,11 @@ def train(config: TrainConfig, *, show_progress: bool = True) -> DecodeModule:
     process calls this, and the main process writes.
 
     Raises:
-        UserError: no such base or data, a base of an architecture that is not proven, nothing of it to start from, a
-            row that cannot be used, no rows of their own to evaluate on, an output folder that is in use, a checkpoint
-            of another run, an optimiser or schedule that cannot be made, a launcher's wish that is not proven (LoRA
-            under FSDP, DeepSpeed, torch.compile), or training that was stopped before its last step.
+        UserError: no such base or data, a base of an architecture that is not proven, another end token than its,
+            nothing of it to start from, a row that cannot be used, no rows of their own to evaluate on, an output
+            folder that is in use, a checkpoint of another run, an optimiser or schedule that cannot be made, a
+            launcher's wish that is not proven (LoRA under FSDP, DeepSpeed, torch.compile) or not the config's
+            (another dtype), or training that was stopped before its last step.
     """
     check_launch(config)
     main = int(os.environ.get("RANK", "0")) == 0
@@ -89,10 +91,12 @@ def train(config: TrainConfig, *, show_progress: bool = True) -> DecodeModule:
     if evaluated:
         held_out = read(config, tokenizer, config.get("dataset_test_split"), show_progress=show_progress and main)
     record = record_of(config, arguments, data, base=identity.digest, start=start)
+    data_facts = facts_of(config, data)
     if resume_from is not None:
         require_same_run(resume_from, record)
     started = time.monotonic()
     trainer = make_trainer(config, data.examples, tokenizer, held_out=held_out.examples if held_out else None)
+    del data, held_out  # the trainer has its own copy, and every process would keep them as long as it trains
 
     def start_here() -> None:
         if main and not is_of_run(resume_from, config.output_dir):
@@ -112,27 +116,8 @@ def train(config: TrainConfig, *, show_progress: bool = True) -> DecodeModule:
         shutil.rmtree(folder, ignore_errors=True)
     save_weights(trainer, config, folder)
     if main:
-        manifest = Manifest(
-            name=config.module_name,
-            kind=record.kind,
-            base=BaseReference(name=config.model_name_or_path.resolve().name, identity=identity),
-            instructions=config.instructions,
-            training={
-                "data": {
-                    "file": config.dataset_name.name,
-                    "digest": data.digest,
-                    "rows": data.rows,
-                    "skipped": len(data.skipped),
-                    "responses": sum(len(example.spans) for example in data.examples),
-                },
-                **_started_from(config.start_from, start),
-                "hyper_parameters": config.hyper_parameters(),
-                "compute_dtype": config.compute_dtype,
-                "steps": saved_step(trainer),
-                "final_loss": final_loss(trainer),
-                "seconds": round(time.monotonic() - started, 1),
-            },
-        )
+        seconds = time.monotonic() - started
+        manifest = manifest_of(config, trainer, record, identity=identity, data=data_facts, seconds=seconds)
         save_manifest(folder, manifest)
         publish(folder, config.output_dir, alone=config.overwrite_output_dir)
     trainer.accelerator.wait_for_everyone()
@@ -202,7 +187,7 @@ def make_trainer(
             base=base,
             args=arguments,
             train_dataset=rows,
-            eval_dataset=None if held_out is None else to_dataset([[example] for example in held_out]),
+            eval_dataset=None if held_out is None else to_dataset([example] for example in held_out),
             processing_class=tokenizer,
             peft_config=_peft_config(config),
         )
@@ -239,36 +224,14 @@ def save_weights(trainer: CacheConditionedTrainer, config: TrainConfig, folder: 
         shutil.copytree(templates, folder / _NAMED_TEMPLATES, dirs_exist_ok=True)
 
 
-def saved_step(trainer: Trainer) -> int:
-    """The optimiser steps behind the weights that training ended with: with `load_best_model_at_end` not the last."""
-    best = trainer.state.best_model_checkpoint
-    if not trainer.args.load_best_model_at_end or best is None:
-        return trainer.state.global_step
-    # Not state.best_global_step, which may be an evaluation's of which there is no checkpoint.
-    return int(Path(best).name.removeprefix("checkpoint-"))
-
-
-def final_loss(trainer: Trainer) -> float | None:
-    """The last loss that was logged up to the saved step; of a run too short for that, the mean over all steps.
-
-    None when none was logged that early and the mean is over steps that the saved weights did not take.
-    """
-    step = saved_step(trainer)
-    history = trainer.state.log_history
-    losses = [entry["loss"] for entry in history if "loss" in entry and entry["step"] <= step]
-    if losses:
-        return float(losses[-1])
-    return float(history[-1]["train_loss"]) if step == trainer.state.global_step else None
-
-
 def _dataset(config: TrainConfig, examples: Sequence[Example]) -> Dataset:
-    rows = [[example] for example in examples]
+    rows = [[number] for number in range(len(examples))]
     if config.get("packing"):
         # Unless told otherwise rows are as long as TRL packs them, not as long as the base's context: an epoch of a
         # few huge rows would be a few steps.
-        longest = max(len(example.ids) for example in examples)
-        rows = pack(examples, row_length=config.get("max_length") or max(_PACKED_LENGTH, longest))
-    dataset = to_dataset(rows)
+        lengths = [len(example.ids) for example in examples]
+        rows = pack(lengths, row_length=config.get("max_length") or max(_PACKED_LENGTH, max(lengths)))
+    dataset = to_dataset([examples[number] for number in row] for row in rows)
     # Here, as TRL does it where it prepares datasets, which it does not do with ours.
     return dataset.shuffle(seed=config.get("seed")) if config.get("shuffle_dataset") else dataset
 
@@ -280,10 +243,6 @@ def _require_batch(arguments: SFTConfig, rows: int) -> None:
             f"dataloader_drop_last: a batch of all processes has {batch} rows and there are {rows}, so none would be "
             "trained; leave it out, or lower per_device_train_batch_size"
         )
-
-
-def _started_from(folder: Path | None, digest: str | None) -> dict[str, Any]:
-    return {} if folder is None else {"start_from": {"name": folder.resolve().name, "digest": digest}}
 
 
 def _peft_config(config: TrainConfig) -> PeftConfig | None:
@@ -303,6 +262,9 @@ def _check_base(config: TrainConfig) -> PreTrainedTokenizerBase:
             f"model_name_or_path: the tokenizer in {config.model_name_or_path} has no eos_token, so a response could "
             "not end; set it in tokenizer_config.json"
         )
+    told = config.get("eos_token")
+    if told not in (None, tokenizer.eos_token):
+        raise UserError(f"eos_token: {told!r} is not the base's, {tokenizer.eos_token!r}: {TEMPLATE}")
     return tokenizer
 
 
