@@ -51,8 +51,8 @@ unit: setup  ## Tests that need no vLLM process
 e2e: setup  ## Tests against real vLLM processes
 	$(BIN)/pytest tests/e2e --durations 25
 
-exactness: setup  ## 200 random sessions on real workers, every token equal to the reference (10 minutes)
-	$(BIN)/pytest tests/e2e/test_sessions.py --sessions 200
+exactness: setup  ## 200 random sessions and all architectures, every token equal to the reference (15 to 40 minutes)
+	$(BIN)/pytest tests/e2e/test_architectures.py tests/e2e/test_sessions.py --sessions 200 --architectures all
 
 figures: setup  ## The accuracy table of the README (10 to 60 minutes; resumes where it stopped)
 	$(BIN)/python -m examples.demo.compare

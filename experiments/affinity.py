@@ -25,8 +25,7 @@ from typing import Any, NamedTuple
 
 from examples.demo.prepare_base import prepare_base
 from experiments.agent_calls import AgentCall, calls_of
-from prefillshare.router.accounting import block_hashes
-from prefillshare.router.placement.chunks import chain_of_request
+from prefillshare.router.placement.chunks import block_hashes, chain_of_request
 from prefillshare.router.placement.placement import Placement
 from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.route import ModelRoute, pools_of
@@ -174,7 +173,7 @@ class Simulation:
         leg_1.__exit__(None, None, None)
         call = self._sessions[session][number]
         pool = self._placement.routes[call.model].decode
-        placed = self._placement.decode(call.model, key, call.token_ids)
+        placed = self._placement.decode(call.model, key, self._placement.chain_of(call.token_ids))
         assert placed
         lease = pool.lease(placed.worker, placed.tokens)
         lease.__enter__()

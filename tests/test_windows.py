@@ -51,4 +51,5 @@ def test_windows_in_some_layers_are_refused_where_they_are_not_proven(kind: str)
 
 @pytest.mark.parametrize("kind", ["gemma2", "gemma3_text"])
 def test_they_are_proven_for_gemma(kind: str) -> None:
+    """By tests/e2e/test_architectures.py, which compares the tokens."""
     assert unproven_windows({"model_type": kind, "sliding_window": 512, "layer_types": MIXED}) is None

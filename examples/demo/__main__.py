@@ -1,6 +1,7 @@
 """Trains two decode modules, serves them over one shared prefill, plays a session and shows what sharing saved.
 
-What was made is kept in artifacts/ and used again; the figures go to artifacts/demo.json.
+What was made is kept in artifacts/ and used again; the figures go to artifacts/demo.json. The exit code is 1 when an
+answer was wrong, or the base computed another number of tokens than counting says.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from openai import OpenAIError
 from rich.console import Console
 
 from examples.demo.play import Call, Message, Player, Turn
-from examples.demo.savings import as_json, calls_table, count_savings, savings_table
+from examples.demo.savings import as_json, calls_table, count_savings, savings_table, shortcomings
 from examples.demo.steps import HERE, make_base, make_module, shown
 from examples.demo.tasks import TASKS, session
 from prefillshare.config import Deployment, load_deployment
@@ -76,8 +77,7 @@ async def demo(deployment_file: Path, seed: int, console: Console) -> int:
         except OpenAIError as error:
             console.print(f"\na call failed: {error}; see the workers' logs", style="red", markup=False, soft_wrap=True)
             return 1
-    _show(calls, local.deployment, console)
-    return 0
+    return _show(calls, local.deployment, console)
 
 
 async def _make(console: Console) -> None:
@@ -133,15 +133,18 @@ async def _play(
         await player.close()
 
 
-def _show(calls: list[Call], deployment: Deployment, console: Console) -> None:
+def _show(calls: list[Call], deployment: Deployment, console: Console) -> int:
+    """Returns the exit code: 1 when not all is as it has to be."""
     savings = count_savings(calls, block_size=deployment.workers.block_size)
     console.rule("4  what sharing saved", align="left")
     console.print(calls_table(calls))
     console.print(savings_table(savings))
-    if not savings.count_agrees:
-        console.print("warning: counting does not reproduce what the base's worker reported", style="yellow")
     FIGURES.write_text(json.dumps(as_json(calls, savings), indent=2) + "\n")
     console.print(f"figures: {shown(FIGURES)}")
+    found = shortcomings(calls, savings)
+    for text in found:
+        console.print(f"error: {text}", style="red", markup=False, soft_wrap=True)
+    return 1 if found else 0
 
 
 if __name__ == "__main__":

@@ -21,9 +21,13 @@ class Savings:
     """Prompt tokens that have to be computed for all calls of a session."""
 
     shared: int  # as the base's worker reported
+    shared_counted: int  # the same, counted
     unshared: int  # counted: a prefix cache for every model
     uncached: int  # counted: no prefix cache at all
-    count_agrees: bool
+
+    @property
+    def count_agrees(self) -> bool:
+        return self.shared == self.shared_counted
 
     @property
     def factor(self) -> float:
@@ -32,13 +36,11 @@ class Savings:
 
 def count_savings(calls: Sequence[Call], *, block_size: int) -> Savings:
     prompts = [(call.model, call.prompt_token_ids) for call in calls]
-    shared = sum(call.computed_tokens for call in calls)
-    counted = sum(computed_tokens([("base", ids) for _, ids in prompts], block_size))
     return Savings(
-        shared=shared,
+        shared=sum(call.computed_tokens for call in calls),
+        shared_counted=sum(computed_tokens([("base", ids) for _, ids in prompts], block_size)),
         unshared=sum(computed_tokens(prompts, block_size)),
         uncached=sum(call.prompt_tokens for call in calls),
-        count_agrees=shared == counted,
     )
 
 
@@ -99,6 +101,24 @@ def savings_table(savings: Savings) -> Table:
         "[bold]saved by sharing[/]", f"[bold]{savings.factor:.2f}x[/]", "without sharing / one shared prefill"
     )
     return table
+
+
+def shortcomings(calls: Sequence[Call], savings: Savings) -> list[str]:
+    """What a demonstration must not show, and what it would mean; empty when every answer is right and the counts
+    agree."""
+    found = []
+    if wrong := [number for number, call in enumerate(calls, 1) if not call.correct]:
+        found.append(
+            f"{len(wrong)} of {len(calls)} answers were wrong (call {', '.join(map(str, wrong))}): the modules were "
+            "not trained far enough, or were served other KV than they were trained on"
+        )
+    if not savings.count_agrees:
+        found.append(
+            f"the base's worker computed {savings.shared:,} prompt tokens, by counting it should have been "
+            f"{savings.shared_counted:,}: its cache gave up blocks, or others called it meanwhile; what sharing saved "
+            "is not what the table says"
+        )
+    return found
 
 
 def as_json(calls: Sequence[Call], savings: Savings) -> dict[str, Any]:

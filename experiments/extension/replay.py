@@ -18,11 +18,11 @@ from typing import get_args
 from examples.demo.prepare_base import prepare_base
 from experiments.section import write_section
 from prefillshare.instructions import Placement
-from prefillshare.router.accounting import block_hashes
 from prefillshare.router.admission import Call
 from prefillshare.router.extension.next_prompt import adds_blocks, next_prompt
 from prefillshare.router.extension.tally import Tally
 from prefillshare.router.legs import prefill_body
+from prefillshare.router.placement.chunks import block_hashes, chain_of_tokens
 from prefillshare.workloads.conversation import Conversation
 from prefillshare.workloads.session import Session, Workload
 from prefillshare.workloads.sources import open_workload
@@ -68,12 +68,13 @@ def replay(workload: Workload, tokenise: Tokenise, placement: Placement, *, exte
             sums.turns += 1
             sums.answers += answered
             sums.computed += len(ids) - cached
-            sums.found += tally.used(_WORKER, ids, cached, None)
+            sums.found += tally.used(_WORKER, chain_of_tokens(ids, BLOCK_SIZE), cached)
             if extends and adds_blocks(call, placement, len(ids), answered, BLOCK_SIZE):
                 choice = {"message": {"role": "assistant", "content": answer}}
                 ids = _rendered(next_prompt(call, "base", placement, choice) or {}, tokenise)
                 sums.extensions += 1
-                sums.ahead += tally.extended(_WORKER, call.model, ids, _prefill(cache, ids), None)
+                chain = chain_of_tokens(ids, BLOCK_SIZE)
+                sums.ahead += tally.extended(_WORKER, call.model, chain, _prefill(cache, ids))
     sums.wasted = sums.ahead - sums.found  # with the blocks that no turn has come for
     return sums
 

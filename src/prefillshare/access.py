@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from prefillshare.errors import UserError
+from prefillshare.fields import Count
 
 PREFIX = "ps-"
 MIN_KEY_CHARACTERS = 32  # of a key from the environment: 128 bits even if it is written in hexadecimal digits
@@ -37,7 +38,7 @@ class KeyConfig(BaseModel):
     models: tuple[str, ...] | None = None  # None: all
     requests_per_minute: PerMinute | None = None
     tokens_per_minute: PerMinute | None = None  # of prompts
-    max_concurrent: PerMinute | None = None
+    max_concurrent: Count | None = None
     share_cache: bool = False  # with all other tenants that say so
     operator: bool = False  # may read /metrics, /status.json and all of /health, and change workers and modules
 

@@ -81,8 +81,8 @@ class FlowConfig(Section):
     output_tokens: Count = 512  # counted for a chat's answer whose length the client does not bound
     queue_share: Annotated[float, Field(ge=0)] = 0.5  # tokens that may wait for a pool, over those in flight there
     queue_calls: Count = 1000  # that may wait for a pool
-    key_tokens: Count | None = None  # of these, of one tenant
-    key_calls: Count | None = None
+    tenant_tokens: Count | None = None  # of these, of one tenant
+    tenant_calls: Count | None = None
     max_wait_s: Annotated[float, Field(gt=0)] = 30.0
     turn_s: Annotated[float, Field(ge=0)] = 5.0  # that calls wait for other models' on a device that workers share
     cached_first_s: Annotated[float, Field(ge=0)] = 15.0  # for which calls wait for others whose prompts are cached

@@ -110,7 +110,7 @@ def test_add_keeps_asking_a_worker_that_is_still_starting(site: Site, run: Run) 
     server, url = site.cluster.servers["sql-2"], new["url"]
     server.stop()
     assert run("workers", "add", "sql-2", url, "--pool", "decode/sql").code == 1
-    assert run("workers", "add", "sql-2", url, "--pool", "decode/sql", "--wait", "0.1").code == 1
+    assert run("workers", "add", "sql-2", url, "--pool", "decode/sql", "--wait", "--timeout", "0.1").code == 1
 
     def start_it() -> None:
         time.sleep(0.3)
@@ -118,7 +118,7 @@ def test_add_keeps_asking_a_worker_that_is_still_starting(site: Site, run: Run) 
 
     starting = threading.Thread(target=start_it)
     starting.start()
-    added = run("workers", "add", "sql-2", url, "--pool", "decode/sql", "--wait", "20")
+    added = run("workers", "add", "sql-2", url, "--pool", "decode/sql", "--wait", "--timeout", "20")
     assert (added.code, added.out) == (0, "sql-2 is in the pool decode/sql, up\n")
     starting.join()
 
@@ -126,6 +126,6 @@ def test_add_keeps_asking_a_worker_that_is_still_starting(site: Site, run: Run) 
 def test_a_worker_that_is_wrong_is_not_waited_for(site: Site, run: Run) -> None:
     wrong = site.start("sql-2", announcement("decode", "json"))
     started = time.monotonic()
-    refused = run("workers", "add", "sql-2", wrong["url"], "--pool", "decode/sql", "--wait", "60")
+    refused = run("workers", "add", "sql-2", wrong["url"], "--pool", "decode/sql", "--wait", "--timeout", "60")
     assert (refused.code, "does not serve 'sql'" in refused.err) == (1, True)
     assert time.monotonic() - started < 20

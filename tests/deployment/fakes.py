@@ -21,7 +21,7 @@ from prefillshare.deployment.supervision import Timing
 from prefillshare.engine.worker import ServedModel, WorkerSpec
 
 NAMES = ("prefill-0", "decode-sql-0")
-QUICK = Timing(probe_every=0.05, probe_timeout=0.3, hang_after=0.6, first_backoff=0.05, longest_backoff=0.2, grace=2.0)
+QUICK = Timing(probe_every=0.05, probe_timeout=0.3, hang_after=5.0, first_backoff=0.05, longest_backoff=0.2, grace=2.0)
 
 
 def free_ports(count: int) -> list[int]:

@@ -83,7 +83,9 @@ def test_a_port_wanted_twice_names_both(tmp_path: Path, settings: dict[str, Any]
 
 
 def test_ports_beyond_the_last_one(tmp_path: Path) -> None:
-    found = problems(deployment(tmp_path, workers={"first_port": 65533, "first_side_channel_port": 25600}))
+    (port,) = free_ports(1)  # of the router, whose default may be taken
+    workers = {"first_port": 65533, "first_side_channel_port": 25600}
+    found = problems(deployment(tmp_path, router={"port": port}, workers=workers))
     assert len(found) == 1
     assert "65536" in found[0][1]
 

@@ -13,7 +13,7 @@ import torch
 
 from experiments.references import Reference
 from prefillshare.config import BaseConfig, Deployment, ModuleConfig, WorkerConfig
-from prefillshare.engine.handoff import KEY_VARIABLE
+from prefillshare.engine.handoff import HANDOFF_KEY_VARIABLE
 from prefillshare.engine.worker import WorkerSpec, plan_workers
 from prefillshare.module import DecodeModule
 from prefillshare.training.models import load_model
@@ -22,17 +22,22 @@ from tests.e2e.support import free_ports, running
 REPOSITORY = Path(__file__).parents[2]
 
 # One secret for all workers that tests start, so that those of two fixtures take each other's word.
-os.environ.setdefault(KEY_VARIABLE, "of all tests")
+os.environ.setdefault(HANDOFF_KEY_VARIABLE, "of all tests")
 
 BLOCK_SIZE = 32
 MAX_MODEL_LEN = 384
+LEASE_S = 15  # of blocks at the prefill worker that nobody fetches
 
 # The `full` worker's KV cache: one request of MAX_MODEL_LEN fits, two long answers at once do not.
 SMALL_KV_BLOCKS = 14
 
-# The KV cache of the prefill and the `lora` worker: room for a few sessions, not for all that are played. Four requests
-# of MAX_MODEL_LEN fit.
+# The KV caches of the prefill and of the `lora` worker: room for a few sessions, not for all that are played. Three and
+# four requests of MAX_MODEL_LEN fit.
+PREFILL_KV_BLOCKS = 40
 MEDIUM_KV_BLOCKS = 52
+
+# Has a prefill worker compute a longer prompt in several steps, the ends of which are in mid-block.
+IN_STEPS = ("--max-num-batched-tokens", "50")
 
 # Where a grammar leaves it the choice, a small model prefers blank space to a closing brace.
 COMPACT_JSON = ("--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}')
@@ -119,7 +124,7 @@ def train_module(base: Path, folder: Path, rows: Sequence[tuple[str, str]] = ROW
         "output_dir": folder / "module",
         "max_steps": 3,
         "per_device_train_batch_size": len(rows),
-        "dtype": "float32",
+        "bf16": False,
         "save_strategy": "no",
     }
     return train(TrainConfig.model_validate(config | settings), show_progress=False)
@@ -143,6 +148,7 @@ def worker_config(ports: int, count: int, **fields: Any) -> WorkerConfig:
 class Workers:
     """Running workers. `lora` hosts two adapters, `stranger` decodes a module of another base."""
 
+    log_dir: Path  # a file `<name>.log` of each
     pids: dict[str, int]  # of the API servers, by the worker's name
     prefill: WorkerSpec
     full: WorkerSpec
@@ -167,13 +173,15 @@ def workers(
             ModuleConfig(name="wide", path=wide_lora_module.path, pool="adapters", tool_call_parser="hermes"),
             ModuleConfig(name="stranger", path=other_module.path),
         ),
-        workers=worker_config(free_ports(8), 4),
+        workers=worker_config(free_ports(8), 4, kv_lease_s=LEASE_S),
     )
     prefill, full, lora, stranger = plan_workers(deployment)
+    prefill = replace(prefill, engine_args=IN_STEPS)
     lora = replace(lora, engine_args=COMPACT_JSON)
     prefill, full, lora = (
         replace(spec, engine_args=(*spec.engine_args, "--num-gpu-blocks-override", str(blocks)))
-        for spec, blocks in ((prefill, MEDIUM_KV_BLOCKS), (full, SMALL_KV_BLOCKS), (lora, MEDIUM_KV_BLOCKS))
+        for spec, blocks in ((prefill, PREFILL_KV_BLOCKS), (full, SMALL_KV_BLOCKS), (lora, MEDIUM_KV_BLOCKS))
     )
-    with running([prefill, full, lora, stranger], tmp_path_factory.mktemp("logs")) as pids:
-        yield Workers(pids, prefill, full, lora, stranger)
+    log_dir = tmp_path_factory.mktemp("logs")
+    with running([prefill, full, lora, stranger], log_dir) as pids:
+        yield Workers(log_dir, pids, prefill, full, lora, stranger)

@@ -11,7 +11,7 @@ from tests.e2e.support import complete, decode, metrics, prefill
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
-NEW_TOKENS = 16
+NEW_TOKENS = 12
 CONTROL_TOKENS = 8  # enough to see a difference
 
 TEXT = """The committee met on Tuesday to settle three questions. First, whether the bridge over the river should be
@@ -50,13 +50,15 @@ def test_every_token_equals_the_reference(
         handoff = prefill(workers.prefill, ids)["kv_transfer_params"]
         served.append(decode(spec, ids, handoff, max_tokens=NEW_TOKENS))
     expected = on_every_core(lambda ids: reference.tokens(kind, ids, NEW_TOKENS), prompts.values())
-    own = on_every_core(lambda ids: reference.tokens_on_own_kv(kind, ids, CONTROL_TOKENS), prompts.values())
+    right = dict(zip(prompts, expected, strict=True))
+    assert dict(zip(prompts, served, strict=True)) == right
 
-    assert dict(zip(prompts, served, strict=True)) == dict(zip(prompts, expected, strict=True))
     # The control: were the prompt's KV the decode module's, the tokens would be others.
-    different = [name for name, one, other in zip(prompts, own, expected, strict=True) if one != other[:CONTROL_TOKENS]]
-    print(f"{kind}: with KV of its own, {len(different)} of {len(prompts)} prompts would get other tokens: {different}")
-    assert len(different) >= len(prompts) // 2
+    long = [name for name, ids in prompts.items() if len(ids) >= BLOCK_SIZE]
+    own = on_every_core(lambda name: reference.tokens_on_own_kv(kind, prompts[name], CONTROL_TOKENS), long)
+    different = [name for name, tokens in zip(long, own, strict=True) if tokens != right[name][:CONTROL_TOKENS]]
+    print(f"{kind}: with KV of its own, {len(different)} of {len(long)} prompts would get other tokens: {different}")
+    assert len(different) >= len(long) // 3
 
 
 def test_a_prompt_with_a_known_start_is_not_computed_again(workers: Workers, prompts: dict[str, list[int]]) -> None:
@@ -78,7 +80,9 @@ def test_what_a_module_wrote_is_pulled_from_the_base_in_the_next_turn(
     text = AutoTokenizer.from_pretrained(base)(TEXT)["input_ids"]
     prompt = [16, *text[40:49]]  # a first token that no other test has
     handoff = prefill(workers.prefill, prompt)["kv_transfer_params"]
-    turn = prompt + decode(spec, prompt, handoff, max_tokens=2 * BLOCK_SIZE + 16) + text[60:67]
+    # Two whole blocks: the first has the prompt as well, the second nothing else. The last of the tokens has no KV.
+    filling = 2 * BLOCK_SIZE - len(prompt) + 2
+    turn = prompt + decode(spec, prompt, handoff, max_tokens=filling) + text[60:67]
     handoff = prefill(workers.prefill, turn)["kv_transfer_params"]
     before = pulled_tokens(workers, kind)
     answer = decode(spec, turn, handoff, max_tokens=NEW_TOKENS)
@@ -89,13 +93,3 @@ def test_what_a_module_wrote_is_pulled_from_the_base_in_the_next_turn(
 def pulled_tokens(workers: Workers, kind: str) -> float:
     samples = metrics(workers.full if kind == "full" else workers.lora)
     return sum(sample.value for sample in samples if sample.name == "prefillshare_handoff_pulled_tokens_total")
-
-
-def test_an_answer_joins_the_context(reference: Reference, workers: Workers, prompts: dict[str, list[int]]) -> None:
-    """Three turns over two modules: what one module wrote is prefilled by the base for the next."""
-    context = list(prompts["several blocks"])
-    for name in ("full", "lora", "full"):
-        spec = workers.full if name == "full" else workers.lora
-        answer = decode(spec, context, prefill(workers.prefill, context)["kv_transfer_params"], max_tokens=12)
-        assert answer == reference.tokens(name, context, 12)
-        context += answer

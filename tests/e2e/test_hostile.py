@@ -23,7 +23,7 @@ from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.route import ModelRoute
 from prefillshare.router.server import server_config
 from prefillshare.router_config import RouterConfig
-from tests.e2e.conftest import BLOCK_SIZE, Workers
+from tests.e2e.conftest import BLOCK_SIZE, LEASE_S, Workers
 from tests.e2e.support import free_ports, healthy, url
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
@@ -48,7 +48,7 @@ def target(workers: Workers) -> Iterator[tuple[Target, dict[str, str]]]:
     )
     route = ModelRoute("base", _pool("prefill", workers.prefill), _pool("decode/full", workers.full))
     worker_key = workers.prefill.worker_key
-    app = create_app(settings, {"full": route}, block_size=BLOCK_SIZE, worker_key=worker_key)
+    app = create_app(settings, {"full": route}, block_size=BLOCK_SIZE, worker_key=worker_key, kv_lease_s=LEASE_S)
     limits = LimitsConfig(head_timeout_s=2)
     server = uvicorn.Server(server_config(app, limits, port=port, log_config=None, access_log=False))
     thread = threading.Thread(target=server.run, daemon=True)
@@ -66,6 +66,11 @@ def target(workers: Workers) -> Iterator[tuple[Target, dict[str, str]]]:
             for member in [psutil.Process(workers.pids[name]), *psutil.Process(workers.pids[name]).children(True)]
         }
 
+    def logs() -> str:
+        """The router's, and all that the workers have written since they started."""
+        files = sorted(workers.log_dir.glob("*.log"))
+        return "\n".join([log.getvalue(), *(file.read_text(errors="replace") for file in files)])
+
     yield (
         Target(
             host="127.0.0.1",
@@ -77,7 +82,7 @@ def target(workers: Workers) -> Iterator[tuple[Target, dict[str, str]]]:
             attackers_keys=(keys["mallory"], keys["trudy"]),
             worker_urls=tuple(url(spec) for spec in specs.values()),
             pids=pids,
-            logs=log.getvalue,
+            logs=logs,
         ),
         keys,
     )

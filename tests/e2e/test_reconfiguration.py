@@ -22,7 +22,8 @@ from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.route import ModelRoute
 from prefillshare.router_config import RouterConfig
 from tests.e2e.conftest import BLOCK_SIZE, Workers
-from tests.e2e.support import Fleet, free_ports, url
+from tests.e2e.failing import wait_until
+from tests.e2e.support import Fleet, free_ports, samples, url
 from tests.router.fakes import Served
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
@@ -126,17 +127,38 @@ def _streamed(events: str) -> str:
     return "".join(chunk["choices"][0]["text"] for chunk in chunks if chunk["choices"])
 
 
+def kill_with_a_call(fleet: Fleet, name: str, router: str) -> None:
+    """Kills the worker while it has a call that it has not answered. Raises TimeoutError if it is given none."""
+    with httpx.Client(base_url=router, timeout=60) as http:
+
+        def has_a_call() -> bool:
+            rows = http.get("/admin/v1/workers").json()["workers"]
+            return any(row["name"] == name and row["in_flight"] > 0 for row in rows)
+
+        while True:
+            wait_until(has_a_call, 60.0, f"a call on {name}")
+            with fleet.stopped(name):
+                time.sleep(0.1)  # for an answer that it has sent
+                if has_a_call():
+                    fleet.kill(name)
+                    return
+
+
+def retries(router: str) -> float:
+    return sum(sample.value for sample in samples(router) if sample.name == "prefillshare_retries_total")
+
+
 def test_a_prefill_worker_is_replaced_under_load_and_no_call_fails(
     router: str, workers: Workers, expected: dict[str, str], tmp_path: Path
 ) -> None:
-    """Another one starts by hand and joins, the first one drains, leaves and comes back; then the other one goes."""
+    """Another one starts by hand and joins, the first one drains, leaves and comes back; then the other one dies."""
     first = workers.prefill
     ports = free_ports(2)
     second = replace(first, name="prefill-by-hand", port=ports, side_channel_port=ports + 1)
     with Fleet(tmp_path) as fleet:
         fleet.start(second)  # before the load: it takes a core for itself
         with Load(router) as load:
-            changed(router, "workers", "add", second.name, url(second), "--pool", "prefill", "--wait", "60")
+            changed(router, "workers", "add", second.name, url(second), "--pool", "prefill", "--wait")
             load.until(lambda used: second.name in used)
 
             assert "it can be stopped" in changed(router, "workers", "drain", first.name, "--wait")
@@ -147,9 +169,12 @@ def test_a_prefill_worker_is_replaced_under_load_and_no_call_fails(
             changed(router, "workers", "add", first.name, url(first), "--pool", "prefill")
             load.until(lambda used: first.name in used)
 
-            changed(router, "workers", "drain", second.name, "--wait")
-            fleet.kill(second.name)
-            changed(router, "workers", "remove", second.name)
+            retries_before = retries(router)
+            kill_with_a_call(fleet, second.name, router)
+            load.until(lambda used: len(used) > 5)
+            assert {worker for _, _, worker in load.served[-3:]} == {first.name}
+            assert retries(router) > retries_before
+            changed(router, "workers", "remove", second.name, "--wait", "--timeout", "60")
             load.until(lambda used: len(used) > 5)
     assert len(load.served) > 30
     assert [(answer, expected[prompt]) for prompt, answer, _ in load.served if answer != expected[prompt]] == []

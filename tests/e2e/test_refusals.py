@@ -1,13 +1,12 @@
 """Whatever reaches a worker: it never prefills with a decode module's weights, and it lives on."""
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
 
 from prefillshare.engine.handoff import STATUS
-from tests.e2e.conftest import BLOCK_SIZE, MAX_MODEL_LEN, SMALL_KV_BLOCKS, Workers
+from tests.e2e.conftest import BLOCK_SIZE, Workers
 from tests.e2e.failing import kv_usage, wait_until
 from tests.e2e.support import REMOTE_DECODE, complete, decode, healthy, prefill
 
@@ -40,33 +39,17 @@ def test_a_decode_worker_refuses_a_request_that_no_prefill_worker_saw(workers: W
     assert serves(workers)
 
 
-BROKEN = [
-    ({"remote_host": None}, "malformed_handoff"),
-    ({"remote_port": "5600"}, "malformed_handoff"),
-    ({"remote_engine_id": ["a list cannot be a dictionary's key"]}, "malformed_handoff"),
-    ({"remote_block_ids": [["x", "y"]]}, "malformed_handoff"),
-    ({"tp_size": None}, "malformed_handoff"),
-    ({"seal": None}, "malformed_handoff"),
-    ({"remote_block_ids": []}, "forged_handoff"),
-    ({"remote_block_ids": [[1]]}, "forged_handoff"),
-    ({"remote_engine_id": "nobody"}, "forged_handoff"),
-    ({"remote_num_tokens": len(PROMPT) + 1}, "forged_handoff"),
-]
-
-
-@pytest.mark.parametrize(("broken", "reason"), BROKEN, ids=str)
-def test_a_decode_worker_survives_broken_transfer_parameters(
-    workers: Workers, broken: dict[str, Any], reason: str
-) -> None:
-    response = complete(workers.full, PROMPT, max_tokens=2, kv_transfer_params=handoff(workers) | broken)
-    assert refused(response) == reason
-    assert serves(workers)
-
-
-def test_shuffled_blocks_are_refused(workers: Workers) -> None:
+# tests/engine/test_connector.py has every field and change. These two would do harm further in: the first raises where
+# the engine's loop looks it up, the second would have the prompt's blocks read in another order.
+@pytest.mark.parametrize("broken", ["malformed_handoff", "forged_handoff"])
+def test_a_decode_worker_survives_broken_transfer_parameters(workers: Workers, broken: str) -> None:
     params = handoff(workers)
-    params["remote_block_ids"][0].reverse()
-    assert refused(complete(workers.full, PROMPT, max_tokens=2, kv_transfer_params=params)) == "forged_handoff"
+    if broken == "malformed_handoff":
+        params["remote_engine_id"] = ["a list cannot be a dictionary's key"]
+    else:
+        assert len(params["remote_block_ids"][0]) > 1
+        params["remote_block_ids"][0].reverse()
+    assert refused(complete(workers.full, PROMPT, max_tokens=2, kv_transfer_params=params)) == broken
     assert serves(workers)
 
 
@@ -101,24 +84,6 @@ def test_a_worker_refuses_kv_of_another_base(workers: Workers) -> None:
 def test_a_prefill_worker_takes_no_kv(workers: Workers) -> None:
     response = complete(workers.prefill, PROMPT, max_tokens=2, kv_transfer_params=handoff(workers))
     assert refused(response) == "malformed_handoff"
-    assert serves(workers)
-
-
-def test_a_preempted_request_ends_with_an_error(workers: Workers) -> None:
-    """Two answers that do not fit into the KV cache together: vLLM would recompute one prompt locally."""
-    prompts = [list(range(start, start + 4 * BLOCK_SIZE + 1)) for start in (2000, 3000)]
-    new_tokens = 4 * BLOCK_SIZE
-    total_blocks = 2 * (4 + 4 + 1)
-    assert total_blocks > SMALL_KV_BLOCKS
-    assert len(prompts[0]) + new_tokens <= MAX_MODEL_LEN
-
-    def call(prompt: list[int]) -> str:
-        params = handoff(workers, prompt)
-        response = complete(workers.full, prompt, max_tokens=new_tokens, kv_transfer_params=params)
-        return "answered" if response.status_code == 200 else refused(response)
-
-    with ThreadPoolExecutor(2) as pool:
-        assert sorted(pool.map(call, prompts)) == ["answered", "preempted"]
     assert serves(workers)
 
 

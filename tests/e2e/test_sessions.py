@@ -24,27 +24,28 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig, AutoTokenizer
 
-from experiments.random_sessions import LONGEST_ANSWER, SENTENCES, Session, Turn, make_session
+from experiments.random_sessions import SENTENCES, Session, Turn, make_session
 from experiments.references import Call, Reference, on_every_core
 from prefillshare.engine.worker import WorkerSpec
-from tests.e2e.conftest import BLOCK_SIZE, SMALL_KV_BLOCKS, Workers
+from tests.e2e.conftest import BLOCK_SIZE, LEASE_S, SMALL_KV_BLOCKS, Workers
 from tests.e2e.replay import KnownBlocks, Played, Player
 from tests.e2e.support import complete, decode, metric, prefill
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
-WAVE = 16  # sessions whose reference is computed, and which are then played, together
+WAVE = 12  # sessions whose reference is computed, and which are then played, together
 COMING_BACK = 3  # of them are played once more at the end, when most of their blocks are evicted
 AT_ONCE = 10  # sessions; more than a worker's max_num_seqs, so that some wait
 # Whom a turn calls, each as likely: most often the worker with the smallest cache. The last two are adapters in one.
 MODELS = ("full", "full", "full", "lora", "wide")
 
 # Numbers of sessions that no wave has, by test: nothing of them is in a cache yet.
-ONE_BY_ONE = range(100_000, 100_003)
+ONE_BY_ONE = range(100_000, 100_002)
 CROWDING = range(200_000, 200_200, 10)
 OUTGROWING = range(300_000, 300_020, 10)  # of two groups, so that they share no start
 
-LEASE_S = 30.0  # of blocks at the prefill worker that nobody fetches
+CONTROLS = 6  # calls of a model, those with the longest answers, that are computed on KV of its own as well
+SHORT_ANSWER = 4  # tokens, where the prompt is what matters
 FLOAT32_BYTES = 4
 
 
@@ -102,14 +103,14 @@ def test_answers_that_outgrow_the_cache(
     make_sessions: MakeSessions, reference: Reference, player: Player, workers: Workers
 ) -> None:
     """Two prompts fit into the `full` worker's KV cache together, their answers do not; another model goes on."""
-    prompt_tokens, answer_tokens = 4 * BLOCK_SIZE + 1, 4 * BLOCK_SIZE
+    prompt_tokens, answer_tokens = 5 * BLOCK_SIZE + 1, 3 * BLOCK_SIZE
     assert 2 * blocks(range(prompt_tokens)) < SMALL_KV_BLOCKS < 2 * blocks(range(prompt_tokens + answer_tokens))
     sessions = []
     for session in make_sessions(OUTGROWING, ["lora"]):
         text = [token for turn in session.turns for token in turn.new]
         text = (text * prompt_tokens)[:prompt_tokens]
         long = Turn("full", dropped=0, new=tuple(text), answer_tokens=answer_tokens)
-        after = Turn("lora", dropped=0, new=tuple(text[:BLOCK_SIZE]), answer_tokens=LONGEST_ANSWER)
+        after = Turn("lora", dropped=0, new=tuple(text[:BLOCK_SIZE]), answer_tokens=SHORT_ANSWER)
         sessions.append(replace(session, turns=(long, after)))
     scripts = reference.scripts(sessions)
     preempted_before = preemptions(workers)
@@ -128,10 +129,11 @@ def test_kv_of_the_wrong_weights_would_show(make_sessions: MakeSessions, referen
         long = [
             call for call in calls if call.model == model and len(call.prompt) > BLOCK_SIZE and len(call.answer) > 2
         ]
+        long = sorted(long, key=lambda call: len(call.answer))[-CONTROLS:]
         answers = on_every_core(reference.answer_on_own_kv, long)
         different = [call for call, answer in zip(long, answers, strict=True) if answer != call.answer]
         print(f"{model}: with KV of its own, {len(different)} of {len(long)} calls would get other tokens")
-        assert len(different) > len(long) / 3
+        assert len(different) >= len(long) / 3 > 0
 
 
 def test_no_more_is_pulled_than_is_new(
@@ -157,7 +159,10 @@ def test_what_a_full_cache_gave_up_is_pulled_again(
     make_sessions: MakeSessions, reference: Reference, player: Player, workers: Workers
 ) -> None:
     """Prompts that do not fit into the `full` worker's KV cache together, asked for in turn and then once more."""
-    firsts = [replace(session, turns=session.turns[:1]) for session in make_sessions(CROWDING, ["full"])]
+    firsts = [
+        replace(session, turns=(replace(session.turns[0], answer_tokens=SHORT_ANSWER),))
+        for session in make_sessions(CROWDING, ["full"])
+    ]
     large = sorted(firsts, key=lambda session: len(session.turns[0].new))[-5:]
     new = sum(blocks(session.turns[0].new) for session in large)
     assert new > SMALL_KV_BLOCKS

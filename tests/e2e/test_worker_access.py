@@ -47,11 +47,11 @@ def ask(workers: Workers, endpoint: Endpoint, salt: str | None) -> tuple[int, fl
         return metric(workers.full, "prefillshare_handoff_pulled_tokens_total")
 
     before = pulled()
-    prefilled = read_prefill(call, prefill_worker(), post(workers.prefill, prefill_body(call, "base")), 0.0)
-    split = base_kv_length(len(prefilled.prompt_token_ids))
+    handoff = read_prefill(call, prefill_worker(), post(workers.prefill, prefill_body(call, "base")))
+    split = base_kv_length(len(handoff.prompt_token_ids))
     assert split > 3 * BLOCK_SIZE
-    post(workers.full, decode_body(call, prefilled))
-    return prefilled.cached_tokens, split - (pulled() - before)
+    post(workers.full, decode_body(call, handoff))
+    return handoff.cached_tokens, split - (pulled() - before)
 
 
 @pytest.mark.parametrize("endpoint", ["chat/completions", "completions"])

@@ -19,9 +19,10 @@ from vllm.v1.request import RequestStatus
 
 from prefillshare.engine import connector as module
 from prefillshare.engine.connector import SharedPrefillConnector
-from prefillshare.engine.handoff import KEY_VARIABLE, seal
+from prefillshare.engine.handoff import HANDOFF_KEY_VARIABLE, seal
 from prefillshare.engine.refusals import REFUSALS
 from prefillshare.errors import UserError
+from tests.engine.test_provenance import BLOCK, known, make_manager, make_request, serve
 
 BLOCK_SIZE = 32
 KEY = "the deployment's secret"
@@ -54,7 +55,7 @@ def sealed(prompt_tokens: int = 70, **changes: Any) -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def deployment(monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker's secret, and weights on disk that are what they should be; vLLM's engine stays as it is."""
-    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    monkeypatch.setenv(HANDOFF_KEY_VARIABLE, KEY)
     monkeypatch.setattr(module.hooks, "wait_for_input", lambda longest_s: None)
     monkeypatch.setattr(module, "require_planned", lambda *args, **kwargs: None)
 
@@ -428,6 +429,25 @@ def test_a_broken_handoff_does_not_come_back_when_its_call_is_aborted(change: di
     assert connector.build_connector_meta(SimpleNamespace()).reqs_to_recv == {}
 
 
+@pytest.mark.parametrize(
+    ("kv_role", "state", "found"),
+    [
+        ("kv_consumer", {}, 3 * BLOCK),  # of four whole blocks, the last has position n-1 and the answer
+        ("kv_consumer", {"kv_transfer_params": {"refused": "no_handoff"}}, 0),
+        ("kv_consumer", {"num_preemptions": 1}, 0),
+        ("kv_producer", {}, 5 * BLOCK),  # all that it computes is the base's
+    ],
+)
+def test_what_a_worker_has_vllms_cache_keep(kv_role: str, state: dict[str, Any], found: int) -> None:
+    connector, manager = make_connector(kv_role), make_manager(guarded=False)
+    connector.bind_kv_cache_manager(manager)
+    prompt, answer = list(range(3 * BLOCK + 1)), list(range(100, 100 + 2 * BLOCK))
+    request = make_request(prompt)
+    vars(request).update(state)
+    serve(manager, request, answer)
+    assert known(manager, make_request([*prompt, *answer])) == found
+
+
 def finished(connector: SharedPrefillConnector, *done: str, failed: tuple[str, ...] = ()) -> dict[str, list[Any]]:
     """What the scheduler side counted, after the worker has reported these."""
     connector.connector_worker = None
@@ -583,8 +603,8 @@ def test_settings_that_break_the_promise_do_not_start(monkeypatch: pytest.Monkey
         make_connector(kv_load_failure_policy="recompute")
     with pytest.raises(ValueError, match="kv_role"):
         make_connector("kv_both")
-    monkeypatch.delenv(KEY_VARIABLE)
-    with pytest.raises(ValueError, match=KEY_VARIABLE):
+    monkeypatch.delenv(HANDOFF_KEY_VARIABLE)
+    with pytest.raises(ValueError, match=HANDOFF_KEY_VARIABLE):
         make_connector()
 
 

@@ -22,6 +22,7 @@ from vllm.v1.request import RequestStatus
 from vllm.v1.structured_output.request import StructuredOutputRequest
 
 from prefillshare.engine import hooks
+from tests.deployment.fakes import free_ports
 
 
 def test_what_came_of_a_grammar_is_found() -> None:
@@ -173,9 +174,7 @@ def ask(port: int, *frames: bytes, timeout_ms: int = 5000) -> list[bytes]:
 
 @pytest.mark.parametrize("kept", [True, False])
 def test_a_message_that_is_no_handshake_does_not_end_the_listener(kept: bool) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     scheduler = SimpleNamespace(
         _nixl_handshake_listener=NixlBaseConnectorScheduler._nixl_handshake_listener,
         set_xfer_handshake_metadata=lambda metadata: None,
@@ -235,9 +234,7 @@ def test_a_side_channel_whose_port_is_taken_ends_the_start() -> None:
 
 
 def test_a_side_channel_with_a_free_port_starts() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    scheduler = Scheduler(port)
+    scheduler = Scheduler(*free_ports(1))
     hooks.keep_listening(scheduler)
     scheduler.set_xfer_handshake_metadata({})
     scheduler.shutdown()

@@ -127,11 +127,14 @@ def test_the_adapter_itself_stays() -> None:
     assert make_request([1, 2, 3], adapter="planner").lora_request.lora_name == "planner"
 
 
-def test_salts_keep_tenants_apart() -> None:
+@pytest.mark.parametrize("adapter", [None, "planner"])
+def test_salts_keep_tenants_apart(adapter: str | None) -> None:
+    """Also where a block's key is made anew, without its adapter."""
     manager, ids = make_manager(), list(range(3 * BLOCK + 1))
-    serve(manager, make_request(ids, salt="one tenant"), [5])
-    assert known(manager, make_request(ids, salt="another")) == 0
-    assert known(manager, make_request(ids, salt="one tenant")) == 3 * BLOCK
+    serve(manager, make_request(ids, adapter=adapter, salt="one tenant"), [5])
+    for other in ("another", None):
+        assert known(manager, make_request(ids, adapter=adapter, salt=other)) == 0
+    assert known(manager, make_request(ids, adapter=adapter, salt="one tenant")) == 3 * BLOCK
 
 
 def test_all_of_vllms_ways_to_cache_go_through_the_coordinator(monkeypatch: pytest.MonkeyPatch) -> None:

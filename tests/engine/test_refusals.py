@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 from starlette.applications import Starlette
@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 
 from prefillshare.engine import refusals
 from prefillshare.engine.handoff import Refusal
-from prefillshare.engine.refusals import REFUSALS, RefusalMiddleware, Refusals
+from prefillshare.engine.refusals import RefusalMiddleware, Refusals
 
 # What vLLM 0.32 says when its engine ends a request with an error.
 INTERNAL = {"error": {"message": "Internal server error", "type": "InternalServerError", "param": None, "code": 500}}
@@ -21,13 +21,13 @@ LOST = Refusal("lease_expired", "too late")
 
 
 @pytest.fixture(autouse=True)
-def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[Refusals]:
+def registry(monkeypatch: pytest.MonkeyPatch) -> Refusals:
+    """What the middleware looks into, of this test alone."""
     fresh = Refusals()
     fresh.fed = True
     monkeypatch.setattr(refusals, "REFUSALS", fresh)
     monkeypatch.setattr(refusals, "_WAIT_S", 0.05)
-    yield fresh
-    assert REFUSALS is not fresh
+    return fresh
 
 
 def client(answer: Response) -> TestClient:

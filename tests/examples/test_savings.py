@@ -1,11 +1,15 @@
 import io
 import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
+from examples.demo import __main__ as demo
 from examples.demo.play import Call
-from examples.demo.savings import as_json, calls_table, computed_tokens, count_savings, savings_table
+from examples.demo.savings import as_json, calls_table, computed_tokens, count_savings, savings_table, shortcomings
 
 
 def call(model: str, ids: list[int], computed: int, others: int = 0) -> Call:
@@ -58,8 +62,39 @@ def test_savings_of_a_session() -> None:
     assert savings.factor == pytest.approx(29 / 17)
 
 
+# The second of SESSION's answers is wrong.
+RIGHT = [SESSION[0], replace(SESSION[1], expected="yes"), SESSION[2]]
+UNCACHED = call("a", [*CONTEXT, 10, 11, 12, 13], 14)
+
+
 def test_a_base_that_reports_something_else_is_noticed() -> None:
-    assert not count_savings([*SESSION[:2], call("a", [*CONTEXT, 10, 11, 12, 13], 14)], block_size=4).count_agrees
+    assert not count_savings([*SESSION[:2], UNCACHED], block_size=4).count_agrees
+
+
+@pytest.mark.parametrize(
+    ("calls", "code", "said"),
+    [
+        (RIGHT, 0, []),
+        (SESSION, 1, ["1 of 3 answers were wrong (call 2)"]),
+        ([*RIGHT[:2], UNCACHED], 1, ["computed 29 prompt tokens, by counting it should have been 17"]),
+        (
+            [*SESSION[:2], UNCACHED],
+            1,
+            ["1 of 3 answers were wrong (call 2)", "computed 29 prompt tokens, by counting it should have been 17"],
+        ),
+    ],
+)
+def test_a_wrong_answer_or_count_is_an_error_that_the_exit_code_tells(
+    calls: list[Call], code: int, said: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = shortcomings(calls, count_savings(calls, block_size=4))
+    assert [text in each for text, each in zip(said, found, strict=True)] == [True] * len(said)
+
+    monkeypatch.setattr(demo, "FIGURES", tmp_path / "demo.json")
+    output, deployment = io.StringIO(), SimpleNamespace(workers=SimpleNamespace(block_size=4))
+    assert demo._show(calls, deployment, Console(file=output, width=120)) == code
+    assert output.getvalue().count("error: ") == len(said)
+    assert len(json.loads((tmp_path / "demo.json").read_text())["calls"]) == 3
 
 
 def test_tables_show_rows_and_totals() -> None:

@@ -41,6 +41,15 @@ class Cluster:
 
 
 @pytest.fixture
+def pool() -> Pool:
+    """Two prefill workers, `a` and `b`, that are up."""
+    pool = Pool("prefill", [prefill_worker("a"), prefill_worker("b")])
+    for worker in pool.workers:
+        pool.mark_up(worker)
+    return pool
+
+
+@pytest.fixture
 def serve() -> Iterator[Callable[[ASGIApp], Served]]:
     running: list[Served] = []
 

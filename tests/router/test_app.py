@@ -10,8 +10,8 @@ from prefillshare.errors import UserError
 from prefillshare.router.accounting import Ledger
 from prefillshare.router.app import create_app
 from prefillshare.router.assembly import _forget_who_left
-from prefillshare.router.breaker import Breaker
 from prefillshare.router.errors import worker_failed
+from prefillshare.router.health.breaker import Breaker
 from prefillshare.router.placement.placement import Placement
 from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.route import ModelRoute
@@ -108,7 +108,7 @@ def test_nothing_that_was_known_of_a_worker_outlives_it() -> None:
     breaker.opened.append(opened.append)
     forgotten: list[Worker] = []
     capacities: Any = SimpleNamespace(forget=forgotten.append)
-    forget = partial(_forget_who_left, Placement({}), Ledger(16), breaker, capacities)
+    forget = partial(_forget_who_left, Placement({}), Ledger(), breaker, capacities)
     for _ in range(2):
         breaker.failed(pool, worker, worker_failed("prefill-0", "answered 500"))
         forget("left", worker)

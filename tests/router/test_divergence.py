@@ -10,10 +10,10 @@ import pytest
 
 from prefillshare.instructions import Message, Placement, place_instructions
 from prefillshare.router import divergence as divergence_module
-from prefillshare.router.accounting import block_hashes
 from prefillshare.router.admission import Call
 from prefillshare.router.divergence import Divergence
-from prefillshare.router.legs import Prefilled
+from prefillshare.router.legs import Handoff, Prefilled
+from prefillshare.router.placement.chunks import chain_of_tokens
 from prefillshare.router.pool import Pool
 from prefillshare.router.route import ModelRoute
 from prefillshare.workloads.conversation import Conversation
@@ -56,11 +56,12 @@ class Base:
         text = str(fields.get("tools") or "") + "".join(f"<{m['role']}>{m['content']}" for m in rendered)
         ids = [crc32(text[start : start + 4].encode()) for start in range(0, len(text), 4)]
         cached = 0
-        for block in block_hashes(ids, BLOCK, salt):
+        chain = chain_of_tokens(ids, BLOCK, salt)
+        for block in chain.hashes:
             cached += BLOCK * (block in self._cache)
             self._cache.add(block)
         call = Call("id", "chat/completions", model, body, False, session, salt)
-        self.divergence.prefilled(call, Prefilled(prefill_worker(), {}, ids, cached, 0.1))
+        self.divergence.prefilled(call, Prefilled(prefill_worker(), Handoff({}, ids, cached), chain, 0.1, "only"))
         return len(ids) - cached
 
     def lost(self) -> int:
@@ -191,7 +192,9 @@ def test_models_that_have_left_are_not_told_of() -> None:
 def test_requests_without_a_context_are_passed_over(messages: Any) -> None:
     base = Base(sql="in_place")
     call = Call("id", "chat/completions", "sql", {"model": "sql", "messages": messages}, False, None)
-    base.divergence.prefilled(call, Prefilled(prefill_worker(), {}, [1] * 100, 0, 0.1))
+    ids = [1] * 100
+    chain = chain_of_tokens(ids, BLOCK)
+    base.divergence.prefilled(call, Prefilled(prefill_worker(), Handoff({}, ids, 0), chain, 0.1, "only"))
     assert base.lost() == 0
 
 

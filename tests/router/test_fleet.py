@@ -172,7 +172,7 @@ def test_a_worker_that_joins_under_an_old_name_is_known_to_hold_nothing(site: Si
 
 def test_homes_go_with_their_pool(site: Site) -> None:
     placement = Placement(site.fleet.routes)
-    assert placement.decode("sql", ("user", "ann"), [1, 2, 3]) is not None
+    assert placement.decode("sql", ("user", "ann"), placement.chain_of([1, 2, 3])) is not None
     assert [pool.name for pool in placement._homes] == ["decode/sql"]
     site.fleet.remove_module("sql")
     del site.sql

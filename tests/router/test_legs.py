@@ -5,7 +5,7 @@ import pytest
 
 from prefillshare.router.admission import Call, Endpoint
 from prefillshare.router.errors import RouterError
-from prefillshare.router.legs import Prefilled, asks_for_usage, decode_body, prefill_body, read_prefill
+from prefillshare.router.legs import Handoff, asks_for_usage, decode_body, prefill_body, read_prefill
 from tests.router.fakes import prefill_worker
 
 PARAMS: dict[str, Any] = {
@@ -120,13 +120,13 @@ def test_a_completion_has_no_chat_fields() -> None:
 
 
 def test_the_decode_leg_is_the_clients_body_with_the_kv_and_the_bases_token_ids() -> None:
-    prefilled = Prefilled(prefill_worker(), PARAMS, [1, 2, 3], 2, 0.1)
+    handoff = Handoff(PARAMS, [1, 2, 3], 2)
     chat = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1, "stop": ["x"], "stream": True}
-    assert decode_body(make_call(**chat), prefilled) == chat | {
+    assert decode_body(make_call(**chat), handoff) == chat | {
         "model": "sql",
         "kv_transfer_params": PARAMS | {"prompt_token_ids": [1, 2, 3]},
     }
-    text = decode_body(make_call("completions", prompt="hi", max_tokens=9), prefilled)
+    text = decode_body(make_call("completions", prompt="hi", max_tokens=9), handoff)
     assert text == {"model": "sql", "prompt": [1, 2, 3], "max_tokens": 9, "kv_transfer_params": PARAMS}
     assert "prompt_token_ids" not in PARAMS
 
@@ -134,16 +134,16 @@ def test_the_decode_leg_is_the_clients_body_with_the_kv_and_the_bases_token_ids(
 def test_both_legs_carry_the_salt_of_the_caller_and_never_the_clients() -> None:
     for endpoint, prompt in (("chat/completions", {"messages": []}), ("completions", {"prompt": "hi"})):
         call = replace(make_call(endpoint, cache_salt="mine", **prompt), salt="ours")
-        bodies = (prefill_body(call, "base"), decode_body(call, Prefilled(prefill_worker(), PARAMS, [1], 0, 0.1)))
+        bodies = (prefill_body(call, "base"), decode_body(call, Handoff(PARAMS, [1], 0)))
         assert [body["cache_salt"] for body in bodies] == ["ours", "ours"]
     assert "cache_salt" not in prefill_body(make_call(prompt="hi"), "base")
 
 
 def test_the_prefill_answer_gives_kv_ids_and_cached_tokens() -> None:
-    found = read_prefill(make_call(), prefill_worker(), CHAT_ANSWER, 0.5)
-    assert found == Prefilled(prefill_worker(), PARAMS, [1, 2, 3], 2, 0.5)
+    found = read_prefill(make_call(), prefill_worker(), CHAT_ANSWER)
+    assert found == Handoff(PARAMS, [1, 2, 3], 2)
     text = {"choices": [{"prompt_token_ids": [7, 8]}], "kv_transfer_params": PARAMS}
-    assert read_prefill(make_call("completions"), prefill_worker(), text, 0.5).prompt_token_ids == [7, 8]
+    assert read_prefill(make_call("completions"), prefill_worker(), text).prompt_token_ids == [7, 8]
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_the_prefill_answer_gives_kv_ids_and_cached_tokens() -> None:
 )
 def test_cached_tokens_come_from_usage_or_else_from_the_connector(usage: Any, extra: Any, cached: int) -> None:
     answer = CHAT_ANSWER | {"usage": usage, "kv_transfer_params": PARAMS | extra}
-    assert read_prefill(make_call(), prefill_worker(), answer, 0.1).cached_tokens == cached
+    assert read_prefill(make_call(), prefill_worker(), answer).cached_tokens == cached
 
 
 def without(field: str) -> dict[str, Any]:
@@ -180,14 +180,14 @@ def without(field: str) -> dict[str, Any]:
 )
 def test_without_complete_parameters_there_is_no_kv(params: object) -> None:
     with pytest.raises(RouterError, match="prefill returned no KV") as caught:
-        read_prefill(make_call(), prefill_worker(), CHAT_ANSWER | {"kv_transfer_params": params}, 0.1)
+        read_prefill(make_call(), prefill_worker(), CHAT_ANSWER | {"kv_transfer_params": params})
     assert caught.value.status == 502
 
 
 @pytest.mark.parametrize("ids", [None, [], ["a"], "text"])
 def test_without_the_bases_token_ids_there_is_no_decode_leg(ids: object) -> None:
     with pytest.raises(RouterError, match="no prompt token ids") as caught:
-        read_prefill(make_call(), prefill_worker(), CHAT_ANSWER | {"prompt_token_ids": ids}, 0.1)
+        read_prefill(make_call(), prefill_worker(), CHAT_ANSWER | {"prompt_token_ids": ids})
     assert caught.value.status == 502
 
 
@@ -195,7 +195,7 @@ def test_without_the_bases_token_ids_there_is_no_decode_leg(ids: object) -> None
 def test_an_answer_of_another_shape_is_a_bad_gateway(answer: object) -> None:
     for endpoint in ("chat/completions", "completions"):
         with pytest.raises(RouterError) as caught:
-            read_prefill(make_call(endpoint), prefill_worker(), answer, 0.1)
+            read_prefill(make_call(endpoint), prefill_worker(), answer)
         assert caught.value.status == 502
 
 
@@ -214,7 +214,7 @@ def test_an_answer_of_another_shape_is_a_bad_gateway(answer: object) -> None:
 )
 def test_the_router_learns_the_usage_of_every_stream(options: Any, sent: Any, asked: bool) -> None:
     call = Call("id", "completions", "sql", {"model": "sql", "stream": True, "stream_options": options}, True, None)
-    prefilled = Prefilled(prefill_worker(), PARAMS, [1], 0, 0.0)
+    handoff = Handoff(PARAMS, [1], 0)
     assert asks_for_usage(call) is asked
-    assert decode_body(call, prefilled)["stream_options"] == (sent or options)
-    assert "stream_options" not in decode_body(make_call(), prefilled)
+    assert decode_body(call, handoff)["stream_options"] == (sent or options)
+    assert "stream_options" not in decode_body(make_call(), handoff)

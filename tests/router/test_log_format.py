@@ -17,7 +17,7 @@ CALL = CallRecord(
     "chat/completions",
     "sql",
     200,
-    "-",
+    None,
     1.25,
     stream=True,
     session=("user", "ann"),
@@ -69,6 +69,12 @@ def test_what_is_not_known_of_a_call_is_left_out() -> None:
     line = written(CallRecord("id", "completions", "unknown", 404, "model_not_found", 0.001))
     assert line["reason"] == "model_not_found"
     assert not line.keys() & {"prefill_worker", "decode_worker", "prompt_tokens", "first_token_s", "output_tokens"}
+
+
+def test_in_the_text_line_a_dash_stands_for_it(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, LOG.name):
+        log_call(CallRecord("id", "completions", "unknown", 499, None, 0.001))
+    assert caplog.messages == ["request=id model=unknown prefill=- decode=- status=499 reason=- ms=1"]
 
 
 def test_other_messages_are_json_lines_too_and_exceptions_do_not_quote() -> None:

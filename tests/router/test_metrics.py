@@ -10,7 +10,7 @@ from tests.router.fakes import decode_worker, prefill_worker
 
 
 def record(**fields: Any) -> CallRecord:
-    known = {"request_id": "id", "endpoint": "completions", "model": "sql", "status": 200, "reason": "-"}
+    known = {"request_id": "id", "endpoint": "completions", "model": "sql", "status": 200, "reason": None}
     return CallRecord(**(known | {"seconds": 2.0} | fields))
 
 
@@ -43,6 +43,9 @@ def test_calls_are_counted_and_timed() -> None:
         'prefillshare_time_per_output_token_seconds_sum{model="sql"} 0.4',
         "prefillshare_in_flight_requests 1.0",
     }
+    assert [line for line in lines(metrics) if line.startswith("prefillshare_errors_total")] == [
+        'prefillshare_errors_total{code="model_not_found",model="unknown"} 1.0'
+    ]
 
 
 def test_prompts_and_first_tokens_are_counted() -> None:

@@ -1,19 +1,11 @@
-import time
-
 import pytest
 
+from prefillshare.router import pool as pool_module
 from prefillshare.router.pool import Pool
+from tests.router.clocks import Clock
 from tests.router.fakes import prefill_worker
 
 A, B = prefill_worker("a"), prefill_worker("b")
-
-
-@pytest.fixture
-def pool() -> Pool:
-    pool = Pool("prefill", [A, B])
-    pool.mark_up(A)
-    pool.mark_up(B)
-    return pool
 
 
 def test_a_worker_is_down_until_it_was_seen_up() -> None:
@@ -74,17 +66,20 @@ def test_calls_in_flight_are_cut_when_nobody_should_wait_any_longer(pool: Pool) 
     assert cut == ["first"]
 
 
-def test_silence_counts_from_the_last_sign_of_life_or_the_first_call(pool: Pool) -> None:
-    time.sleep(0.05)
-    assert pool.silence_s(A) >= 0.05
+def test_silence_counts_from_the_last_sign_of_life_or_the_first_call(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch, pool_module)
+    clock.now += 5
+    assert pool.silence_s(A) >= 5
     with pool.lease(A), pool.waiting(A, lambda: None) as call:
         assert pool.is_awaited(A)
-        assert pool.silence_s(A) < 0.05
-        time.sleep(0.05)
+        assert pool.silence_s(A) == 0
+        clock.now += 3
         with pool.lease(A):
-            assert pool.silence_s(A) >= 0.05
+            assert pool.silence_s(A) == pytest.approx(3)
         pool.heard(A)
-        assert pool.silence_s(A) < 0.05
+        assert pool.silence_s(A) == 0
         call.for_worker = False
         assert not pool.is_awaited(A)
 

@@ -14,8 +14,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from prefillshare.access import LimitsConfig
 from prefillshare.router import server
-from prefillshare.router.refusals import Refusals
 from prefillshare.router.server import server_config
+from prefillshare.router.turned_away import TurnedAway
 from tests.router.fakes import wait_for
 
 REQUEST = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
@@ -29,11 +29,11 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
 
 @contextmanager
 def listening(
-    limits: LimitsConfig, app: ASGIApp = app, unread_s: float = 60.0, refusals: Refusals | None = None
+    limits: LimitsConfig, app: ASGIApp = app, unread_s: float = 60.0, turned_away: TurnedAway | None = None
 ) -> Iterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as bound:
         options: dict[str, Any] = {"log_level": "critical", "lifespan": "off", "timeout_graceful_shutdown": 0}
-        config = server_config(app, limits, unread_s=unread_s, refusals=refusals, **options)
+        config = server_config(app, limits, unread_s=unread_s, turned_away=turned_away, **options)
         running = uvicorn.Server(config)
         thread = threading.Thread(target=running.run, args=([bound],), daemon=True)
         thread.start()
@@ -164,15 +164,15 @@ async def more_than_is_read(scope: Scope, receive: Receive, send: Send) -> None:
 END = b"0\r\n\r\n"
 
 
-def counted(refusals: Refusals) -> dict[str, float]:
-    (metric,) = refusals.counter.collect()
+def counted(turned_away: TurnedAway) -> dict[str, float]:
+    (metric,) = turned_away.counter.collect()
     values = {sample.labels["reason"]: sample.value for sample in metric.samples if sample.name.endswith("_total")}
     return {reason: value for reason, value in values.items() if value}
 
 
 def test_what_the_server_refuses_is_counted() -> None:
-    refusals = Refusals()
-    with listening(LimitsConfig(max_connections=2), refusals=refusals) as port:
+    turned_away = TurnedAway()
+    with listening(LimitsConfig(max_connections=2), turned_away=turned_away) as port:
         with closing(connect(port)) as connection:
             connection.sendall(REQUEST)
             assert first_line(connection) == b"HTTP/1.1 200 OK"
@@ -185,16 +185,16 @@ def test_what_the_server_refuses_is_counted() -> None:
             assert answer(connection) == b""
         for connection in held:
             connection.close()
-    assert counted(refusals) == {"too_many": 1, "far_too_many": 1}
-    refusals = Refusals()
+    assert counted(turned_away) == {"too_many": 1, "far_too_many": 1}
+    turned_away = TurnedAway()
     limits = LimitsConfig(max_header_bytes=4096, head_timeout_s=0.5)
-    with listening(limits, refusals=refusals) as port:
+    with listening(limits, turned_away=turned_away) as port:
         with closing(connect(port)) as connection:
             connection.sendall(b"GET / HTTP/1.1\r\nx-a: " + b"a" * 8192)
             answer(connection)
         with closing(connect(port)) as connection:
             assert answer(connection).startswith(b"HTTP/1.1 408")
-    assert counted(refusals) == {"head_too_large": 1, "head_timeout": 1}
+    assert counted(turned_away) == {"head_too_large": 1, "head_timeout": 1}
 
 
 def test_idle_connections_are_kept_longer_than_proxies_keep_theirs() -> None:

@@ -261,7 +261,7 @@ def test_spans_arrive_at_a_collector_before_the_router_ends(
     opened = open_tracing(
         TracingConfig(otlp_endpoint=f"{collector.url}/v1/traces", service_name="router-7"), environment
     )
-    opened.start("completions", "id", []).end(CallRecord("id", "completions", "sql", 200, "-", 1.0))
+    opened.start("completions", "id", []).end(CallRecord("id", "completions", "sql", 200, None, 1.0))
     opened.close()
     (resource,) = messages.ExportTraceServiceRequest.FromString(received[0]).resource_spans
     assert [span.name for scope in resource.scope_spans for span in scope.spans] == ["text_completion sql"]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.turns import Device, Place, Turns
+from tests.router.clocks import in_jumping_time
 
 LONGEST_S = 5.0
 
@@ -145,36 +146,42 @@ class Computing:
         return asyncio.create_task(compute()), end.set
 
 
-async def test_calls_of_another_model_wait_until_the_device_is_free() -> None:
+def test_calls_of_another_model_wait_until_the_device_is_free() -> None:
     waits: list[tuple[str, float]] = []
-    computing = Computing(Turns(60.0, lambda pool, seconds: waits.append((pool.name, seconds))))
-    first, end = computing.call(A, "a")
-    others = [computing.call(worker, name) for worker, name in ((B, "b1"), (B, "b2"), (ELSEWHERE, "c"))]
-    await asyncio.sleep(0.05)
-    assert computing.now == ["a", "c"]
-    end()
-    await first
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    assert computing.now == ["c", "b1", "b2"]
-    for task, done in others:
-        done()
-        await task
-    assert [pool for pool, _ in waits] == ["decode/A", "decode/B", "decode/B"]
-    assert waits[0][1] < 0.02 < waits[1][1]
 
-
-async def test_a_call_waits_no_longer_than_the_bound_and_brings_those_that_wait_with_it() -> None:
-    computing = Computing(Turns(0.4))
-    calls = [computing.call(worker, worker.name) for worker in (A, B)]
-    await asyncio.sleep(0.3)
-    assert computing.now == ["A"]
-    calls.append(computing.call(B, "B later"))
-    await asyncio.sleep(0.2)
-    assert computing.now == ["A", "B", "B later"]
-    for task, end in calls:
+    async def run() -> None:
+        computing = Computing(Turns(60.0, lambda pool, seconds: waits.append((pool.name, seconds))))
+        first, end = computing.call(A, "a")
+        others = [computing.call(worker, name) for worker, name in ((B, "b1"), (B, "b2"), (ELSEWHERE, "c"))]
+        await asyncio.sleep(20.0)
+        assert computing.now == ["a", "c"]
         end()
-        await task
+        await first
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert computing.now == ["c", "b1", "b2"]
+        for task, done in others:
+            done()
+            await task
+
+    in_jumping_time(run())
+    assert waits == [("decode/A", 0.0), ("decode/B", 20.0), ("decode/B", 20.0)]
+
+
+def test_a_call_waits_no_longer_than_the_bound_and_brings_those_that_wait_with_it() -> None:
+    async def run() -> None:
+        computing = Computing(Turns(0.4))
+        calls = [computing.call(worker, worker.name) for worker in (A, B)]
+        await asyncio.sleep(0.3)
+        assert computing.now == ["A"]
+        calls.append(computing.call(B, "B later"))
+        await asyncio.sleep(0.2)
+        assert computing.now == ["A", "B", "B later"]
+        for task, end in calls:
+            end()
+            await task
+
+    in_jumping_time(run())
 
 
 async def test_a_bound_of_zero_is_without_turns() -> None:

@@ -7,14 +7,25 @@ import typer
 from rich.console import Console
 
 from prefillshare.admin.client import connect
-from prefillshare.admin.options import DEFAULT_ROUTER, AsJson, Force, KeyFile, Router, Timeout, Wait, say, status
+from prefillshare.admin.options import (
+    DEFAULT_ROUTER,
+    WHO_MAY,
+    AsJson,
+    Force,
+    KeyFile,
+    Router,
+    Timeout,
+    Wait,
+    say,
+    status,
+)
 from prefillshare.admin.tables import modules_table
 from prefillshare.errors import UserError
 from prefillshare.instructions import Placement
 
 app = typer.Typer(
     name="modules",
-    help="Decode modules of a running router: list, add, remove. Needs an operator's key. "
+    help=f"Decode modules of a running router: list, add, remove. {WHO_MAY} "
     "Changes last until the router restarts: the deployment file is what it starts from.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
@@ -40,7 +51,7 @@ def add(
     base: Annotated[str, typer.Option("--base", help="The name of its base, which the router must have already.")],
     workers: Annotated[
         list[str] | None,
-        typer.Option("--worker", metavar="NAME=URL", help="A running worker that decodes it; may be given again."),
+        typer.Option("--worker", metavar="NAME=URL", help="A running worker that decodes it; repeatable."),
     ] = None,
     pool: Annotated[str | None, typer.Option("--pool", help="Its decode pool; `decode/MODULE` if left out.")] = None,
     instructions: Annotated[

@@ -17,11 +17,13 @@ KeyFile = Annotated[
     typer.Option("--key-file", help="A file with an operator's key; else PREFILLSHARE_API_KEY or OPENAI_API_KEY."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the router's answer as JSON.")]
-Force = Annotated[bool, typer.Option("--force", help="Do it all the same; see above.")]
+Force = Annotated[bool, typer.Option("--force", help="Do it even where it would be refused (see above).")]
 Wait = Annotated[bool, typer.Option("--wait", help="Wait for the calls under way.")]
+WaitForStart = Annotated[bool, typer.Option("--wait", help="Keep asking a worker that is still starting.")]
 Timeout = Annotated[float, typer.Option("--timeout", min=0, max=3600, help="With --wait: for so many seconds.")]
 WorkerName = Annotated[str, typer.Argument(metavar="WORKER", help="The worker's name, as `workers list` has it.")]
 
+WHO_MAY = "Needs an operator's key or, where there are no keys, `router: {admin: true}`."
 DEFAULT_ROUTER = "http://127.0.0.1:8000"
 
 

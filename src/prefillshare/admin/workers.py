@@ -11,12 +11,14 @@ from rich.console import Console
 from prefillshare.admin.client import RouterClient, RouterRefused, connect
 from prefillshare.admin.options import (
     DEFAULT_ROUTER,
+    WHO_MAY,
     AsJson,
     Force,
     KeyFile,
     Router,
     Timeout,
     Wait,
+    WaitForStart,
     WorkerName,
     say,
     status,
@@ -26,7 +28,7 @@ from prefillshare.errors import Refused
 
 app = typer.Typer(
     name="workers",
-    help="Workers of a running router: list, add, drain, resume, remove. Needs an operator's key. "
+    help=f"Workers of a running router: list, add, drain, resume, remove. {WHO_MAY} "
     "Changes last until the router restarts: the deployment file is what it starts from.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
@@ -47,12 +49,11 @@ def list_workers(router: Router = DEFAULT_ROUTER, key_file: KeyFile = None, as_j
 
 @app.command()
 def add(
-    name: Annotated[str, typer.Argument(metavar="WORKER", help="What to call it; no other worker may be called so.")],
+    name: Annotated[str, typer.Argument(metavar="WORKER", help="A name for it, unique among workers.")],
     url: Annotated[str, typer.Argument(metavar="URL", help="Where it listens, e.g. http://127.0.0.1:8200.")],
     pool: Annotated[str, typer.Option("--pool", help="`prefill`, or e.g. `decode/sql`; `workers list` has the names.")],
-    wait_s: Annotated[
-        float, typer.Option("--wait", min=0, metavar="SECONDS", help="Keep asking a worker that is still starting.")
-    ] = 0.0,
+    wait: WaitForStart = False,
+    timeout: Timeout = 300.0,
     router: Router = DEFAULT_ROUTER,
     key_file: KeyFile = None,
     as_json: AsJson = False,
@@ -62,14 +63,14 @@ def add(
     Start it first, with the secrets of the others (PREFILLSHARE_HANDOFF_KEY and VLLM_API_KEY):
 
         prefillshare worker deployment.yaml prefill-0 --port 8200 --side-channel-port 5700 &
-        prefillshare workers add prefill-1 http://127.0.0.1:8200 --pool prefill --wait 300
+        prefillshare workers add prefill-1 http://127.0.0.1:8200 --pool prefill --wait
 
     The router asks the worker what it is, and refuses one with another role, base, module, block size or secret than
     the pool needs.
     """
     client = connect(router, key_file)
     body = {"name": name, "url": url, "pool": pool}
-    row = _until_reached(lambda: client.send("POST", "/workers", body), wait_s)
+    row = _until_reached(lambda: client.send("POST", "/workers", body), timeout if wait else 0.0)
     text = f"{name} is in the pool {pool}, {row['state']}" + (f" ({row['reason']})" if row["reason"] else "")
     say(row, text, as_json=as_json)
 
@@ -101,7 +102,7 @@ def drain(
 def resume(
     name: WorkerName, router: Router = DEFAULT_ROUTER, key_file: KeyFile = None, as_json: AsJson = False
 ) -> None:
-    """Give a worker that was drained calls again."""
+    """Let a drained worker take new calls again."""
     row = connect(router, key_file).send("POST", f"/workers/{name}/resume")
     say(row, f"{name} is {row['state']}", as_json=as_json)
 

@@ -30,9 +30,9 @@ from prefillshare.router.app import create_app
 from prefillshare.router.drain import Drain
 from prefillshare.router.fleet import Change
 from prefillshare.router.pool import Pool, Worker
-from prefillshare.router.refusals import Refusals
 from prefillshare.router.route import ModelRoute
 from prefillshare.router.server import server_config
+from prefillshare.router.turned_away import TurnedAway
 from prefillshare.urls import http_url
 
 # Worker start-up is bound by the CPU, yet overlapping helps: four at once on two cores were ready in 100 s, where
@@ -70,7 +70,7 @@ class LocalDeployment:
         self._server: uvicorn.Server | None = None
         self._router: asyncio.Task[None] | None = None
         self._drain = Drain()
-        self._refusals = Refusals()
+        self._turned_away = TurnedAway()
         starting = asyncio.Semaphore(_STARTING_PER_CORE * len(os.sched_getaffinity(0)))
         environment = {**os.environ, **mark(deployment_name(deployment))}
         self.workers = [
@@ -181,7 +181,7 @@ class LocalDeployment:
                     block_size=self.deployment.workers.block_size,
                     worker_key=specs[0].worker_key,  # one for all workers of a deployment
                     drain=self._drain,
-                    refusals=self._refusals,
+                    turned_away=self._turned_away,
                     listeners=[self._follow],
                     max_num_seqs=self.deployment.workers.max_num_seqs,
                     kv_lease_s=self.deployment.workers.kv_lease_s,
@@ -189,7 +189,7 @@ class LocalDeployment:
                 ),
                 settings.limits,
                 unread_s=settings.request_timeout_s,
-                refusals=self._refusals,
+                turned_away=self._turned_away,
                 log_config=None,
                 access_log=False,
                 timeout_graceful_shutdown=_DRAIN_S + _BREAK_OFF_S,

@@ -16,7 +16,7 @@ from typing import Any
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from prefillshare.announcement import PATH, AnnouncedModel, Announcement
-from prefillshare.engine.handoff import KEY_VARIABLE
+from prefillshare.engine.handoff import HANDOFF_KEY_VARIABLE
 from prefillshare.engine.version import installed_vllm
 from prefillshare.module import load_module, module_digest
 
@@ -58,7 +58,7 @@ def announce(state: Any) -> Announcement:
             "cache_dtype": str(config.cache_config.cache_dtype),
             "tensor_parallel_size": str(config.parallel_config.tensor_parallel_size),
         },
-        handoff_key=fingerprint(os.environ.get(KEY_VARIABLE, "")),
+        handoff_key=fingerprint(os.environ.get(HANDOFF_KEY_VARIABLE, "")),
     )
 
 

@@ -5,10 +5,10 @@ import os
 import sys
 from pathlib import Path
 
-from prefillshare.engine.handoff import KEY_VARIABLE
+from prefillshare.engine.handoff import HANDOFF_KEY_VARIABLE
 from prefillshare.engine.version import is_cpu_build
 from prefillshare.engine.worker import WorkerSpec
-from prefillshare.engine.worker_key import KEY_VARIABLE as WORKER_KEY_VARIABLE
+from prefillshare.engine.worker_key import WORKER_KEY_VARIABLE
 from prefillshare.errors import UserError
 from prefillshare.instructions import Placement
 
@@ -89,7 +89,7 @@ def worker_environment(spec: WorkerSpec) -> dict[str, str]:
         "VLLM_CPU_KVCACHE_SPACE": str(spec.kv_cache_gib),
         "VLLM_NIXL_SIDE_CHANNEL_HOST": spec.host,
         "VLLM_NIXL_SIDE_CHANNEL_PORT": str(spec.side_channel_port),
-        KEY_VARIABLE: spec.handoff_key,
+        HANDOFF_KEY_VARIABLE: spec.handoff_key,
         WORKER_KEY_VARIABLE: spec.worker_key,
     }
     if "UCX_TLS" not in os.environ and not _has_nvidia_gpu():

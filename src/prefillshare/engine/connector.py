@@ -42,7 +42,7 @@ from vllm.v1.request import RequestStatus
 from prefillshare.engine import hooks
 from prefillshare.engine.checkpoint import require_planned
 from prefillshare.engine.handoff import (
-    KEY_VARIABLE,
+    HANDOFF_KEY_VARIABLE,
     Reason,
     Refusal,
     decode_refusal,
@@ -114,9 +114,9 @@ class SharedPrefillConnector(NixlPullConnector):
             raise ValueError("kv_load_failure_policy must be 'fail': 'recompute' prefills with the decode module")
         if settings.kv_role not in ("kv_producer", "kv_consumer"):
             raise ValueError(f"kv_role must be 'kv_producer' or 'kv_consumer', found {settings.kv_role!r}")
-        self._key = os.environ.get(KEY_VARIABLE, "")
+        self._key = os.environ.get(HANDOFF_KEY_VARIABLE, "")
         if not self._key:
-            raise ValueError(f"{KEY_VARIABLE} is not set; give all workers of a deployment the same secret")
+            raise ValueError(f"{HANDOFF_KEY_VARIABLE} is not set; give all workers of a deployment the same secret")
         extra = settings.kv_connector_extra_config
         self._decodes = settings.kv_role == "kv_consumer"
         self._base_identity: str = extra["base_identity"]

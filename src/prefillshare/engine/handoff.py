@@ -43,7 +43,7 @@ STATUS: dict[Reason, int] = {
     "preempted": 503,
 }
 
-KEY_VARIABLE = "PREFILLSHARE_HANDOFF_KEY"
+HANDOFF_KEY_VARIABLE = "PREFILLSHARE_HANDOFF_KEY"
 PROMPT = "prompt_digest"
 SEAL = "seal"
 DEADLINE = "remote_blocks_expiry_time"  # NIXL's name; on the prefill worker's monotonic clock, in seconds
@@ -130,7 +130,8 @@ def seal_refusal(params: dict[str, Any], key: str) -> Refusal | None:
         return None
     return Refusal(
         "forged_handoff",
-        f"the seal does not match: kv_transfer_params were changed on their way, or the workers' {KEY_VARIABLE} differ",
+        "the seal does not match: kv_transfer_params were changed on their way, or the workers' "
+        f"{HANDOFF_KEY_VARIABLE} differ",
     )
 
 

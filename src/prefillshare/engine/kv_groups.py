@@ -1,8 +1,8 @@
 """Whether vLLM keeps a prompt's KV as a handoff needs it: that of every position, in one list of blocks.
 
 Layers with an attention window need the last part of it alone. vLLM's hybrid KV cache manager gives such layers blocks
-of their own and drops what has left the window; workers run without it (`worker.py`), and layers with a window are then
-kept whole like those beside them that see everything. Where every layer has a window, vLLM drops all the same.
+of their own and drops what has left the window; workers run without it (`command.py`), and layers with a window are
+then kept whole like those beside them that see everything. Where every layer has a window, vLLM drops all the same.
 """
 
 from collections.abc import Iterator, Sequence

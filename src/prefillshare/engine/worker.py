@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from prefillshare.config import Deployment, ModuleConfig, Parsers
-from prefillshare.engine.handoff import KEY_VARIABLE
-from prefillshare.engine.worker_key import KEY_VARIABLE as WORKER_KEY_VARIABLE
+from prefillshare.engine.handoff import HANDOFF_KEY_VARIABLE
+from prefillshare.engine.worker_key import WORKER_KEY_VARIABLE
 from prefillshare.errors import UserError
 from prefillshare.hardware import resolve_dtype
 from prefillshare.identity import compute_identity
@@ -93,7 +93,7 @@ def plan_workers(deployment: Deployment) -> list[WorkerSpec]:
             has no valid manifest, or a pool has modules that cannot run in one worker.
     """
     shared = deployment.workers
-    key = os.environ.get(KEY_VARIABLE) or secrets.token_hex(32)
+    key = os.environ.get(HANDOFF_KEY_VARIABLE) or secrets.token_hex(32)
     worker_key = os.environ.get(WORKER_KEY_VARIABLE) or secrets.token_hex(32)
     parts = [*_prefill_parts(deployment), *_decode_parts(deployment)]
     cores = [shared.cores[place % len(shared.cores)] if shared.cores else None for place in range(len(parts))]
@@ -223,7 +223,7 @@ def require_shared_secrets() -> None:
     Raises:
         UserError: they would each draw new ones, and refuse each other's handoffs.
     """
-    missing = [name for name in (KEY_VARIABLE, WORKER_KEY_VARIABLE) if not os.environ.get(name)]
+    missing = [name for name in (HANDOFF_KEY_VARIABLE, WORKER_KEY_VARIABLE) if not os.environ.get(name)]
     if missing:
         raise UserError(
             f"{' and '.join(missing)} must be set: workers that are started one by one share these secrets with each "

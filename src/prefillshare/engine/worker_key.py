@@ -11,7 +11,7 @@ import os
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-KEY_VARIABLE = "VLLM_API_KEY"  # vLLM's name, so that its own check holds as well
+WORKER_KEY_VARIABLE = "VLLM_API_KEY"  # vLLM's name, so that its own check holds as well
 OPEN_PATHS = frozenset({"/health", "/metrics"})
 
 
@@ -23,9 +23,11 @@ class WorkerKeyMiddleware:
     """
 
     def __init__(self, app: ASGIApp) -> None:
-        key = os.environ.get(KEY_VARIABLE)
+        key = os.environ.get(WORKER_KEY_VARIABLE)
         if not key:
-            raise RuntimeError(f"the environment variable {KEY_VARIABLE} is not set: this worker would be open to all")
+            raise RuntimeError(
+                f"the environment variable {WORKER_KEY_VARIABLE} is not set: this worker would be open to all"
+            )
         self._app = app
         self._expected = _digest(b"Bearer " + key.encode())
 

@@ -5,12 +5,10 @@ chain of hashes, per worker, and beside each block the model whose call had the 
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from hashlib import blake2b
-from typing import NamedTuple
 
-from prefillshare.router.fast_json import to_json
+from prefillshare.router.placement.chunks import Chain
 
 MAX_BLOCKS_PER_WORKER = 100_000  # about 15 MB; 12.8 million tokens at 128 tokens a block
 
@@ -35,61 +33,31 @@ class Ledger:
     reused, not as reused from others: the figure is a lower bound.
     """
 
-    def __init__(self, block_size: int, max_blocks: int = MAX_BLOCKS_PER_WORKER) -> None:
-        self._block_size = block_size
+    def __init__(self, max_blocks: int = MAX_BLOCKS_PER_WORKER) -> None:
         self._max_blocks = max_blocks
         self._payers: dict[str, OrderedDict[bytes, str]] = {}
 
-    def record(
-        self, worker: str, model: str, prompt_token_ids: Sequence[int], cached_tokens: int, salt: str | None = None
-    ) -> Attribution:
+    def record(self, worker: str, model: str, prompt: Chain, cached_tokens: int) -> Attribution:
         """Attributes a call that found `cached_tokens` in the cache of `worker`; `model` has paid for the rest.
 
-        As in the worker's cache, blocks under one `salt` are not those under another.
+        `prompt` is in blocks of the worker's cache (`chain_of_tokens`).
         """
         payers = self._payers.setdefault(worker, OrderedDict())
-        cached_blocks = cached_tokens // self._block_size
+        block_size = prompt.chunk_tokens
+        cached_blocks = cached_tokens // block_size
         paid_by: dict[str, int] = {}
-        for index, block in enumerate(block_hashes(prompt_token_ids, self._block_size, salt)):
+        for index, block in enumerate(prompt.hashes):
             if index >= cached_blocks:
                 payers[block] = model
             elif payer := payers.get(block):
-                paid_by[payer] = paid_by.get(payer, 0) + self._block_size
+                paid_by[payer] = paid_by.get(payer, 0) + block_size
             if block in payers:
                 payers.move_to_end(block)
         while len(payers) > self._max_blocks:
             payers.popitem(last=False)
-        prompt = len(prompt_token_ids)
         from_others = sum(tokens for payer, tokens in paid_by.items() if payer != model)
-        return Attribution(prompt, prompt - cached_tokens, cached_tokens, from_others, paid_by)
+        return Attribution(prompt.tokens, prompt.tokens - cached_tokens, cached_tokens, from_others, paid_by)
 
     def forget(self, worker: str) -> None:
         """The worker has left. One of that name that joins later begins with an empty cache."""
         self._payers.pop(worker, None)
-
-
-def block_hashes(token_ids: Sequence[int], block_size: int, salt: str | None = None) -> Sequence[bytes]:
-    """One hash for each whole block, over the block's tokens and the hash before it; the salt is before the first."""
-    global _last
-    known = _last
-    if known.token_ids is token_ids and (known.block_size, known.salt) == (block_size, salt):
-        return known.hashes
-    hashes, previous = [], (salt or "").encode()
-    for start in range(0, len(token_ids) - block_size + 1, block_size):
-        # As JSON: orjson writes it five times faster than `array` makes integers of a list.
-        block = to_json(list(token_ids[start : start + block_size]))
-        previous = blake2b(previous + block, digest_size=16).digest()
-        hashes.append(previous)
-    _last = _Hashed(token_ids, block_size, salt, hashes)
-    return hashes
-
-
-class _Hashed(NamedTuple):
-    token_ids: Sequence[int]  # never changed: a prefill worker's answer
-    block_size: int
-    salt: str | None
-    hashes: Sequence[bytes]
-
-
-# A call's prompt is asked for twice, by the ledger and right after it for placing the decode leg.
-_last = _Hashed((), 0, None, ())

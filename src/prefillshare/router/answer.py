@@ -5,18 +5,19 @@ is always prompt - 1), what is internal to the two legs is removed, and an answe
 """
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from prefillshare.router import sse
 from prefillshare.router.errors import RouterError, worker_failed, worker_refused
 
-_SEPARATOR = b"\n\n"
-_DONE = b"data: [DONE]" + _SEPARATOR
+_DONE = sse.event(sse.DONE)
 _INTERNAL = ("kv_transfer_params", "ec_transfer_params")
 # Quotes inside a JSON string are escaped, so these bytes can only be keys of the event itself, never generated text.
 _REWRITTEN = (b'"usage":{', b'"kv_transfer_params"', b'"ec_transfer_params"')
 _OPENING = b'"delta":{"role":"assistant","content":""'
+_ERROR = b'data: {"error":'
 _ABORTED = b'"finish_reason":"abort"'
 
 
@@ -41,7 +42,7 @@ def rewrite_answer(raw: bytes, cached_tokens: int, worker: str, usage: Usage | N
     if any(choice.get("finish_reason") == "abort" for choice in choices):
         raise worker_failed(worker, "stopped before the answer was complete")
     _read_usage(answer, usage or Usage())
-    return _dump(_rewrite(answer, cached_tokens))
+    return dump(_rewrite(answer, cached_tokens))
 
 
 async def rewrite_stream(
@@ -61,12 +62,10 @@ async def rewrite_stream(
     pending = b""
     ready: list[bytes] = []
     async for chunk in chunks:
-        *events, pending = (pending + chunk).split(_SEPARATOR)
+        *events, pending = (pending + chunk).split(sse.SEPARATOR)
         failure: RouterError | None = None
         for event in events:
-            event += _SEPARATOR
-            if failure := _failure(event, worker):
-                break
+            event += sse.SEPARATOR
             try:
                 rewritten = _rewrite_event(event, cached_tokens, worker, usage)
             except RouterError as error:
@@ -88,29 +87,34 @@ async def rewrite_stream(
     raise worker_failed(worker, "the connection ended before the answer was complete")
 
 
-def _failure(event: bytes, worker: str) -> RouterError | None:
-    if event.startswith(b'data: {"error":'):
-        data = event.removeprefix(b"data: ")
-        try:
-            error = json.loads(data)["error"]
-        except ValueError:
-            error = None
-        code = error.get("code") if isinstance(error, dict) else None
-        return worker_refused(worker, code if isinstance(code, int) else 500, data)
-    if _ABORTED in event:
-        return worker_failed(worker, "stopped before the answer was complete")
-    return None
-
-
 def _rewrite_event(event: bytes, cached_tokens: int, worker: str, usage: Usage) -> bytes:
-    """The event as the client gets it; empty when it is not for the client."""
+    """The event as the client gets it; empty when it is not for the client.
+
+    Raises:
+        RouterError: it is an error, or ends an answer that the worker gave up.
+    """
+    if event.startswith(_ERROR):
+        raise _reported(event, worker)
+    if _ABORTED in event:
+        raise worker_failed(worker, "stopped before the answer was complete")
     if not any(key in event for key in _REWRITTEN):
         return event
-    data = _object(event.removeprefix(b"data: "), worker)
+    data = _object(sse.data_of(event), worker)
     _read_usage(data, usage)
     if data.get("usage") and not data.get("choices") and not usage.shown:
         return b""
-    return b"data: " + _dump(_rewrite(data, cached_tokens)) + _SEPARATOR
+    return sse.event(dump(_rewrite(data, cached_tokens)))
+
+
+def _reported(event: bytes, worker: str) -> RouterError:
+    """What the client is told of an error in the stream."""
+    data = sse.data_of(event)
+    try:
+        error = json.loads(data)["error"]
+    except ValueError:
+        error = None
+    code = error.get("code") if isinstance(error, dict) else None
+    return worker_refused(worker, code if isinstance(code, int) else 500, data)
 
 
 def _read_usage(answer: dict[str, Any], usage: Usage) -> None:
@@ -142,5 +146,6 @@ def _object(raw: bytes, worker: str) -> dict[str, Any]:
     return found
 
 
-def _dump(value: dict[str, Any]) -> bytes:
+def dump(value: Mapping[str, Any]) -> bytes:
+    """An answer, or what an event of one says, as JSON."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()

@@ -19,9 +19,9 @@ from prefillshare.router.errors import RouterError, internal
 from prefillshare.router.fleet import Listener
 from prefillshare.router.gate import Gate
 from prefillshare.router.log_format import logging_as
-from prefillshare.router.refusals import Refusals
 from prefillshare.router.route import ModelRoute
 from prefillshare.router.status.page import status_routes
+from prefillshare.router.turned_away import TurnedAway
 from prefillshare.router_config import RouterConfig
 
 MAX_BODY_BYTES = 8 * 2**20  # a prompt of a million tokens
@@ -35,7 +35,7 @@ def create_app(
     max_body_bytes: int = MAX_BODY_BYTES,
     worker_key: str | None = None,
     drain: Drain | None = None,
-    refusals: Refusals | None = None,
+    turned_away: TurnedAway | None = None,
     listeners: Sequence[Listener] = (),
     max_num_seqs: int | None = None,
     kv_lease_s: float = 30.0,
@@ -50,7 +50,7 @@ def create_app(
         max_body_bytes: longer request bodies are refused with a 413.
         worker_key: the secret that the workers ask for.
         drain: has it take no more calls, when that has begun.
-        refusals: what the server counts that the app is served by, for `/metrics`.
+        turned_away: counted by the server that the app is served by, for `/metrics`.
         listeners: are told of each worker that joins or leaves while the router runs.
         max_num_seqs: how many calls a worker runs at a time, where that is known; more would queue inside it.
         kv_lease_s: how long prefill workers keep KV that nobody pulls.
@@ -73,7 +73,7 @@ def create_app(
         max_body_bytes=max_body_bytes,
         worker_key=worker_key,
         drain=drain,
-        refusals=refusals,
+        turned_away=turned_away,
         listeners=listeners,
         max_num_seqs=max_num_seqs,
         kv_lease_s=kv_lease_s,

@@ -10,7 +10,6 @@ from functools import partial
 from prefillshare.access import load_keys
 from prefillshare.router.accounting import Ledger
 from prefillshare.router.admin.api import Admin
-from prefillshare.router.breaker import Breaker
 from prefillshare.router.divergence import Divergence
 from prefillshare.router.drain import Drain
 from prefillshare.router.endpoint import Services
@@ -20,18 +19,19 @@ from prefillshare.router.fleet import Change, Fleet, Listener
 from prefillshare.router.flow.capacity import Capacities, keep_asking
 from prefillshare.router.flow.control import FlowControl
 from prefillshare.router.flow.metrics import FlowMetrics
-from prefillshare.router.health import HealthMonitor
+from prefillshare.router.health.breaker import Breaker
+from prefillshare.router.health.monitor import HealthMonitor
 from prefillshare.router.metrics import Metrics
 from prefillshare.router.observer import Observer
 from prefillshare.router.placement.placement import Placement
 from prefillshare.router.pool import Worker
-from prefillshare.router.refusals import Refusals
 from prefillshare.router.relay import Relay, open_http
 from prefillshare.router.route import ModelRoute
 from prefillshare.router.status.board import Board
 from prefillshare.router.tenant_metrics import TenantMetrics
 from prefillshare.router.tenants import SECRET_VARIABLE, make_keyring
 from prefillshare.router.tracing import check_installed, open_tracing
+from prefillshare.router.turned_away import TurnedAway
 from prefillshare.router.turns import Turns
 from prefillshare.router_config import RouterConfig
 
@@ -51,7 +51,7 @@ class Assembly:
         max_body_bytes: int,
         worker_key: str | None,
         drain: Drain | None,
-        refusals: Refusals | None,
+        turned_away: TurnedAway | None,
         listeners: Sequence[Listener],
         max_num_seqs: int | None,
         kv_lease_s: float,
@@ -61,7 +61,7 @@ class Assembly:
         self.fleet = Fleet(routes)
         self.fleet.listeners += listeners
         self.metrics = Metrics(self.fleet.pools, self.fleet.models)
-        self.metrics.registry.register((refusals or Refusals()).counter)
+        self.metrics.registry.register((turned_away or TurnedAway()).counter)
         self.draining = drain or Drain()
         keys = load_keys(settings.keys, settings.keys_file, os.environ)
         self.keyring = make_keyring(keys, os.environ.get(SECRET_VARIABLE) or secrets.token_hex(32)) if keys else None
@@ -105,7 +105,7 @@ class Assembly:
             asking = asyncio.create_task(keep_asking(capacities, flow.freed))
             tracing = open_tracing(settings.tracing, os.environ)
             observer = Observer(self.metrics, self.board, tracing)
-            ledger = Ledger(block_size)
+            ledger = Ledger()
             fleet.listeners.append(partial(_forget_who_left, self._placement, ledger, breaker, capacities))
             fleet.removal_listeners.append(flow.removed)
             extension = Extension(http, settings.extension, fleet.routes, ledger, self._extension_metrics, block_size)

@@ -15,17 +15,15 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, S
 from dataclasses import replace
 from typing import Any
 
+from prefillshare.router import sse
 from prefillshare.router.accounting import Attribution
 from prefillshare.router.admission import Call
+from prefillshare.router.answer import dump
 from prefillshare.router.errors import RouterError, bad_request
 from prefillshare.router.exchange import Exchange
 from prefillshare.router.record import CallRecord
 from prefillshare.router.sampling import RANGES, out_of_range
 from prefillshare.router.tenants import Visit
-
-_SEPARATOR = b"\n\n"
-_DATA = b"data: "
-_DONE = b"data: [DONE]"
 
 Serve = Callable[[Exchange, Call], Awaitable[None]]
 
@@ -133,12 +131,12 @@ class _Whole:
         first = self.choices[0]
         if self.exchange.record.stream:
             closing = _event(first.closing | self._head | {"usage": usage}) if usage else b""
-            await self.send(closing + _DONE + _SEPARATOR)
+            await self.send(closing + sse.event(sse.DONE))
             await self.exchange.body(b"")
             return
         self.exchange.headers |= first.headers
         answer = first.answer | {"choices": [each for choice in self.choices for each in choice.answer["choices"]]}
-        await self.exchange.whole(200, _dump(answer | ({"usage": usage} if usage else {})))
+        await self.exchange.whole(200, dump(answer | ({"usage": usage} if usage else {})))
 
 
 class _Choice(Exchange):
@@ -173,12 +171,12 @@ class _Choice(Exchange):
 
     async def events(self, data: bytes) -> None:
         self.streaming = True
-        events = (event for event in data.split(_SEPARATOR) if event and event != _DONE)
+        events = (event for event in data.split(sse.SEPARATOR) if event and sse.data_of(event) != sse.DONE)
         if ready := b"".join(map(self._own, events)):
             await self._whole.send(ready)
 
     def _own(self, event: bytes) -> bytes:
-        answer = json.loads(event.removeprefix(_DATA))
+        answer = json.loads(sse.data_of(event))
         if not answer["choices"]:
             self.closing = answer
             return b""
@@ -268,8 +266,4 @@ def _total(tokens: Sequence[Attribution]) -> Attribution:
 
 
 def _event(data: Mapping[str, Any]) -> bytes:
-    return _DATA + _dump(data) + _SEPARATOR
-
-
-def _dump(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    return sse.event(dump(data))

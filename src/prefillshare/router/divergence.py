@@ -91,8 +91,8 @@ class Divergence:
         if other is None or other.model not in self._routes or known < _SHARE * len(chain.hashes):
             return
         prompt_bytes = chain.tokens * BYTES_PER_TOKEN + len(canonical(instructions)) + len(canonical(before))
-        tokens = (known - own) * CHUNK_BYTES * len(prefilled.prompt_token_ids) // prompt_bytes
-        computed = len(prefilled.prompt_token_ids) - prefilled.cached_tokens
+        tokens = (known - own) * CHUNK_BYTES * prefilled.chain.tokens // prompt_bytes
+        computed = prefilled.chain.tokens - prefilled.handoff.cached_tokens
         lost = min(tokens, computed) // self._block_size * self._block_size
         if lost:
             self._tell(head, other, lost)

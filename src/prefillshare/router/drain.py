@@ -12,7 +12,7 @@ _RETRY_AFTER_S = 1  # by then a load balancer has another router
 
 
 class Drain:
-    """Of one router; `app.state.drain` is where who stops it finds it."""
+    """Of one router; who stops it makes it, and gives it to `create_app`."""
 
     def __init__(self) -> None:
         self.begun = False

@@ -194,8 +194,7 @@ class CompletionEndpoint:
     def _account(self, services: Services, exchange: Exchange, call: Call, prefilled: Prefilled) -> None:
         worker = exchange.record.prefill_worker = prefilled.worker.name
         services.fleet.handed_over(exchange.record.request_id, prefilled.worker)
-        ids = prefilled.prompt_token_ids
-        tokens = services.ledger.record(worker, call.model, ids, prefilled.cached_tokens, call.salt)
+        tokens = services.ledger.record(worker, call.model, prefilled.chain, prefilled.handoff.cached_tokens)
         services.extension.prefilled(call, prefilled)
         services.divergence.prefilled(call, prefilled)
         exchange.visit.charge(tokens.prompt)

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from prefillshare.router import sse
+
 KV_LOST = "kv_lost"  # another prefill may bring it back
 NOT_CONNECTED = "not_connected"
 OUT_OF_FILES = "out_of_files"
@@ -38,7 +40,7 @@ class RouterError(Exception):
 
     def event(self) -> bytes:
         """The error as the last event of a stream. No `[DONE]` follows it: the answer is not complete."""
-        return b"data: " + json.dumps(self.body()).encode() + b"\n\n"
+        return sse.event(json.dumps(self.body()).encode())
 
 
 def bad_request(message: str, param: str | None = None, code: str | None = None) -> RouterError:
@@ -82,6 +84,11 @@ def out_of_files() -> RouterError:
 
 def unavailable(message: str, *, retry: str | None = None) -> RouterError:
     return _come_back(message, "no_worker_available", retry=retry)
+
+
+def no_worker_up(pool: str, why: str) -> RouterError:
+    """`why` says of each of the pool's workers what is the matter with it."""
+    return unavailable(f"no {pool} worker is up ({why})")
 
 
 def _bad_gateway(worker: str, reason: str, code: str, *, retry: str | None) -> RouterError:

@@ -25,7 +25,7 @@ class Exchange:
         self.visit = visit
         self.headers: dict[str, str] = {}
         self.streaming = False
-        self.record = CallRecord(uuid.uuid4().hex, endpoint, "unknown", CLIENT_LEFT, "-", 0.0)
+        self.record = CallRecord(uuid.uuid4().hex, endpoint, "unknown", CLIENT_LEFT, None, 0.0)
         self._started = time.perf_counter()
 
     def seconds(self) -> float:

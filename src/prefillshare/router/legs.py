@@ -12,6 +12,7 @@ from typing import Any
 from prefillshare.instructions import Placement, place_instructions
 from prefillshare.router.admission import Call
 from prefillshare.router.errors import bad_request, worker_failed
+from prefillshare.router.placement.chunks import Chain
 from prefillshare.router.pool import Worker
 
 # Everything in a request that shapes the prompt. The rest (sampling, stop, logprobs, response_format, ...) is left out
@@ -34,15 +35,23 @@ _REQUIRED = ("remote_engine_id", "remote_request_id", "remote_host", "remote_por
 
 
 @dataclass(frozen=True, slots=True)
-class Prefilled:
-    """The prompt's KV, held by `worker` under a lease for the decode leg."""
+class Handoff:
+    """What leg 1 has left for leg 2: the whereabouts of the prompt's KV, which the prefill worker holds on a lease."""
 
-    worker: Worker
     kv_transfer_params: Mapping[str, Any]  # as the prefill worker gave them
     prompt_token_ids: list[int]
     cached_tokens: int  # of the prompt, found in the prefill worker's cache
+
+
+@dataclass(frozen=True, slots=True)
+class Prefilled:
+    """A leg 1 that has succeeded on `worker`."""
+
+    worker: Worker
+    handoff: Handoff
+    chain: Chain  # of the prompt's tokens, made once for all who go by its blocks
     seconds: float
-    placed_by: str = "-"  # the rule that chose the worker
+    placed_by: str  # the rule that chose the worker
 
 
 def prefill_body(call: Call, base: str, instructions: Placement = "in_place") -> dict[str, Any]:
@@ -99,7 +108,7 @@ def _placed(body: Mapping[str, Any], instructions: Placement) -> Any:
         raise bad_request(f"`messages`: {error}.", "messages") from None
 
 
-def decode_body(call: Call, prefilled: Prefilled) -> dict[str, Any]:
+def decode_body(call: Call, handoff: Handoff) -> dict[str, Any]:
     """The client's body with the KV's whereabouts and the prompt's token ids.
 
     Its `model` is the admitted one: a worker that hosts several modules goes by it, and without it would decode with
@@ -108,14 +117,14 @@ def decode_body(call: Call, prefilled: Prefilled) -> dict[str, Any]:
     vLLM takes the ids of a chat inside `kv_transfer_params` (and removes them before the connector sees it), those of a
     completion as its prompt.
     """
-    params = dict(prefilled.kv_transfer_params)
+    params = dict(handoff.kv_transfer_params)
     body = {**call.body, "model": call.model, "kv_transfer_params": params}
     if call.stream and not asks_for_usage(call):
         body["stream_options"] = _with_usage(call.body.get("stream_options"))
     if call.endpoint == "chat/completions":
-        params["prompt_token_ids"] = prefilled.prompt_token_ids
+        params["prompt_token_ids"] = handoff.prompt_token_ids
     else:
-        body["prompt"] = prefilled.prompt_token_ids
+        body["prompt"] = handoff.prompt_token_ids
     return body | _salt(call)
 
 
@@ -135,7 +144,7 @@ def _with_usage(options: dict[str, Any] | None) -> dict[str, Any]:
     return {**(options or {}), "include_usage": True, "continuous_usage_stats": False}
 
 
-def read_prefill(call: Call, worker: Worker, response: object, seconds: float, placed_by: str = "-") -> Prefilled:
+def read_prefill(call: Call, worker: Worker, response: object) -> Handoff:
     """Takes the KV's whereabouts out of a prefill worker's response.
 
     Raises:
@@ -151,7 +160,7 @@ def read_prefill(call: Call, worker: Worker, response: object, seconds: float, p
     if not ids:
         raise worker_failed(worker.name, "prefill returned no prompt token ids")
     cached = _cached_tokens(response, params)
-    return Prefilled(worker, params, ids, min(cached, len(ids)), seconds, placed_by)
+    return Handoff(params, ids, min(cached, len(ids)))
 
 
 def read_prompt(call: Call, response: Mapping[str, Any]) -> tuple[list[int], int]:

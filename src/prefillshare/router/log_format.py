@@ -22,10 +22,10 @@ def log_call(call: CallRecord) -> None:
         _TEXT,
         call.request_id,
         call.model,
-        call.prefill_worker,
-        call.decode_worker,
+        call.prefill_worker or "-",
+        call.decode_worker or "-",
         call.status,
-        call.reason,
+        call.reason or "-",
         call.seconds * 1000,
         extra={"call": call},
     )
@@ -38,10 +38,10 @@ def call_fields(call: CallRecord) -> dict[str, Any]:
         "request_id": call.request_id,
         "endpoint": call.endpoint,
         "model": call.model,
-        "prefill_worker": _known(call.prefill_worker),
-        "decode_worker": _known(call.decode_worker),
+        "prefill_worker": call.prefill_worker,
+        "decode_worker": call.decode_worker,
         "status": call.status,
-        "reason": _known(call.reason),
+        "reason": call.reason,
         "stream": call.stream,
         "retries": call.retries or None,
         "prefilled_again": call.prefilled_again or None,
@@ -99,10 +99,6 @@ def logging_as(log_format: Literal["text", "json"], stream: TextIO | None = None
         LOG.removeHandler(handler)
         LOG.setLevel(level)
         LOG.propagate = propagate
-
-
-def _known(text: str) -> str | None:
-    return None if text == "-" else text
 
 
 def _rounded(seconds: float | None) -> float | None:

@@ -43,10 +43,12 @@ class Metrics:
         counter = partial(Counter, registry=self.registry)
         self._requests = counter(
             "prefillshare_requests",
-            "Calls by outcome: an HTTP status (a stream that breaks counts as its error), 499 when the client left.",
+            "Requests by outcome: an HTTP status (a stream that breaks counts as its error), 499 when the client left.",
             ["model", "status"],
         )
-        self._errors = counter("prefillshare_errors", "Calls that ended with an error, by its code.", ["model", "code"])
+        self._errors = counter(
+            "prefillshare_errors", "Requests that ended with an error, by its code.", ["model", "code"]
+        )
         self._tokens = {
             kind: counter(f"prefillshare_{kind}_tokens", text, ["model"])
             for kind, text in (
@@ -80,7 +82,7 @@ class Metrics:
         )
         self._in_flight = Gauge(
             "prefillshare_in_flight_requests",
-            "Calls being served, those that wait for a worker or send their body included.",
+            "Requests being served, those that wait for a worker or send their body included.",
             registry=self.registry,
         )
 
@@ -88,13 +90,13 @@ class Metrics:
         histogram = partial(Histogram, registry=self.registry)
         self._request_seconds = histogram(
             "prefillshare_request_duration_seconds",
-            "From a call's arrival to its last byte; calls with status 200.",
+            "From a request's arrival to its last byte; requests with status 200.",
             ["model"],
             buckets=SECONDS,
         )
         self._first_token_seconds = histogram(
             "prefillshare_time_to_first_token_seconds",
-            "From a streamed call's arrival to its first event.",
+            "From a streamed request's arrival to its first event.",
             ["model"],
             buckets=SECONDS,
         )
@@ -119,7 +121,7 @@ class Metrics:
         self._in_flight.dec()
         self._requests.labels(call.model, str(call.status)).inc()
         self._sent_bytes.labels(call.model).inc(call.sent_bytes)
-        if call.reason != "-":
+        if call.reason is not None:
             self._errors.labels(call.model, self._bounded(call.reason)).inc()
         if call.output_tokens:
             self._tokens["output"].labels(call.model).inc(call.output_tokens)

@@ -28,7 +28,7 @@ def _unchecked() -> dict[Fault, str]:
 
 
 @dataclass(slots=True, eq=False)
-class Waiting:
+class OnWorker:
     """A call on a worker; `cut` ends it."""
 
     cut: Callable[[], None]
@@ -40,12 +40,12 @@ class Waiting:
 class _State:
     faults: dict[Fault, str] = field(default_factory=_unchecked)  # with the reasons; up means none
     heard: float = field(default_factory=time.monotonic)  # when it last sent something of an answer
-    calls: set[Waiting] = field(default_factory=set)
+    calls: set[OnWorker] = field(default_factory=set)
     since: float = field(default_factory=time.time)  # when it went up or down, in seconds since 1970
     losses: int = 0  # how often it has gone down
     in_flight: int = 0  # calls
     load: int = 0  # their tokens
-    turn: int = 0  # when it was last chosen, as a count
+    chosen: int = 0  # when it was last chosen, as a count
     draining: bool = False
     removals: int = 0  # that wait for its calls to end
     reserved: int = 0  # calls whose tokens are counted before their leg begins
@@ -71,7 +71,7 @@ class Pool:
         self.name = name
         self._workers: dict[str, Worker] = {}
         self._states = _States()
-        self._turns = count(1)
+        self._choices = count(1)
         for worker in workers:
             self.add(worker)
 
@@ -131,7 +131,7 @@ class Pool:
 
     def least_recent(self) -> list[Worker]:
         """The workers that are ready, the one not leased for longest first."""
-        return sorted(self.ready(), key=lambda worker: self._states[worker.name].turn)
+        return sorted(self.ready(), key=lambda worker: self._states[worker.name].chosen)
 
     def set_limit(self, worker: Worker, tokens: int | None, calls: int | None = None) -> None:
         """How many tokens and calls may be in flight on `worker`; None for any number."""
@@ -177,7 +177,7 @@ class Pool:
             state.heard = time.monotonic()  # until now there was nothing to be heard
         state.in_flight += 1
         state.load += tokens
-        state.turn = next(self._turns)
+        state.chosen = next(self._choices)
         try:
             yield
         finally:
@@ -185,17 +185,17 @@ class Pool:
             state.load -= tokens
 
     @contextmanager
-    def waiting(self, worker: Worker, cut: Callable[[], None]) -> Iterator[Waiting]:
+    def waiting(self, worker: Worker, cut: Callable[[], None]) -> Iterator[OnWorker]:
         """Around a call in flight. `cut` is called when it must not wait for the worker any longer."""
         calls = self._states[worker.name].calls
-        call = Waiting(cut)
+        call = OnWorker(cut)
         calls.add(call)
         try:
             yield call
         finally:
             calls.discard(call)
 
-    def wait_for(self, worker: Worker, call: Waiting) -> None:
+    def wait_for(self, worker: Worker, call: OnWorker) -> None:
         """From now on the call waits for the worker, which has had nothing to do for it until now."""
         if not self.is_awaited(worker):
             self.heard(worker)

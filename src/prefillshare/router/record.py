@@ -14,12 +14,12 @@ class CallRecord:
     endpoint: str  # "chat/completions"
     model: str  # a served model or "unknown"
     status: int  # HTTP status; a stream that breaks has its error's, a client that left 499
-    reason: str  # the error's code, or "-"
+    reason: str | None  # the error's code
     seconds: float  # from its arrival to its last byte
     stream: bool = False
     session: SessionKey | None = field(default=None, repr=False)
-    prefill_worker: str = "-"
-    decode_worker: str = "-"
+    prefill_worker: str | None = None
+    decode_worker: str | None = None
     tokens: Attribution | None = None  # of the prompt, as the first prefill found it; None when none succeeded
     answers: int = 1  # to one request
     output_tokens: int | None = None  # of all answers; None when they are not complete

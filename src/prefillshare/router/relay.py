@@ -18,30 +18,30 @@ import aiohttp
 from prefillshare.open_files import ran_out
 from prefillshare.router.admission import Call
 from prefillshare.router.answer import Usage, rewrite_answer, rewrite_stream
-from prefillshare.router.breaker import Breaker
 from prefillshare.router.errors import (
     KV_LOST,
     NOT_CONNECTED,
     OUT_OF_FILES,
     RouterError,
+    no_worker_up,
     not_connected,
     out_of_files,
-    unavailable,
     worker_failed,
     worker_refused,
     worker_timed_out,
 )
 from prefillshare.router.fast_json import from_json, to_json
+from prefillshare.router.health.breaker import Breaker
 from prefillshare.router.hedge import first_of
 from prefillshare.router.legs import Prefilled, decode_body, prefill_body, read_prefill
 from prefillshare.router.observer import Leg, unobserved
 from prefillshare.router.placement.placement import Placed, Placement
-from prefillshare.router.pool import Pool, Waiting, Worker
+from prefillshare.router.pool import OnWorker, Pool, Worker
 from prefillshare.router.retry import Attempts
 from prefillshare.router.route import ModelRoute
 from prefillshare.router.tools import check_tools
 from prefillshare.router.turns import Turns
-from prefillshare.router.waiting import while_up
+from prefillshare.router.while_up import while_up
 from prefillshare.router_config import RouterConfig
 
 LOG = logging.getLogger("prefillshare.router")
@@ -76,23 +76,23 @@ class Decoding:
         response: aiohttp.ClientResponse,
         cached_tokens: int,
         timeout_s: float,
-        waiting: Waiting,
+        on_worker: OnWorker,
         heard: Callable[[], None],
     ) -> None:
-        """`heard` is called whenever the worker has sent something of its answer; `waiting` is told of it, too."""
+        """`heard` is called whenever the worker has sent something of its answer; `on_worker` is told of it, too."""
         self.worker = placed.worker
         self.placed_by = placed.rule
         self._response = response
         self._cached_tokens = cached_tokens
         self._timeout_s = timeout_s
-        self._waiting = waiting
+        self._on_worker = on_worker
         self._heard = heard
         self._usage = Usage()
 
     @property
     def turn_s(self) -> float | None:
         """How long the call has waited for its turn on a device that the worker shares; None where it shares none."""
-        return self._waiting.turn_s
+        return self._on_worker.turn_s
 
     @property
     def output_tokens(self) -> int | None:
@@ -110,7 +110,7 @@ class Decoding:
     async def _chunks(self) -> AsyncIterator[bytes]:
         content = self._response.content
         while True:
-            self._waiting.for_worker = True
+            self._on_worker.for_worker = True
             try:
                 async with asyncio.timeout(self._timeout_s):
                     chunk = await content.readany()
@@ -121,7 +121,7 @@ class Decoding:
             if not chunk:
                 return
             self._heard()
-            self._waiting.for_worker = False
+            self._on_worker.for_worker = False
             yield chunk
 
 
@@ -158,17 +158,18 @@ class Relay:
         route = self._placement.routes[call.model]
         check_tools(call, route)
         if not route.decode.ready():
-            # Checked first: a prefill that nobody fetches holds its blocks on the prefill worker for 30 s.
-            raise _no_worker(route.decode)
+            # Checked first: a prefill that nobody fetches holds its blocks on the prefill worker for its lease
+            # (`workers.kv_lease_s`).
+            raise no_worker_up(route.decode.name, route.decode.why_down())
         body = prefill_body(call, route.base, route.instructions)
         prompt = call.ticket.chain(body)
+        has_room = call.ticket.room_to_prefill()
         placed = attempts.choose(
-            lambda failed: call.ticket.prefill(
-                lambda has_room: self._placement.prefill(call.model, call.session, prompt, failed, has_room)
-            )
+            lambda failed: self._placement.prefill(call.model, call.session, prompt, failed, has_room)
         )
         if placed is None:
-            raise _no_worker(route.prefill)
+            raise no_worker_up(route.prefill.name, route.prefill.why_down())
+        call.ticket.prefills_on(placed.worker)
         if self._hedge_after_s is None:
             return await self._prefill_on(placed, call, route, body, attempts)
 
@@ -192,7 +193,10 @@ class Relay:
         try:
             async with self._leg(call, route.prefill, placed, body) as (response, _):
                 answer = _json(await _read(response, worker, self._timeout_s), worker)
-                return read_prefill(call, worker, answer, time.perf_counter() - started, placed.rule)
+                seconds = time.perf_counter() - started
+                handoff = read_prefill(call, worker, answer)
+                chain = self._placement.chain_of(handoff.prompt_token_ids, call.salt)
+                return Prefilled(worker, handoff, chain, seconds, placed.rule)
         except RouterError as error:
             attempts.failed(error, worker)
             raise
@@ -205,19 +209,19 @@ class Relay:
             RouterError: as for `prefill`; after that from the `Decoding`, when its answer breaks off, or from leaving
                 the context, when the worker has gone down.
         """
-        pool, ids = self._placement.routes[call.model].decode, prefilled.prompt_token_ids
+        pool, chain = self._placement.routes[call.model].decode, prefilled.chain
+        has_room = call.ticket.room_to_decode()
         placed = attempts.choose(
-            lambda failed: call.ticket.decode(
-                lambda has_room: self._placement.decode(call.model, call.session, ids, failed, call.salt, has_room)
-            )
+            lambda failed: self._placement.decode(call.model, call.session, chain, failed, has_room)
         )
         if placed is None:
-            raise _no_worker(pool)
+            raise no_worker_up(pool.name, pool.why_down())
+        placed = call.ticket.decodes_on(placed)
         try:
-            body, sent = decode_body(call, prefilled), call.ticket.sent
-            async with self._leg(call, pool, placed, body, sent) as (response, waiting):
+            body, sent = decode_body(call, prefilled.handoff), call.ticket.sent
+            async with self._leg(call, pool, placed, body, sent) as (response, on_worker):
                 heard = partial(pool.heard, placed.worker)
-                yield Decoding(placed, response, prefilled.cached_tokens, self._timeout_s, waiting, heard)
+                yield Decoding(placed, response, prefilled.handoff.cached_tokens, self._timeout_s, on_worker, heard)
         except RouterError as error:
             attempts.failed(error, placed.worker, prefilled.worker)
             if error.code == KV_LOST:
@@ -236,20 +240,20 @@ class Relay:
         placed: Placed,
         body: Mapping[str, Any],
         sent: Callable[[], None] = lambda: None,
-    ) -> AsyncIterator[tuple[aiohttp.ClientResponse, Waiting]]:
+    ) -> AsyncIterator[tuple[aiohttp.ClientResponse, OnWorker]]:
         """The worker's response to the call, with status 200 and not yet read. `sent` is called when its turn has come
         and the call is about to go to the worker."""
         worker = placed.worker
         with pool.lease(worker, placed.tokens), self._observe(worker, str(body["model"])) as leg:
             try:
-                async with while_up(pool, worker) as waiting, self._turn(pool, worker, waiting):
+                async with while_up(pool, worker) as on_worker, self._turn(pool, worker, on_worker):
                     sent()
                     response = await self._post(call, pool, worker, body, leg.headers)
                     try:
                         if response.status != 200:
                             refusal = await _read(response, worker, self._timeout_s)
                             raise worker_refused(worker.name, response.status, refusal)
-                        yield response, waiting
+                        yield response, on_worker
                     finally:
                         # A response that was read to its end has given its connection back already; any other must
                         # not be read further: closing it is what tells the worker to abort.
@@ -262,10 +266,10 @@ class Relay:
             pool.heard(worker)
 
     @asynccontextmanager
-    async def _turn(self, pool: Pool, worker: Worker, waiting: Waiting) -> AsyncIterator[None]:
-        waiting.for_worker = False  # but for those that it shares a device with
-        async with self._turns.of(pool, worker) as waiting.turn_s:
-            pool.wait_for(worker, waiting)
+    async def _turn(self, pool: Pool, worker: Worker, on_worker: OnWorker) -> AsyncIterator[None]:
+        on_worker.for_worker = False  # but for those that it shares a device with
+        async with self._turns.of(pool, worker) as on_worker.turn_s:
+            pool.wait_for(worker, on_worker)
             yield
 
     async def _post(
@@ -298,10 +302,6 @@ def _mark_down(pool: Pool, worker: Worker, reason: str) -> None:
     """Until its next health check, which is a second away."""
     if pool.mark_down(worker, reason):
         LOG.warning("worker=%s down reason=%r", worker.name, reason)
-
-
-def _no_worker(pool: Pool) -> RouterError:
-    return unavailable(f"no {pool.name} worker is up ({pool.why_down()})")
 
 
 def _json(raw: bytes, worker: Worker) -> Any:

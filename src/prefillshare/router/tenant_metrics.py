@@ -21,13 +21,13 @@ class TenantMetrics:
         )
         self._limited = Counter(
             "prefillshare_rate_limited",
-            "Calls refused with a 429, by the limit that was reached.",
+            "Requests refused with a 429, by the limit that was reached.",
             ["tenant", "limit"],
             registry=registry,
         )
         self._requests = Counter(
             "prefillshare_tenant_requests",
-            "Calls by tenant and outcome, as in prefillshare_requests.",
+            "Requests by tenant and outcome, as in prefillshare_requests.",
             ["tenant", "status"],
             registry=registry,
         )

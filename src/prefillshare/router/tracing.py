@@ -182,7 +182,7 @@ class _OpenTelemetryCall(CallTrace):
         span.update_name(f"{_OPERATIONS.get(call.endpoint, call.endpoint)} {call.model}")
         span.set_attributes(_attributes(call))
         if call.status >= 500:  # by the conventions a server's span has not failed when the client has
-            _mark_failed(span, call.reason)
+            _mark_failed(span, call.reason or str(call.status))
         span.end()
 
 
@@ -207,9 +207,9 @@ def _attributes(call: CallRecord) -> dict[str, Any]:
         "gen_ai.usage.output_tokens": call.output_tokens,
         "gen_ai.usage.cache_read.input_tokens": tokens and tokens.reused,
         "http.response.status_code": call.status,
-        "error.type": None if call.reason == "-" else call.reason,
-        "prefillshare.prefill_worker": None if call.prefill_worker == "-" else call.prefill_worker,
-        "prefillshare.decode_worker": None if call.decode_worker == "-" else call.decode_worker,
+        "error.type": call.reason,
+        "prefillshare.prefill_worker": call.prefill_worker,
+        "prefillshare.decode_worker": call.decode_worker,
         "prefillshare.computed_tokens": tokens and tokens.computed,
         "prefillshare.reused_from_others_tokens": tokens and tokens.reused_from_others,
         "prefillshare.prefilled_again": call.prefilled_again or None,

@@ -108,9 +108,7 @@ class Deployment:
         if room:
             room.prefilled(now)
             room.choose_decode()
-        placed = self.placement.decode_chain(
-            model, self.prompts.key(run), chain, has_room=room.fits_decode if room else None
-        )
+        placed = self.placement.decode(model, self.prompts.key(run), chain, has_room=room.fits_decode if room else None)
         lease, worker = self._lease(self.routes[model].decode, placed)
         if room and placed:
             room.decode(placed.worker)

@@ -219,7 +219,7 @@ def test_a_router_that_stops_ends_what_is_under_way(monkeypatch: pytest.MonkeyPa
     registry = CollectorRegistry()
     extension = Extension(Mock(), "on", {}, Mock(), ExtensionMetrics(registry, ["sql"]), BLOCK_SIZE)
     call = Call("id", "chat/completions", "sql", {}, False, None)
-    record = CallRecord("id", "chat/completions", "sql", 200, "-", 1.0)
+    record = CallRecord("id", "chat/completions", "sql", 200, None, 1.0)
 
     async def play() -> None:
         extension.begin(call, record, lambda: b"")

@@ -4,6 +4,7 @@ import pytest
 
 from prefillshare.router.extension import tally as tally_module
 from prefillshare.router.extension.tally import KEPT_S, Tally
+from prefillshare.router.placement.chunks import chain_of_tokens
 
 BLOCK = 4
 IDS = list(range(14))  # three blocks and two tokens
@@ -16,10 +17,10 @@ class Desk:
         self.tally = Tally(BLOCK, lambda model, tokens: self.wasted.update({model: tokens}), lambda: self.now)
 
     def extend(self, cached: int = 4, salt: str | None = None) -> int:
-        return self.tally.extended("prefill-0", "sql", IDS, cached, salt)
+        return self.tally.extended("prefill-0", "sql", chain_of_tokens(IDS, BLOCK, salt), cached)
 
     def use(self, cached: int, worker: str = "prefill-0", salt: str | None = None) -> int:
-        return self.tally.used(worker, [*IDS, 99, 99], cached, salt)
+        return self.tally.used(worker, chain_of_tokens([*IDS, 99, 99], BLOCK, salt), cached)
 
 
 def test_what_fills_no_block_is_wasted_at_once() -> None:
@@ -61,7 +62,7 @@ def test_what_nobody_has_used_is_wasted_in_the_end() -> None:
     desk = Desk()
     desk.extend()
     desk.now = KEPT_S + 1
-    desk.tally.extended("prefill-0", "json", [7] * 4, 0, None)
+    desk.tally.extended("prefill-0", "json", chain_of_tokens([7] * 4, BLOCK), 0)
     assert desk.wasted == {"sql": 10, "json": 0}
     assert desk.use(cached=12) == 0
 
@@ -70,5 +71,5 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tally_module, "MAX_BLOCKS", 2)
     desk = Desk()
     desk.extend(cached=0)
-    desk.tally.extended("prefill-0", "json", [7] * 4, 0, None)
+    desk.tally.extended("prefill-0", "json", chain_of_tokens([7] * 4, BLOCK), 0)
     assert desk.wasted["sql"] == 2 + BLOCK

@@ -38,10 +38,10 @@ def queue_of(**lines: list[int]) -> tuple[FairQueue[str], Any]:
         ({"a": [10], "b": [10], "c": [11], "d": [10]}, {"queue_share": 0.2}, ["d0"]),
         ({"a": [10], "flood": [21, 9], "d": [30]}, {"queue_share": 0.2}, ["d0"]),  # nobody gives way in vain
         ({"a": [1], "b": [1], "c": [1]}, {"queue_calls": 2}, ["c0"]),
-        ({"b": [1], "a": [1, 1]}, {"key_calls": 1}, ["a1"]),
-        ({"a": [1, 1], "b": [1]}, {"key_calls": 1}, []),  # the newcomer is not the one
-        ({"b": [10], "a": [1, 1]}, {"key_tokens": 1}, ["a1"]),
-        ({"a": [10]}, {"key_tokens": 1}, []),
+        ({"b": [1], "a": [1, 1]}, {"tenant_calls": 1}, ["a1"]),
+        ({"a": [1, 1], "b": [1]}, {"tenant_calls": 1}, []),  # the newcomer is not the one
+        ({"b": [10], "a": [1, 1]}, {"tenant_tokens": 1}, ["a1"]),
+        ({"a": [10]}, {"tenant_tokens": 1}, []),
     ],
 )
 def test_who_has_to_go(lines: dict[str, list[int]], config: dict[str, float], gone: list[str]) -> None:

@@ -24,6 +24,7 @@ from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.route import ModelRoute
 from prefillshare.router_config import FlowConfig
 from tests.router.fakes import decode_worker, prefill_worker
+from tests.router.flow.placing import place_decode, place_prefill
 
 TOKENS = 100  # of a call: 90 of its prompt, 10 of its answer
 
@@ -178,7 +179,7 @@ async def test_kv_that_is_not_pulled_takes_room_on_the_prefill_worker() -> None:
 
     async def legs(call: Call, ticket: Ticket, end: asyncio.Event) -> None:
         chain = ticket.chain(call.body)
-        ticket.prefill(lambda room: bench.placement.prefill("sql", None, chain, has_room=room))
+        place_prefill(ticket, lambda room: bench.placement.prefill("sql", None, chain, has_room=room))
         ticket.prefilled()
         seen.append(ticket)
         await end.wait()
@@ -204,7 +205,9 @@ async def test_kv_counts_as_pulled_when_a_pull_would_have_been_refused(
 
     async def legs(call: Call, ticket: Ticket, end: asyncio.Event) -> None:
         ticket.prefilled()
-        ticket.decode(lambda room: bench.placement.decode("sql", None, [1] * 90, has_room=room))
+        place_decode(
+            ticket, lambda room: bench.placement.decode("sql", None, bench.placement.chain_of([1] * 90), has_room=room)
+        )
         ticket.sent()
         await end.wait()
 
@@ -287,8 +290,11 @@ async def test_a_call_that_is_tried_again_holds_room_on_no_worker_but_its_last()
     async def legs(call: Call, ticket: Ticket, end: asyncio.Event) -> None:
         failed: list[Worker] = []
         for _ in range(2):
-            placed = ticket.decode(
-                lambda room: bench.placement.decode("sql", None, [1] * 700, without=failed, has_room=room)
+            placed = place_decode(
+                ticket,
+                lambda room: bench.placement.decode(
+                    "sql", None, bench.placement.chain_of([1] * 700), without=failed, has_room=room
+                ),
             )
             assert placed
             with bench.sql.lease(placed.worker, placed.tokens):
@@ -321,7 +327,7 @@ async def test_a_prompt_longer_than_any_context_takes_no_more_room_than_a_contex
     bench.placement.prefill("sql", None, short)
 
     async def legs(call: Call, ticket: Ticket, end: asyncio.Event) -> None:
-        ticket.prefill(lambda room: bench.placement.prefill("sql", None, ticket.chain({}), has_room=room))
+        place_prefill(ticket, lambda room: bench.placement.prefill("sql", None, ticket.chain({}), has_room=room))
         await end.wait()
 
     bench.call("first")
@@ -527,14 +533,16 @@ async def test_no_flood_of_small_calls_starves_a_keys_larger_call(tokens: int) -
     assert bench.held() == 0
 
 
-@pytest.mark.parametrize("limit", [{"key_calls": 1}, {"key_tokens": 150}])
-async def test_a_key_may_have_a_limit_of_its_own(limit: dict[str, int]) -> None:
+@pytest.mark.parametrize("limit", [{"tenant_calls": 1}, {"tenant_tokens": 150}])
+async def test_a_tenant_may_have_a_limit_of_its_own(limit: dict[str, int]) -> None:
     bench = Bench(**limit)
     bench.call("running", tenant="a")
     bench.call("waiting", tenant="a")
     await settle()
-    assert (await refusal(bench.call("more", tenant="a"))).status == 429
-    assert bench.refused("key_limit", "a") == 1
+    error = await refusal(bench.call("more", tenant="a"))
+    assert error.status == 429
+    assert "calls of your tenant" in str(error)
+    assert bench.refused("tenant_limit", "a") == 1
     bench.call("other", tenant="b")
     await settle()
     assert bench.flow.waiting(bench.sql)[0] == 2
@@ -761,13 +769,15 @@ async def test_the_legs_take_the_place_of_the_reservations() -> None:
     async def legs(call: Call, ticket: Ticket, end: asyncio.Event) -> None:
         loads.append(now())
         chain = ticket.chain(call.body)
-        placed = ticket.prefill(lambda room: bench.placement.prefill("sql", None, chain, has_room=room))
+        placed = place_prefill(ticket, lambda room: bench.placement.prefill("sql", None, chain, has_room=room))
         assert placed
         with bench.prefill.lease(placed.worker, placed.tokens):
             loads.append(now())
         ticket.prefilled()
         loads.append(now())
-        placed = ticket.decode(lambda room: bench.placement.decode("sql", None, [1] * 120, has_room=room))
+        placed = place_decode(
+            ticket, lambda room: bench.placement.decode("sql", None, bench.placement.chain_of([1] * 120), has_room=room)
+        )
         assert placed
         with bench.sql.lease(placed.worker, placed.tokens):
             ticket.sent()
@@ -786,7 +796,10 @@ async def test_a_leg_goes_where_there_is_room_and_never_where_others_have_reserv
     async def legs(call: Call, ticket: Ticket, end: asyncio.Event) -> None:
         await end.wait()
         session = ("user", "u")  # whose home would be the same worker for all
-        placed = ticket.decode(lambda room: bench.placement.decode("sql", session, [1] * 90, has_room=room))
+        placed = place_decode(
+            ticket,
+            lambda room: bench.placement.decode("sql", session, bench.placement.chain_of([1] * 90), has_room=room),
+        )
         assert placed
         places.append(placed.worker.name)
         with bench.sql.lease(placed.worker, placed.tokens):
@@ -827,14 +840,16 @@ async def play(steps: list[Step]) -> None:
         """Both legs, with an end to be waited for in each, on which the outcome may say that it failed."""
         route = bench.routes[call.model]
         chain = ticket.chain(call.body)
-        placed = ticket.prefill(lambda room: bench.placement.prefill(call.model, None, chain, has_room=room))
+        placed = place_prefill(ticket, lambda room: bench.placement.prefill(call.model, None, chain, has_room=room))
         if placed is None:
             raise RouterError(503, "nobody")
         with route.prefill.lease(placed.worker, placed.tokens):
             await asyncio.sleep(0)
         ticket.prefilled()
         ids = call.body["prompt"]
-        placed = ticket.decode(lambda room: bench.placement.decode(call.model, None, ids, has_room=room))
+        placed = place_decode(
+            ticket, lambda room: bench.placement.decode(call.model, None, bench.placement.chain_of(ids), has_room=room)
+        )
         if placed is None:
             raise RouterError(503, "nobody")
         with route.decode.lease(placed.worker, placed.tokens):
@@ -921,7 +936,9 @@ class Contexts(Bench):
         return asyncio.create_task(self.serve(call, tenant), name=name)
 
     async def legs(self, call: Call, ticket: Ticket, end: asyncio.Event) -> None:
-        placed = ticket.prefill(lambda room: self.placement.prefill(call.model, call.session, ticket.chain(call.body)))
+        placed = place_prefill(
+            ticket, lambda room: self.placement.prefill(call.model, call.session, ticket.chain(call.body))
+        )
         assert placed is not None
         with self.prefill.lease(placed.worker, placed.tokens):
             await end.wait()
@@ -1039,9 +1056,9 @@ class Texts(Bench):
     tokens = 480
 
     async def legs(self, call: Call, ticket: Ticket, end: asyncio.Event) -> None:
-        ticket.prefill(lambda has_room: Placed(self.prefill.workers[0], "load", self.tokens))
+        place_prefill(ticket, lambda has_room: Placed(self.prefill.workers[0], "load", self.tokens))
         ticket.prefilled()
-        ticket.decode(lambda has_room: Placed(self.routes[call.model].decode.workers[0], "load", self.tokens))
+        place_decode(ticket, lambda has_room: Placed(self.routes[call.model].decode.workers[0], "load", self.tokens))
         ticket.sent()
         await end.wait()
 

@@ -2,38 +2,19 @@
 
 import asyncio
 import random
-import selectors
-from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 import pytest
 
 from prefillshare.router.admission import Call
 from prefillshare.router.errors import RouterError
+from tests.router.clocks import in_jumping_time
+from tests.router.flow.placing import place_decode, place_prefill
 from tests.router.flow.test_control import Bench
 
 PREFILL_RATE = 1400.0  # tokens a second
 SECONDS = 60.0
 AT_ONCE = 16
-
-
-class _NoWaiting(selectors.SelectSelector):
-    now = 0.0
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        self.now += max(timeout or 0.0, 0.0)
-        return []
-
-
-class JumpingLoop(asyncio.SelectorEventLoop):
-    """Instead of waiting it sets its clock forward. Nothing in it may wait for another thread or a socket."""
-
-    def __init__(self) -> None:
-        self._no_waiting = _NoWaiting()
-        super().__init__(self._no_waiting)
-
-    def time(self) -> float:
-        return self._no_waiting.now
 
 
 class Served(NamedTuple):
@@ -62,13 +43,18 @@ class Simulation(Bench):
             call = Call("id", "completions", "sql", body, True, None)
             async with self.flow.ticket(call, "") as ticket:
                 chain = ticket.chain(body)
-                placed = ticket.prefill(lambda room: self.placement.prefill("sql", None, chain, has_room=room))
+                placed = place_prefill(ticket, lambda room: self.placement.prefill("sql", None, chain, has_room=room))
                 assert placed
                 with self.prefill.lease(placed.worker, placed.tokens):
                     async with self.prefilling:
                         await asyncio.sleep(prompt / PREFILL_RATE)
                 ticket.prefilled()
-                placed = ticket.decode(lambda room: self.placement.decode("sql", None, body["prompt"], has_room=room))
+                placed = place_decode(
+                    ticket,
+                    lambda room: self.placement.decode(
+                        "sql", None, self.placement.chain_of(body["prompt"]), has_room=room
+                    ),
+                )
                 assert placed
                 with self.sql.lease(placed.worker, placed.tokens):
                     self.batch += 1
@@ -109,14 +95,6 @@ def tokens_per_s(answers: list[Served]) -> float:
     return sum(answer.tokens for answer in answers if answer.ended < end) / SECONDS
 
 
-def simulate(run: Callable[[], Awaitable[None]]) -> None:
-    loop = JumpingLoop()
-    try:
-        loop.run_until_complete(run())  # type: ignore[arg-type]
-    finally:
-        loop.close()
-
-
 def test_calls_that_are_let_in_keep_their_latency_and_workers_their_throughput() -> None:
     async def run() -> None:
         simulation = Simulation(queue_share=0.5)
@@ -127,7 +105,7 @@ def test_calls_that_are_let_in_keep_their_latency_and_workers_their_throughput()
         assert tokens_per_s(over) > 0.95 * tokens_per_s(closed)
         assert simulation.held() == 0
 
-    simulate(run)
+    in_jumping_time(run())
 
 
 @pytest.mark.parametrize("share", [0.25, 0.5, 2.0])
@@ -140,4 +118,4 @@ def test_the_wait_is_at_most_its_share_of_the_time_that_calls_take(share: float)
         service = sum(answer.ended - answer.sent - answer.waited for answer in steady) / len(steady)
         assert 0.7 * share < waited / service < 1.1 * share
 
-    simulate(run)
+    in_jumping_time(run())

@@ -8,12 +8,13 @@ import pytest
 
 from prefillshare.router.flow.held import HeldKV
 from prefillshare.router.flow.need import Need
-from prefillshare.router.flow.ticket import Choose, ReservedTicket, Ticket
+from prefillshare.router.flow.ticket import ReservedTicket, Ticket
 from prefillshare.router.placement.chunks import Chain, chain_of_request
 from prefillshare.router.placement.placement import Placed
 from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.route import ModelRoute
 from tests.router.fakes import decode_worker, prefill_worker
+from tests.router.flow.placing import Choose, place_decode, place_prefill
 
 P, D0, D1 = prefill_worker("p"), decode_worker("d-0"), decode_worker("d-1")
 BODY = {"prompt": "word " * 400}
@@ -59,9 +60,9 @@ class Site:
     def decoding(self, pull_timeout_s: float = 8.0) -> ReservedTicket:
         """Leg 1 is over and a worker chosen for leg 2, which is not sent yet."""
         ticket = self.ticket(pull_timeout_s)
-        ticket.prefill(first_of(P))
+        place_prefill(ticket, first_of(P))
         ticket.prefilled()
-        ticket.decode(first_of(D0))
+        place_decode(ticket, first_of(D0))
         return ticket
 
 
@@ -85,7 +86,7 @@ async def test_a_prompt_longer_than_its_estimate_needs_more_and_a_shorter_one_gi
     site = Site()
     ticket = site.ticket()
     assert site.rooms.held() == (PROMPT.tokens, PROMPT.tokens + OUTPUT, 0)
-    placed = ticket.decode(first_of(D1, tokens=real))
+    placed = place_decode(ticket, first_of(D1, tokens=real))
     assert placed == Placed(D1, "load", real + OUTPUT)  # the load is what it is
     assert site.rooms.held() == (PROMPT.tokens, 0, counted + OUTPUT)
 
@@ -94,7 +95,7 @@ async def test_what_a_prompt_has_beyond_its_estimate_is_shared_by_nobody() -> No
     site = Site()
     one, other = site.ticket(), site.ticket()
     for ticket in (one, other):
-        ticket.decode(first_of(D0, tokens=PROMPT.tokens + 100))
+        place_decode(ticket, first_of(D0, tokens=PROMPT.tokens + 100))
     behind = PROMPT.tokens - PROMPT.length(len(PROMPT.hashes))
     assert site.rooms.kv.tokens(D0) == PROMPT.tokens + behind + 2 * (100 + OUTPUT)
 
@@ -104,7 +105,7 @@ async def test_each_decode_worker_is_asked_for_room_for_what_it_does_not_hold() 
     site.rooms.hold(D0, chain_of_request({"prompt": "something else " * 100}))
     site.rooms.hold(D1, PROMPT)
     ticket = site.ticket()
-    placed = ticket.decode(first_of(D0, D1))
+    placed = place_decode(ticket, first_of(D0, D1))
     assert placed is not None
     assert placed.worker == D1
 
@@ -112,9 +113,9 @@ async def test_each_decode_worker_is_asked_for_room_for_what_it_does_not_hold() 
 def test_leg_1_takes_its_room_where_it_goes_and_keeps_that_on_the_decode_worker() -> None:
     site = Site()
     ticket = site.ticket()
-    assert ticket.prefill(lambda has_room: None) is None
+    assert place_prefill(ticket, lambda has_room: None) is None
     assert site.rooms.held() == (0, PROMPT.tokens + OUTPUT, 0)
-    ticket.prefill(first_of(P))
+    place_prefill(ticket, first_of(P))
     assert site.rooms.held() == (PROMPT.tokens, PROMPT.tokens + OUTPUT, 0)
     ticket.pulled()
     assert site.rooms.held() == (0, PROMPT.tokens + OUTPUT, 0)
@@ -123,24 +124,24 @@ def test_leg_1_takes_its_room_where_it_goes_and_keeps_that_on_the_decode_worker(
 def test_where_no_worker_takes_leg_2_nothing_is_held() -> None:
     site = Site()
     ticket = site.ticket()
-    assert ticket.decode(lambda has_room: None) is None
+    assert place_decode(ticket, lambda has_room: None) is None
     assert site.rooms.held() == (PROMPT.tokens, 0, 0)
 
 
 async def test_a_leg_2_that_failed_leaves_nothing_and_may_be_tried_again() -> None:
     site = Site()
     ticket = site.ticket()
-    ticket.decode(first_of(D0))
+    place_decode(ticket, first_of(D0))
     ticket.decoded()
     assert site.rooms.held() == (PROMPT.tokens, 0, 0)
-    ticket.decode(first_of(D1))
+    place_decode(ticket, first_of(D1))
     assert site.rooms.held() == (PROMPT.tokens, 0, PROMPT.tokens + OUTPUT)
 
 
 async def test_all_is_given_back_however_often_the_end_is_told() -> None:
     site = Site()
     ticket, other = site.ticket(), site.ticket()
-    ticket.decode(first_of(D1))
+    place_decode(ticket, first_of(D1))
     for _ in range(2):
         ticket.decoded()
         ticket.close()
@@ -155,9 +156,9 @@ async def test_kv_that_no_decode_worker_took_up_counts_until_its_lease_ends() ->
     site = Site()
     left, refused = site.ticket(), site.ticket()
     for ticket in (left, refused):
-        ticket.prefill(first_of(P))
+        place_prefill(ticket, first_of(P))
         ticket.prefilled()
-    refused.decode(first_of(D0))
+    place_decode(refused, first_of(D0))
     refused.sent()
     refused.not_taken()
     refused.decoded()
@@ -178,7 +179,7 @@ async def test_kv_that_a_decode_worker_may_have_pulled_is_given_back_with_the_ca
     for ticket in (streamed, whole):
         ticket.sent()
     streamed.pulled()
-    failed.prefill(first_of(P))  # and leg 1 never ends
+    place_prefill(failed, first_of(P))  # and leg 1 never ends
     for ticket in (streamed, whole, failed):
         ticket.close()
     assert site.rooms.held() == (0, 0, 0)
@@ -199,9 +200,9 @@ async def test_kv_that_is_lost_does_not_wait_for_its_lease() -> None:
     """What is prefilled once more is counted; what the first try left is not."""
     site = Site()
     ticket = site.ticket()
-    ticket.prefill(first_of(P))
+    place_prefill(ticket, first_of(P))
     ticket.prefilled()
-    ticket.prefill(first_of(P))
+    place_prefill(ticket, first_of(P))
     ticket.close()
     assert site.rooms.held() == (0, 0, 0)
 
@@ -211,7 +212,7 @@ async def test_a_leg_2_that_lost_its_kv_says_nothing_of_what_is_prefilled_after_
     ticket = site.decoding(pull_timeout_s=0.01)
     ticket.sent()
     ticket.decoded()
-    ticket.prefill(first_of(P))
+    place_prefill(ticket, first_of(P))
     await asyncio.sleep(0.03)
     assert site.rooms.held() == (PROMPT.tokens, 0, 0)
     ticket.prefilled()
@@ -224,7 +225,7 @@ async def test_kv_counts_where_leg_1_was_faster() -> None:
     other = prefill_worker("p-1")
     site.route.prefill.add(other)
     ticket = site.ticket()
-    ticket.prefill(first_of(P))
+    place_prefill(ticket, first_of(P))
     ticket.prefilled_by(other)
     assert (site.rooms.kv.tokens(P), site.rooms.kv.tokens(other)) == (0, PROMPT.tokens)
     ticket.prefilled()
@@ -235,7 +236,7 @@ async def test_kv_counts_where_leg_1_was_faster() -> None:
 def test_where_there_is_no_room_for_the_kv_no_second_leg_1_goes() -> None:
     site = Site(p=3 * PROMPT.tokens // 2)
     ticket = site.ticket()
-    ticket.prefill(first_of(P))
+    place_prefill(ticket, first_of(P))
     assert list(ticket.full()) == []
     site.rooms.hold(P, chain_of_request({"prompt": "another " * 400}))
     assert list(ticket.full()) == [P]

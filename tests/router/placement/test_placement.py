@@ -60,7 +60,7 @@ def prefill(
 
 
 def decode(placement: Placement, model: str = "sql", session: Any = SESSION, ids: Any = TOKENS) -> tuple[Worker, str]:
-    placed = placement.decode(model, session, ids)
+    placed = placement.decode(model, session, placement.chain_of(ids))
     assert placed is not None
     with placement.routes[model].decode.lease(placed.worker, placed.tokens):
         return placed.worker, placed.rule
@@ -152,7 +152,7 @@ def test_the_load_of_a_prefill_is_what_there_is_to_compute(placement: Placement)
 def test_a_decode_worker_is_always_one_of_the_models_own(placement: Placement) -> None:
     placement.routes["sql"].decode.mark_down(SQL0, "gone")
     assert decode(placement)[0] == SQL1
-    assert placement.decode("sql", SESSION, TOKENS, [SQL1]) is None
+    assert placement.decode("sql", SESSION, placement.chain_of(TOKENS), [SQL1]) is None
     assert decode(placement, "json")[0] in (JSON0, JSON1)
 
 
@@ -176,7 +176,7 @@ def test_a_call_without_a_session_decodes_where_its_base_blocks_are(placement: P
 
 def test_the_load_of_a_decode_is_the_whole_prompt(placement: Placement) -> None:
     for _ in range(2):
-        placed = placement.decode("sql", SESSION, TOKENS)
+        placed = placement.decode("sql", SESSION, placement.chain_of(TOKENS))
         assert placed is not None
         assert placed.tokens == len(TOKENS)
 
@@ -225,7 +225,7 @@ def test_where_another_tenant_has_its_blocks_does_not_decide() -> None:
     placement = make(decode=["prefix", "load"])
     (first, _), (again, rule) = decode(placement, session=None), decode(placement, session=None)
     assert (again, rule) == (first, "prefix")
-    other = placement.decode("sql", None, TOKENS, salt="of another tenant")
+    other = placement.decode("sql", None, placement.chain_of(TOKENS, "of another tenant"))
     assert other is not None
     assert other.worker != first  # whose turn it was
     assert other.rule != "prefix"
@@ -242,7 +242,7 @@ def test_a_session_whose_home_is_full_moves_to_a_worker_with_room(placement: Pla
 
 def test_where_no_worker_has_room_the_rules_decide_as_if_all_had(placement: Placement) -> None:
     home, _ = decode(placement)
-    placed = placement.decode("sql", SESSION, TOKENS, has_room=lambda worker, tokens: False)
+    placed = placement.decode("sql", SESSION, placement.chain_of(TOKENS), has_room=lambda worker, tokens: False)
     assert placed is not None
     assert (placed.worker, placed.rule) == (home, "session")
 
@@ -264,7 +264,7 @@ def test_room_is_asked_for_what_the_call_puts_on_the_worker(placement: Placement
         < asked[unknowing]
         == placement.to_compute(base_of(placement), chain_of_request(body))[B if knowing == A else A]
     )
-    placement.decode("sql", SESSION, TOKENS, has_room=has_room)
+    placement.decode("sql", SESSION, placement.chain_of(TOKENS), has_room=has_room)
     assert asked["sql-0"] == len(TOKENS)
 
 

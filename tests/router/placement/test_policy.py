@@ -1,7 +1,7 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
-from prefillshare.router.placement.policy import ONLY, TURN, Policy
+from prefillshare.router.placement.policy import LEAST_RECENT, ONLY, Policy
 from prefillshare.router.placement.rule import Candidate, Prompt, Rule
 from tests.router.placement.rules.candidates import PROMPT, candidates
 
@@ -37,7 +37,7 @@ def test_a_rule_that_would_leave_nobody_is_passed_over() -> None:
 
 
 def test_what_all_rules_leave_equal_takes_turns() -> None:
-    assert choose([Wants(workers="23")]) == ("2", TURN)
+    assert choose([Wants(workers="23")]) == ("2", LEAST_RECENT)
 
 
 def test_one_worker_needs_no_rule() -> None:

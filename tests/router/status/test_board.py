@@ -30,7 +30,7 @@ class Desk:
         self.board = Board(routes, lambda: self.now, notices=lambda: self.notices)
 
     def call(self, **fields: Any) -> None:
-        known = {"request_id": "id", "endpoint": "completions", "model": "sql", "status": 200, "reason": "-"}
+        known = {"request_id": "id", "endpoint": "completions", "model": "sql", "status": 200, "reason": None}
         self.board.finished(CallRecord(**(known | {"seconds": 1.0} | fields)))
 
     def show(self) -> dict[str, Any]:

@@ -139,7 +139,7 @@ def test_names_are_text_whatever_they_hold(serve: Callable[[ASGIApp], Served], b
     notices = [Notice((EVIL + "noticed",), "instructions", 640, EVIL + "cure")]
     board = Board({EVIL + "model": ModelRoute(EVIL + "base", prefill, decode)}, notices=lambda: notices)
     tokens = Attribution(9, 1, 8, 0, {EVIL + "model": 8})
-    board.finished(CallRecord("id", "completions", EVIL + "model", 200, "-", 1.0, tokens=tokens))
+    board.finished(CallRecord("id", "completions", EVIL + "model", 200, None, 1.0, tokens=tokens))
     markup, _ = browser.dom(serve(Starlette(routes=status_routes(board))).url)
     text = Text(markup)
     assert "owned" not in (re.search("<title>(.*)</title>", markup) or [""])[0]
@@ -185,7 +185,7 @@ def test_a_page_without_its_json_says_so_and_one_that_is_refused_asks_for_a_key(
 def test_figures_are_rounded_and_never_cut(serve: Callable[[ASGIApp], Served], browser: Browser) -> None:
     board = Board({"sql": ModelRoute("base", Pool("prefill", []), Pool("decode/sql", []))})
     tokens = Attribution(1_020_000, 20_000, 1_000_000, 0, {"sql": 999_900})
-    call = CallRecord("id", "completions", "sql", 200, "-", 1.5, stream=True, tokens=tokens)
+    call = CallRecord("id", "completions", "sql", 200, None, 1.5, stream=True, tokens=tokens)
     call.first_token_seconds, call.output_tokens = 0.99, 2
     board.finished(call)
     markup, _ = browser.dom(serve(Starlette(routes=status_routes(board))).url)

@@ -14,11 +14,12 @@ from starlette.types import Send
 
 from prefillshare.router.accounting import Ledger
 from prefillshare.router.admission import Call
-from prefillshare.router.extension.answer import Overheard, read_choice
 from prefillshare.router.extension.metrics import ExtensionMetrics, Outcome
 from prefillshare.router.extension.next_prompt import adds_blocks, next_prompt
+from prefillshare.router.extension.overheard import Overheard, read_choice
 from prefillshare.router.extension.tally import Tally
 from prefillshare.router.legs import Prefilled, read_prompt
+from prefillshare.router.placement.chunks import chain_of_tokens
 from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.record import CallRecord
 from prefillshare.router.route import ModelRoute
@@ -63,8 +64,7 @@ class Extension:
 
     def prefilled(self, call: Call, prefilled: Prefilled) -> None:
         """Of every call whose first leg has succeeded."""
-        ids, cached = prefilled.prompt_token_ids, prefilled.cached_tokens
-        if hits := self._tally.used(prefilled.worker.name, ids, cached, call.salt):
+        if hits := self._tally.used(prefilled.worker.name, prefilled.chain, prefilled.handoff.cached_tokens):
             self._metrics.hit(call.model, hits)
 
     def cancel(self, session: SessionKey | None) -> None:
@@ -154,8 +154,9 @@ class Extension:
 
     def _count(self, call: Call, worker: Worker, response: Any) -> None:
         token_ids, cached = read_prompt(call, response)
-        self._ledger.record(worker.name, call.model, token_ids, cached, call.salt)
-        computed = self._tally.extended(worker.name, call.model, token_ids, cached, call.salt)
+        chain = chain_of_tokens(token_ids, self._block_size, call.salt)
+        self._ledger.record(worker.name, call.model, chain, cached)
+        computed = self._tally.extended(worker.name, call.model, chain, cached)
         self._metrics.computed(call.model, computed)
 
 

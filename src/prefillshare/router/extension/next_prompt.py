@@ -13,8 +13,8 @@ from typing import Any
 from prefillshare.instructions import Placement, split_instructions
 from prefillshare.router.admission import Call
 from prefillshare.router.legs import prefill_body
+from prefillshare.router.placement.chunks import BYTES_PER_TOKEN
 
-_BYTES_PER_TOKEN = 4  # of English text, about
 _MARKUP_TOKENS = 5  # that a chat template puts between two messages, about
 
 
@@ -45,7 +45,7 @@ def adds_blocks(call: Call, placement: Placement, prompt_tokens: int, output_tok
     if placement == "behind_context" and "messages" in call.body:
         instructions, _ = split_instructions(call.body["messages"])
         text = "".join(str(message.get("content") or "") for message in instructions)
-        start -= len(text.encode("utf-8", "surrogatepass")) // _BYTES_PER_TOKEN + _MARKUP_TOKENS
+        start -= len(text.encode("utf-8", "surrogatepass")) // BYTES_PER_TOKEN + _MARKUP_TOKENS
         added += _MARKUP_TOKENS
     return (start + added) // block_size > start // block_size
 

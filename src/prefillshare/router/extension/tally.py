@@ -2,10 +2,10 @@
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
-from prefillshare.router.accounting import block_hashes
+from prefillshare.router.placement.chunks import Chain
 
 KEPT_S = 600.0  # a block that no prompt has used by then is counted as wasted; a later use is counted as nothing
 MAX_BLOCKS = 100_000
@@ -30,17 +30,17 @@ class Tally:
         self._clock = clock
         self._blocks: OrderedDict[tuple[str, bytes], Extended] = OrderedDict()
 
-    def extended(self, worker: str, model: str, token_ids: Sequence[int], cached: int, salt: str | None) -> int:
+    def extended(self, worker: str, model: str, prompt: Chain, cached: int) -> int:
         """How many of the tokens were computed. What lies behind the last whole block is not kept, and so wasted."""
         self._forget_old()
         now = self._clock()
-        for index, block in enumerate(block_hashes(token_ids, self._block_size, salt)):
+        for index, block in enumerate(prompt.hashes):
             if index >= cached // self._block_size:
                 self._blocks[worker, block] = Extended(model, now)
-        self._wasted(model, len(token_ids) % self._block_size)
-        return len(token_ids) - cached
+        self._wasted(model, prompt.tokens % self._block_size)
+        return prompt.tokens - cached
 
-    def used(self, worker: str, token_ids: Sequence[int], cached: int, salt: str | None) -> int:
+    def used(self, worker: str, prompt: Chain, cached: int) -> int:
         """Of a prompt's tokens those that it found because they had been computed ahead; each block counts once.
 
         Afterwards a prompt would find it anyway: this one would have had it computed.
@@ -48,7 +48,7 @@ class Tally:
         if not self._blocks:
             return 0
         hits = 0
-        for index, block in enumerate(block_hashes(token_ids, self._block_size, salt)):
+        for index, block in enumerate(prompt.hashes):
             extended = self._blocks.pop((worker, block), None)
             if extended is None:
                 continue

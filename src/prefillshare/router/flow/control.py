@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 from prefillshare.router.admission import Call
-from prefillshare.router.errors import RouterError, model_removed, unavailable
+from prefillshare.router.errors import RouterError, model_removed, no_worker_up
 from prefillshare.router.flow.bounds import excess_of
 from prefillshare.router.flow.capacity import Capacities
 from prefillshare.router.flow.density import Density
@@ -17,7 +17,7 @@ from prefillshare.router.flow.held import HeldKV
 from prefillshare.router.flow.longest import bounded, cut
 from prefillshare.router.flow.metrics import FlowMetrics
 from prefillshare.router.flow.need import is_token_ids, need_of
-from prefillshare.router.flow.queues import Queues, Waiting
+from prefillshare.router.flow.queues import QueuedCall, Queues
 from prefillshare.router.flow.service import ServiceTimes
 from prefillshare.router.flow.ticket import ReservedTicket
 from prefillshare.router.legs import prefill_body
@@ -77,8 +77,8 @@ class FlowControl:
         prompt = chain_of_request(prefill_body(call, route.base, route.instructions), density)
         size = None if is_token_ids(call.body) else prompt.tokens * density
         future: asyncio.Future[ReservedTicket] = asyncio.get_running_loop().create_future()
-        waiting = Waiting(call, tenant, route, need, cut(prompt, capacities), size, self._clock(), future)
-        ticket = await self._wait(waiting)
+        queued = QueuedCall(call, tenant, route, need, cut(prompt, capacities), size, self._clock(), future)
+        ticket = await self._wait(queued)
         self._metrics.let_in(route.decode, ticket.waited_s)
         started = self._clock()
         try:
@@ -104,15 +104,13 @@ class FlowControl:
         """Lets in whoever has room now. To be called when that may have changed."""
         blocked: set[Pool] = set()
         while entry := self._next(blocked):
-            waiting = entry.item
-            if waiting.ticket.done():  # it was cancelled and has not run since
+            queued = entry.item
+            if queued.outcome.done():  # it was cancelled and has not run since
                 self._queues.remove(entry)
-            elif down := next(
-                (pool for pool in (waiting.route.decode, waiting.route.prefill) if not pool.ready()), None
-            ):
-                self._refuse(entry, "no_worker", no_worker(down))
+            elif down := next((pool for pool in (queued.route.decode, queued.route.prefill) if not pool.ready()), None):
+                self._refuse(entry, "no_worker", no_worker_up(down.name, down.why_down()))
             elif full := self._let_in(entry):
-                blocked |= {full, waiting.route.decode}
+                blocked |= {full, queued.route.decode}
 
     def removed(self, model: str) -> None:
         """The model is served no longer. Its calls that wait learn it now: no room that gets free would help them."""
@@ -132,37 +130,37 @@ class FlowControl:
 
     # Arrival
 
-    async def _wait(self, waiting: Waiting) -> ReservedTicket:
-        entry = self._queues.push(waiting)
+    async def _wait(self, queued: QueuedCall) -> ReservedTicket:
+        entry = self._queues.push(queued)
         try:  # from here on: whatever fails, no entry and no ticket may stay behind with nobody waiting for it
             self.freed()
-            goes_on = waiting.call.goes_on
-            if not (goes_on or waiting.ticket.done()):
+            goes_on = queued.call.goes_on
+            if not (goes_on or queued.outcome.done()):
                 self._refuse_some(entry)
-            if waiting.ticket.done():
-                return waiting.ticket.result()
-            async with asyncio.timeout(None if goes_on else self._limit_s(waiting)):
-                return await waiting.ticket
+            if queued.outcome.done():
+                return queued.outcome.result()
+            async with asyncio.timeout(None if goes_on else self._limit_s(queued)):
+                return await queued.outcome
         except TimeoutError:
-            if ticket := _given(waiting):
+            if ticket := _given(queued):
                 return ticket
-            self._metrics.refused(waiting.route.decode, "deadline", waiting.tenant)
+            self._metrics.refused(queued.route.decode, "deadline", queued.tenant)
             raise self._too_late(entry) from None
         except BaseException:
-            if ticket := _given(waiting):  # at the moment of its cancellation, or before another call's failure
+            if ticket := _given(queued):  # at the moment of its cancellation, or before another call's failure
                 ticket.close()
             raise
         finally:
             self._forget(entry)
 
-    def _forget(self, entry: Entry[Waiting]) -> None:
+    def _forget(self, entry: Entry[QueuedCall]) -> None:
         if entry in self._queues.of(entry.item.route.decode):
             self._queues.remove(entry)
             self.freed()  # the next one may need less room
 
     # Letting in
 
-    def _next(self, blocked: set[Pool]) -> Entry[Waiting] | None:
+    def _next(self, blocked: set[Pool]) -> Entry[QueuedCall] | None:
         """The first call of the next queue whose pools are not `blocked`; those that `_goes_first` before the others.
 
         While there are calls that go first, no other gets the room that they wait for, whichever queues they are in.
@@ -178,61 +176,61 @@ class FlowControl:
         preferred = (self._queues.of(pool).first(self._goes_first) for pool in heads)
         return next((entry for entry in preferred if entry), None) or next(iter(heads.values()), None)
 
-    def _goes_first(self, waiting: Waiting) -> bool:
+    def _goes_first(self, queued: QueuedCall) -> bool:
         """Calls whose prompts are mostly cached go first, and those that have waited long for these.
 
         With more sessions than caches have room for, calls in the order of their arrival would find nothing: by the
         time that a session's turn comes, its context has been evicted for the others'. So the sessions that are in the
         caches are served until they end, and the others wait.
         """
-        if self._clock() - waiting.since >= self._settings.cached_first_s:
+        if self._clock() - queued.since >= self._settings.cached_first_s:
             return True
-        return self._placement.knows_most(waiting.route.prefill, waiting.call.session, waiting.prompt)
+        return self._placement.knows_most(queued.route.prefill, queued.call.session, queued.prompt)
 
-    def _let_in(self, entry: Entry[Waiting]) -> Pool | None:
+    def _let_in(self, entry: Entry[QueuedCall]) -> Pool | None:
         """Gives the call its ticket, or returns the pool that has no room for it."""
-        waiting = entry.item
-        need, decode, prefill = waiting.need, waiting.route.decode, waiting.route.prefill
-        decoder = min(self._decoders(waiting), key=decode.load, default=None)
+        queued = entry.item
+        need, decode, prefill = queued.need, queued.route.decode, queued.route.prefill
+        decoder = min(self._decoders(queued), key=decode.load, default=None)
         if decoder is None:
             return decode
-        found = self._prefiller(waiting)
+        found = self._prefiller(queued)
         if found is None:
             return prefill
         prefiller, compute = found
         reserved = {
             "decode": decode.reserve(decoder, need.total),
             "prefill": prefill.reserve(prefiller, compute),
-            "parked": self._held.hold(prefiller, waiting.prompt),
-            "kv": self._held.hold(decoder, waiting.prompt, need.output),
+            "parked": self._held.hold(prefiller, queued.prompt),
+            "kv": self._held.hold(decoder, queued.prompt, need.output),
         }
-        waited_s = self._clock() - waiting.since
+        waited_s = self._clock() - queued.since
         if self._queues.of(decode).first() is not entry:
             self._metrics.overtook(decode)
         self._queues.serve(entry)
-        measured = partial(self._measured, waiting)
-        waiting.ticket.set_result(
-            ReservedTicket(self, waiting.route, need, waiting.prompt, reserved, waited_s, *self._kv_times, measured)
+        measured = partial(self._measured, queued)
+        queued.outcome.set_result(
+            ReservedTicket(self, queued.route, need, queued.prompt, reserved, waited_s, *self._kv_times, measured)
         )
         return None
 
-    def _measured(self, waiting: Waiting, tokens: int) -> None:
-        if waiting.size is not None:
-            self._density.saw(waiting.route.prefill, waiting.tenant, waiting.size, tokens)
+    def _measured(self, queued: QueuedCall, tokens: int) -> None:
+        if queued.size is not None:
+            self._density.saw(queued.route.prefill, queued.tenant, queued.size, tokens)
 
-    def _decoders(self, waiting: Waiting) -> Iterator[Worker]:
+    def _decoders(self, queued: QueuedCall) -> Iterator[Worker]:
         """The decode workers with room."""
-        pool, need = waiting.route.decode, waiting.need
+        pool, need = queued.route.decode, queued.need
         for worker in pool.ready():
-            if self.has_room(pool, worker, need.total, waiting.prompt, need.output):
+            if self.has_room(pool, worker, need.total, queued.prompt, need.output):
                 yield worker
 
-    def _prefiller(self, waiting: Waiting) -> tuple[Worker, int] | None:
+    def _prefiller(self, queued: QueuedCall) -> tuple[Worker, int] | None:
         """A prefill worker with room, and what it has to compute.
 
         That is the whole prompt where that fits; only where it does not, what workers know of it is looked up.
         """
-        pool, prompt, whole = waiting.route.prefill, waiting.prompt, waiting.need.prompt
+        pool, prompt, whole = queued.route.prefill, queued.prompt, queued.need.prompt
         for worker in sorted(pool.ready(), key=pool.load):
             if self.has_room(pool, worker, whole, prompt):
                 return worker, whole
@@ -243,11 +241,11 @@ class FlowControl:
 
     # Refusing
 
-    def _refuse_some(self, newcomer: Entry[Waiting]) -> None:
+    def _refuse_some(self, newcomer: Entry[QueuedCall]) -> None:
         """Keeps the queue within its limits; who has to go need not be the newcomer."""
-        waiting, settings = newcomer.item, self._settings
-        pool = waiting.route.decode
-        queue, rivals = self._queues.of(pool), self._rivals(waiting.route)
+        queued, settings = newcomer.item, self._settings
+        pool = queued.route.decode
+        queue, rivals = self._queues.of(pool), self._rivals(queued.route)
         in_flight = _in_flight(rivals)
         limited = sum(self._queues.of(rival).limited().tokens for rival in rivals)
         if excess := excess_of(queue.limited(), newcomer, limited, in_flight, settings):
@@ -260,7 +258,7 @@ class FlowControl:
         ahead = queue.ahead_of(newcomer) + _own_part(newcomer, in_flight)
         # Pools take turns.
         others = sum(min(self._queues.of(rival).tokens, ahead) for rival in rivals if rival is not pool)
-        if self._service.expect(pool, ahead + others, in_flight) > self._limit_s(waiting):
+        if self._service.expect(pool, ahead + others, in_flight) > self._limit_s(queued):
             self._refuse(newcomer, "deadline", self._too_late(newcomer))
 
     def _rivals(self, route: ModelRoute) -> list[Pool]:
@@ -279,26 +277,26 @@ class FlowControl:
     def _waiting_tokens(self, pools: Iterable[Pool]) -> int:
         return sum(self._queues.of(pool).tokens for pool in pools)
 
-    def _refuse(self, entry: Entry[Waiting], reason: Reason, error: RouterError) -> None:
-        waiting = entry.item
-        if entry in self._queues.of(waiting.route.decode):
+    def _refuse(self, entry: Entry[QueuedCall], reason: Reason, error: RouterError) -> None:
+        queued = entry.item
+        if entry in self._queues.of(queued.route.decode):
             self._queues.remove(entry)
-        if not waiting.ticket.done():
-            waiting.ticket.set_exception(error)
-        self._metrics.refused(waiting.route.decode, reason, waiting.tenant)
+        if not queued.outcome.done():
+            queued.outcome.set_exception(error)
+        self._metrics.refused(queued.route.decode, reason, queued.tenant)
 
-    def _limit_s(self, waiting: Waiting) -> float:
+    def _limit_s(self, queued: QueuedCall) -> float:
         """How long the call may wait, from its arrival: what its client's patience leaves for serving it."""
-        patience = waiting.call.patience_s
+        patience = queued.call.patience_s
         if patience is None:
             return self._settings.max_wait_s
-        service = 0.0 if waiting.call.stream else self._service.typical_s(waiting.route.decode) or 0.0
+        service = 0.0 if queued.call.stream else self._service.typical_s(queued.route.decode) or 0.0
         return min(self._settings.max_wait_s, max(0.0, patience - service))
 
-    def _too_late(self, entry: Entry[Waiting]) -> RouterError:
-        waiting = entry.item
-        pool, rivals = waiting.route.decode, self._rivals(waiting.route)
-        within = f"{self._limit_s(waiting):.3g} s"
+    def _too_late(self, entry: Entry[QueuedCall]) -> RouterError:
+        queued = entry.item
+        pool, rivals = queued.route.decode, self._rivals(queued.route)
+        within = f"{self._limit_s(queued):.3g} s"
         text = f"The workers for this model are busy; there is no room for this call within {within}."
         others = self._waiting_tokens(rivals) - (entry.tokens if entry in self._queues.of(pool) else 0)
         in_flight = _in_flight(rivals)
@@ -318,15 +316,11 @@ def _in_flight(pools: Iterable[Pool]) -> int:
     return sum(pool.load(worker) for pool in pools for worker in pool.workers)
 
 
-def _own_part(entry: Entry[Waiting], in_flight: int) -> int:
+def _own_part(entry: Entry[QueuedCall], in_flight: int) -> int:
     """How many tokens have to leave for the call itself: however large it is, no more than there are."""
     return min(entry.tokens, in_flight)
 
 
-def _given(waiting: Waiting) -> ReservedTicket | None:
-    future = waiting.ticket
+def _given(queued: QueuedCall) -> ReservedTicket | None:
+    future = queued.outcome
     return future.result() if future.done() and not future.cancelled() and future.exception() is None else None
-
-
-def no_worker(pool: Pool) -> RouterError:
-    return unavailable(f"no {pool.name} worker is up ({pool.why_down()})")

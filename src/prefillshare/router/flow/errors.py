@@ -5,7 +5,7 @@ from typing import Literal
 
 from prefillshare.router.errors import RouterError, bad_request
 
-Reason = Literal["queue_full", "key_limit", "deadline", "too_long", "no_worker", "removed"]
+Reason = Literal["queue_full", "tenant_limit", "deadline", "too_long", "no_worker", "removed"]
 
 MOST_RETRY_AFTER_S = 60
 

@@ -12,7 +12,7 @@ from prefillshare.router.pool import Pool, Worker
 
 _BUCKETS_S = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
-Waiting = Callable[[Pool], tuple[int, int]]  # calls and tokens in the queue of a decode pool
+QueueSize = Callable[[Pool], tuple[int, int]]  # calls and tokens in the queue of a decode pool
 Densities = Callable[[Pool], Mapping[str, float]]  # by tenant, bytes a token on a prefill pool
 KV = Callable[[Worker], tuple[int, int | None]]  # tokens held on a worker, and how many may be, where that is known
 
@@ -52,8 +52,8 @@ class FlowMetrics:
         self._registry = registry
         self._pools = pools
 
-    def watch(self, waiting: Waiting, kv: KV, densities: Densities) -> None:
-        self._registry.register(_Gauges(self._pools, waiting, kv, densities))
+    def watch(self, queue_size: QueueSize, kv: KV, densities: Densities) -> None:
+        self._registry.register(_Gauges(self._pools, queue_size, kv, densities))
 
     def let_in(self, pool: Pool, seconds: float) -> None:
         self._waits.labels(pool.name).observe(seconds)
@@ -69,9 +69,9 @@ class FlowMetrics:
 
 
 class _Gauges(Collector):
-    def __init__(self, pools: Iterable[Pool], waiting: Waiting, kv: KV, densities: Densities) -> None:
+    def __init__(self, pools: Iterable[Pool], queue_size: QueueSize, kv: KV, densities: Densities) -> None:
         self._pools = pools
-        self._waiting = waiting
+        self._queue_size = queue_size
         self._kv = kv
         self._densities = densities
 
@@ -103,7 +103,7 @@ class _Gauges(Collector):
             for tenant, bytes_per_token in self._densities(pool).items():
                 density.add_metric([pool.name, tenant], bytes_per_token)
             if any(worker.role == "decode" for worker in pool.workers):
-                for gauge, value in zip((calls, tokens), self._waiting(pool), strict=True):
+                for gauge, value in zip((calls, tokens), self._queue_size(pool), strict=True):
                     gauge.add_metric([pool.name], value)
             for member in pool.workers:
                 labels = [member.name, member.role, pool.name]

@@ -15,7 +15,7 @@ from prefillshare.router.route import ModelRoute
 
 
 @dataclass(slots=True, eq=False)
-class Waiting:
+class QueuedCall:
     """A call, and where its ticket or its refusal goes."""
 
     call: Call
@@ -25,7 +25,7 @@ class Waiting:
     prompt: Chain
     size: float | None  # bytes of the text that the prompt is made of; None for token ids
     since: float  # on the clock of `FlowControl`
-    ticket: asyncio.Future[ReservedTicket]
+    outcome: asyncio.Future[ReservedTicket]
 
 
 class Queues:
@@ -33,9 +33,9 @@ class Queues:
 
     def __init__(self, weights: Mapping[str, float]) -> None:
         self._weights = weights
-        self._queues: OrderedDict[Pool, FairQueue[Waiting]] = OrderedDict()  # the one served last comes last
+        self._queues: OrderedDict[Pool, FairQueue[QueuedCall]] = OrderedDict()  # the one served last comes last
 
-    def of(self, pool: Pool) -> FairQueue[Waiting]:
+    def of(self, pool: Pool) -> FairQueue[QueuedCall]:
         """An empty queue is not kept: with nobody waiting there is nothing to be fair about."""
         return self._queues.get(pool) or FairQueue(self._weights)
 
@@ -43,18 +43,18 @@ class Queues:
         """Pools that calls wait for; the one served longest ago first."""
         return iter(tuple(self._queues))
 
-    def push(self, waiting: Waiting) -> Entry[Waiting]:
-        queue = self._queues.setdefault(waiting.route.decode, FairQueue(self._weights))
-        return queue.push(waiting.tenant, waiting.need.total, waiting, stays=waiting.call.goes_on)
+    def push(self, queued: QueuedCall) -> Entry[QueuedCall]:
+        queue = self._queues.setdefault(queued.route.decode, FairQueue(self._weights))
+        return queue.push(queued.tenant, queued.need.total, queued, stays=queued.call.goes_on)
 
-    def serve(self, entry: Entry[Waiting]) -> None:
+    def serve(self, entry: Entry[QueuedCall]) -> None:
         """Takes out the first of its pool's queue."""
         pool = entry.item.route.decode
         self._queues[pool].serve(entry)
         self._queues.move_to_end(pool)
         self._drop_if_empty(pool)
 
-    def remove(self, entry: Entry[Waiting]) -> None:
+    def remove(self, entry: Entry[QueuedCall]) -> None:
         pool = entry.item.route.decode
         self._queues[pool].remove(entry)
         self._drop_if_empty(pool)

@@ -10,8 +10,6 @@ from prefillshare.router.placement.placement import HasRoom, Placed
 from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.route import ModelRoute
 
-Choose = Callable[[HasRoom | None], Placed | None]
-
 
 class Ticket:
     """One that reserves nothing, for calls that nobody limits."""
@@ -22,9 +20,15 @@ class Ticket:
         """That of the call's prompt, of which `body` is the prefill body."""
         return chain_of_request(body)
 
-    def prefill(self, choose: Choose) -> Placed | None:
-        """The worker for leg 1: `choose` is placement's choice among the workers with room."""
-        return choose(None)
+    def room_to_prefill(self) -> HasRoom | None:
+        """Which workers have room for leg 1, now that the room that was reserved for it is given up; None for all.
+
+        What is chosen by it goes to `prefills_on` before anybody else can take the room, so without an await between.
+        """
+        return None
+
+    def prefills_on(self, worker: Worker) -> None:
+        """`worker` was chosen for leg 1."""
 
     def full(self) -> Collection[Worker]:
         """Prefill workers that have no room for a second leg 1 beside the first."""
@@ -33,9 +37,13 @@ class Ticket:
     def prefilled_by(self, worker: Worker) -> None:
         """Another worker than the first was faster in leg 1, and has the KV."""
 
-    def decode(self, choose: Choose) -> Placed | None:
-        """The worker for leg 2."""
-        return choose(None)
+    def room_to_decode(self) -> HasRoom | None:
+        """The same for leg 2 and `decodes_on`."""
+        return None
+
+    def decodes_on(self, placed: Placed) -> Placed:
+        """What was chosen for leg 2. Returns it with all that the leg puts on the worker, the answer included."""
+        return placed
 
     def prefilled(self) -> None:
         """Leg 1 is over: its KV waits for a decode worker."""
@@ -119,15 +127,15 @@ class ReservedTicket(Ticket):
     def chain(self, body: Mapping[str, Any]) -> Chain:
         return self._prompt
 
-    def prefill(self, choose: Choose) -> Placed | None:
+    def room_to_prefill(self) -> HasRoom:
         pool, prompt = self._route.prefill, self._prompt
         self._release("prefill", "parked")
         self._stop_timer()
         self._lease_end = None
-        placed = choose(lambda worker, tokens: self._rooms.has_room(pool, worker, tokens, prompt))
-        if placed:
-            self._reserved["parked"] = self._rooms.hold(placed.worker, prompt)
-        return placed
+        return lambda worker, tokens: self._rooms.has_room(pool, worker, tokens, prompt)
+
+    def prefills_on(self, worker: Worker) -> None:
+        self._reserved["parked"] = self._rooms.hold(worker, self._prompt)
 
     def full(self) -> Collection[Worker]:
         pool, tokens = self._route.prefill, self._need.prompt
@@ -135,24 +143,21 @@ class ReservedTicket(Ticket):
 
     def prefilled_by(self, worker: Worker) -> None:
         self._release("parked")
-        self._reserved["parked"] = self._rooms.hold(worker, self._prompt)
+        self.prefills_on(worker)
 
-    def decode(self, choose: Choose) -> Placed | None:
+    def room_to_decode(self) -> HasRoom:
         pool, prompt, output = self._route.decode, self._prompt, self._need.output
-
-        def more(tokens: int) -> int:
-            """What the prompt, of so many tokens in truth, needs beyond its estimate, and the answer."""
-            return max(0, tokens - prompt.tokens) + output
-
         self._release("decode", "kv")
-        placed = choose(
-            lambda worker, tokens: self._rooms.has_room(pool, worker, tokens + output, prompt, more(tokens))
-        )
-        if placed is None:
-            return None
-        self._reserved["kv"] = self._rooms.hold(placed.worker, prompt, more(placed.tokens))
+        return lambda worker, tokens: self._rooms.has_room(pool, worker, tokens + output, prompt, self._more(tokens))
+
+    def decodes_on(self, placed: Placed) -> Placed:
+        self._reserved["kv"] = self._rooms.hold(placed.worker, self._prompt, self._more(placed.tokens))
         self._measured(placed.tokens)
-        return placed._replace(tokens=placed.tokens + output)
+        return placed._replace(tokens=placed.tokens + self._need.output)
+
+    def _more(self, tokens: int) -> int:
+        """What the prompt, of so many tokens in truth, needs beyond its estimate, and the answer."""
+        return max(0, tokens - self._prompt.tokens) + self._need.output
 
     def prefilled(self) -> None:
         self._lease_end = asyncio.get_running_loop().time() + self._kv_lease_s

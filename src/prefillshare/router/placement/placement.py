@@ -49,7 +49,7 @@ class Placement:
         """
         Args:
             routes: those of the decode modules, by the names that clients call them by.
-            block_size: of the decode workers' KV caches, in tokens.
+            block_size: of the workers' KV caches, in tokens.
 
         Raises:
             UserError: a rule in `settings` that does not exist or does not take its parameters.
@@ -96,23 +96,14 @@ class Placement:
         memory = self._prefill_memory if worker.role == "prefill" else self._decode_memory
         memory.limit(worker, kv_tokens)
 
-    def decode(
-        self,
-        model: str,
-        session: SessionKey | None,
-        token_ids: Sequence[int],
-        without: Collection[Worker] = (),
-        salt: str | None = None,
-        has_room: HasRoom | None = None,
-    ) -> Placed | None:
-        """The worker for leg 2. Its load is the whole prompt, which it holds and reads for every token it generates.
+    def chain_of(self, token_ids: Sequence[int], salt: str | None = None) -> Chain:
+        """A prompt that a worker has tokenised, in blocks of the KV caches.
 
         `salt` is that of the caller's cached prefixes: where other tenants' blocks are must not decide, or show.
         """
-        chain = chain_of_tokens(token_ids, self._block_size, salt)
-        return self.decode_chain(model, session, chain, without, has_room)
+        return chain_of_tokens(token_ids, self._block_size, salt)
 
-    def decode_chain(
+    def decode(
         self,
         model: str,
         session: SessionKey | None,
@@ -120,7 +111,10 @@ class Placement:
         without: Collection[Worker] = (),
         has_room: HasRoom | None = None,
     ) -> Placed | None:
-        """The same for a prompt that is there as a chain already."""
+        """The worker for leg 2; `chain` is that of its prompt's tokens (`chain_of`).
+
+        Its load is the whole prompt, which it holds and reads for every token it generates.
+        """
         pool = self.routes[model].decode
         candidates = self._candidates(pool, self._decode_memory, session, chain, without, lambda known: chain.tokens)
         return self._place(self._decode, candidates, pool, self._decode_memory, session, chain, has_room)

@@ -6,12 +6,12 @@ from typing import NamedTuple
 from prefillshare.router.placement.rule import Candidate, Prompt, Rule
 
 ONLY = "only"  # there was one candidate
-TURN = "turn"  # to all rules some were equal: the one not chosen for longest
+LEAST_RECENT = "least_recent"  # to all rules some were equal: the one not chosen for longest
 
 
 class Choice(NamedTuple):
     candidate: Candidate
-    rule: str  # the rule that decided: the last to leave one out; or ONLY, or TURN
+    rule: str  # the rule that decided: the last to leave one out; or ONLY, or LEAST_RECENT
 
 
 class Policy:
@@ -28,4 +28,4 @@ class Policy:
             candidates = rule.keep(candidates, prompt) or candidates
             if len(candidates) == 1:
                 return Choice(candidates[0], rule.name)
-        return Choice(candidates[0], TURN)
+        return Choice(candidates[0], LEAST_RECENT)

@@ -1,20 +1,12 @@
 import pytest
 
-from prefillshare.router.breaker import Breaker
 from prefillshare.router.errors import RouterError, bad_request, not_connected, worker_failed, worker_timed_out
+from prefillshare.router.health.breaker import Breaker
 from prefillshare.router.pool import Pool, Worker
 from tests.router.fakes import prefill_worker
 
 A, B = prefill_worker("a"), prefill_worker("b")
 FAILED = worker_failed("a", "answered 500")
-
-
-@pytest.fixture
-def pool() -> Pool:
-    pool = Pool("prefill", [A, B])
-    pool.mark_up(A)
-    pool.mark_up(B)
-    return pool
 
 
 def test_failures_in_a_row_open_it_once(pool: Pool, caplog: pytest.LogCaptureFixture) -> None:

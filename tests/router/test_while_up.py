@@ -4,7 +4,7 @@ import pytest
 
 from prefillshare.router.errors import RouterError
 from prefillshare.router.pool import Pool
-from prefillshare.router.waiting import while_up
+from prefillshare.router.while_up import while_up
 from tests.router.fakes import prefill_worker
 
 WORKER = prefill_worker()

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import time
 import uuid
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
@@ -13,7 +12,7 @@ from prefillshare.open_files import ran_out
 from prefillshare.router.admission import Call
 from prefillshare.router.errors import KV_LOST, RouterError, worker_refused
 from prefillshare.router.fleet import Fleet
-from prefillshare.router.legs import Prefilled, decode_body, prefill_body, read_prefill
+from prefillshare.router.legs import Handoff, decode_body, prefill_body, read_prefill
 from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.route import ModelRoute
 
@@ -59,20 +58,19 @@ class Prober:
             return Answer("unknown", "no model is routed to it")
         model, route = found
         call = _call(model)
-        prefilled = await self._prefill(call, route)
-        if isinstance(prefilled, Answer):
-            return prefilled
-        return await self._token(call, worker, decode_body(call, prefilled))
+        handoff = await self._prefill(call, route)
+        if isinstance(handoff, Answer):
+            return handoff
+        return await self._token(call, worker, decode_body(call, handoff))
 
-    async def _prefill(self, call: Call, route: ModelRoute) -> Prefilled | Answer:
+    async def _prefill(self, call: Call, route: ModelRoute) -> Handoff | Answer:
         workers = route.prefill.ready()
         if not workers:
             return Answer("unknown", f"no {route.prefill.name} worker is up")
         worker = min(workers, key=route.prefill.load)
-        started = time.perf_counter()
         try:
             answer = await self._post(call, worker, prefill_body(call, route.base))
-            return read_prefill(call, worker, answer, time.perf_counter() - started)
+            return read_prefill(call, worker, answer)
         except (RouterError, aiohttp.ClientError, TimeoutError, ValueError) as error:
             return Answer("unknown", f"{worker.name} did not prefill for it ({type(error).__name__})")
 

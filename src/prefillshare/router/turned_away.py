@@ -7,7 +7,7 @@ from prometheus_client import Counter
 Reason = Literal["too_many", "far_too_many", "head_timeout", "head_too_large"]
 
 
-class Refusals:
+class TurnedAway:
     """Of one server; its router shows them. Every series is there from the start, at 0."""
 
     def __init__(self) -> None:

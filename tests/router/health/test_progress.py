@@ -1,4 +1,4 @@
-from prefillshare.router.progress import read_progress
+from prefillshare.router.health.progress import read_progress
 
 
 def metrics(running: int = 0, waiting: int = 0, steps: int = 0, cpu: float = 0.0) -> str:

@@ -5,10 +5,10 @@ import aiohttp
 import pytest
 from starlette.types import ASGIApp
 
-from prefillshare.router.breaker import Breaker
 from prefillshare.router.errors import worker_failed
 from prefillshare.router.fleet import Fleet
-from prefillshare.router.health import HealthMonitor
+from prefillshare.router.health.breaker import Breaker
+from prefillshare.router.health.monitor import HealthMonitor
 from prefillshare.router.pool import Pool
 from prefillshare.router.route import ModelRoute
 from prefillshare.router_config import HealthConfig

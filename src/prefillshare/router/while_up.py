@@ -5,11 +5,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from prefillshare.router.errors import worker_lost
-from prefillshare.router.pool import Pool, Waiting, Worker
+from prefillshare.router.pool import OnWorker, Pool, Worker
 
 
 @asynccontextmanager
-async def while_up(pool: Pool, worker: Worker) -> AsyncIterator[Waiting]:
+async def while_up(pool: Pool, worker: Worker) -> AsyncIterator[OnWorker]:
     """Ends what runs in it when the pool cuts the worker's calls.
 
     Raises:
@@ -18,8 +18,8 @@ async def while_up(pool: Pool, worker: Worker) -> AsyncIterator[Waiting]:
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(None) as scope:
-            with pool.waiting(worker, lambda: scope.reschedule(loop.time())) as waiting:
-                yield waiting
+            with pool.waiting(worker, lambda: scope.reschedule(loop.time())) as on_worker:
+                yield on_worker
     except TimeoutError:
         if not scope.expired():
             raise

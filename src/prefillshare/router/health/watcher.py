@@ -9,10 +9,10 @@ from typing import NamedTuple
 import aiohttp
 
 from prefillshare.open_files import ran_out
-from prefillshare.router.breaker import Breaker
+from prefillshare.router.health.breaker import Breaker
+from prefillshare.router.health.probe import Outcome, Prober
+from prefillshare.router.health.progress import Progress, read_progress
 from prefillshare.router.pool import Fault, Pool, Worker
-from prefillshare.router.probe import Outcome, Prober
-from prefillshare.router.progress import Progress, read_progress
 from prefillshare.router_config import HealthConfig
 
 LOG = logging.getLogger("prefillshare.router")

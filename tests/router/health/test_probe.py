@@ -5,8 +5,8 @@ import pytest
 from starlette.types import ASGIApp
 
 from prefillshare.router.fleet import Fleet
+from prefillshare.router.health.probe import Answer, Prober
 from prefillshare.router.pool import Pool
-from prefillshare.router.probe import Answer, Prober
 from prefillshare.router.route import ModelRoute
 from tests.router.fakes import FakeWorker, Served, decode_worker, prefill_worker
 

@@ -15,7 +15,7 @@ _COUNTED = frozenset({WORKER_FAILED, WORKER_TIMED_OUT})
 
 
 class Breaker:
-    """Opens for a worker after so many failures in a row; `HealthMonitor` closes it when the worker makes a token.
+    """Opens for a worker after so many failures in a row; `Watcher` closes it when the worker makes a token.
 
     It does not close by itself after a while: the calls that would try it out are clients'. Who adds to `opened` is
     told when it opens.

@@ -8,15 +8,17 @@ import aiohttp
 import pytest
 from starlette.types import ASGIApp
 
-from prefillshare.router import watcher
-from prefillshare.router.breaker import Breaker
+from prefillshare.router import pool as pool_module
 from prefillshare.router.errors import worker_failed
 from prefillshare.router.fleet import Fleet
-from prefillshare.router.pool import Pool, Waiting
-from prefillshare.router.probe import Prober
+from prefillshare.router.health import watcher
+from prefillshare.router.health.breaker import Breaker
+from prefillshare.router.health.probe import Prober
+from prefillshare.router.health.watcher import Watcher
+from prefillshare.router.pool import OnWorker, Pool
 from prefillshare.router.route import ModelRoute
-from prefillshare.router.watcher import Watcher
 from prefillshare.router_config import HealthConfig
+from tests.router.clocks import Clock
 from tests.router.fakes import FakeWorker, Served, decode_worker, prefill_worker
 
 SETTINGS = HealthConfig(
@@ -32,7 +34,12 @@ SETTINGS = HealthConfig(
 class Bench:
     """A watched prefill worker that is up."""
 
-    def __init__(self, http: aiohttp.ClientSession, serve: Callable[[ASGIApp], Served]) -> None:
+    def __init__(
+        self,
+        http: aiohttp.ClientSession,
+        serve: Callable[[ASGIApp], Served],
+        token_timeout_s: float = SETTINGS.token_timeout_s,
+    ) -> None:
         self.fake = FakeWorker("base")
         self.server = serve(self.fake.app())
         self.worker = prefill_worker(url=self.server.url)
@@ -42,7 +49,7 @@ class Bench:
         self.outcomes: list[str] = []
         self.cuts = 0
         route = ModelRoute("base", self.pool, Pool("decode/sql", [decode_worker()]))
-        prober = Prober(http, Fleet({"sql": route}), SETTINGS.token_timeout_s)
+        prober = Prober(http, Fleet({"sql": route}), token_timeout_s)
         self.watcher = Watcher(
             self.pool,
             self.worker,
@@ -53,7 +60,7 @@ class Bench:
             lambda worker, outcome: self.outcomes.append(outcome),
         )
 
-    def call(self) -> AbstractContextManager[Waiting]:
+    def call(self) -> AbstractContextManager[OnWorker]:
         """One in flight, which waits for the worker."""
         return self.pool.waiting(self.worker, self._cut)
 
@@ -130,16 +137,27 @@ async def test_calls_of_a_worker_that_says_it_is_ill_may_end_by_themselves(bench
         assert (bench.up, bench.cuts) == (False, 0)
 
 
-async def test_an_idle_worker_is_asked_for_a_token_now_and_then(bench: Bench) -> None:
-    await bench.watcher.want_tokens()
-    assert bench.outcomes == []  # it has just been started
-    await bench.want_tokens(1.0)
-    assert 3 <= len(bench.outcomes) <= 5
-    assert set(bench.outcomes) == {"token"}
-    bench.pool.drain(bench.worker)
-    asked = len(bench.outcomes)
-    await bench.want_tokens(0.5)
-    assert len(bench.outcomes) == asked
+async def test_an_idle_worker_is_asked_for_a_token_now_and_then(
+    serve: Callable[[ASGIApp], Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch, pool_module, watcher)
+    async with aiohttp.ClientSession() as http:
+        bench = Bench(http, serve, token_timeout_s=30.0)
+        await bench.watcher.want_tokens()
+        assert bench.outcomes == []  # it has just been started
+
+        async def pass_seconds() -> None:
+            for _ in range(50):
+                clock.now += 0.02
+                await bench.watcher.want_tokens()
+
+        await pass_seconds()
+        assert 3 <= len(bench.outcomes) <= 5
+        assert set(bench.outcomes) == {"token"}
+        bench.pool.drain(bench.worker)
+        asked = len(bench.outcomes)
+        await pass_seconds()
+        assert len(bench.outcomes) == asked
 
 
 async def test_a_worker_that_has_just_delivered_is_not_asked(bench: Bench) -> None:

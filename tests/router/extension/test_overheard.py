@@ -4,7 +4,7 @@ from typing import Any
 
 from starlette.types import Message
 
-from prefillshare.router.extension.answer import MAX_BYTES, Overheard, read_choice
+from prefillshare.router.extension.overheard import MAX_BYTES, Overheard, read_choice
 
 
 def overhear(*bodies: bytes) -> tuple[list[Message], bytes | None]:

@@ -6,6 +6,8 @@ from typing import Any
 
 from starlette.types import Message, Send
 
+from prefillshare.router import sse
+
 MAX_BYTES = 2**20  # of an answer; of a longer one nothing is kept
 
 
@@ -42,8 +44,8 @@ def read_choice(answer: bytes, *, stream: bool) -> dict[str, Any] | None:
 
 
 def _events(answer: bytes) -> Iterable[Mapping[str, Any]]:
-    for event in answer.split(b"\n\n"):
-        data = event.removeprefix(b"data: ")
+    for event in answer.split(sse.SEPARATOR):
+        data = sse.data_of(event)
         if data.startswith(b"{"):
             yield json.loads(data)
 

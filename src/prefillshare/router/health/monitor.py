@@ -12,12 +12,12 @@ from contextlib import suppress
 
 import aiohttp
 
-from prefillshare.router.breaker import Breaker
 from prefillshare.router.fleet import Fleet
+from prefillshare.router.health.breaker import Breaker
+from prefillshare.router.health.probe import Outcome, Prober
+from prefillshare.router.health.watcher import Watcher
 from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.privacy import failure_text
-from prefillshare.router.probe import Outcome, Prober
-from prefillshare.router.watcher import Watcher
 from prefillshare.router_config import HealthConfig
 
 LOG = logging.getLogger("prefillshare.router")
