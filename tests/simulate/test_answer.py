@@ -28,8 +28,17 @@ QUESTION = {
 }
 
 
+ONE_ACCELERATOR = "A worker is one accelerator: no model is split over several (no tensor parallelism)."
+
+
 def need(system: str, workers: int, computed: float) -> Need:
     return Need(system, 1, (workers - 1,), (1,), 0.5, 0.01, 0.9, computed, 1e6, 0.5, 0.5, 2048, 0.994)
+
+
+@pytest.fixture
+def any_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what is known before anything is planned."""
+    monkeypatch.setattr("prefillshare.simulate.answer.plan", lambda *_, **__: need("shared", 6, 100.0))
 
 
 COLOCATED_MISSES = Missed(
@@ -63,7 +72,7 @@ def test_what_a_system_misses_and_reaches_at_best_is_said_in_words_in_the_table_
         "tpot: 0.02 s is missed by colocated in steps of 2,048 tokens even with 42 workers, "
         "many times as many as are kept busy: 95 % of a model's calls reach 0.03 s",
     ]
-    assert found.in_words().splitlines() == lines
+    assert found.in_words().splitlines() == [*lines, ONE_ACCELERATOR]
     assert [row[2:] for row in printed(found)[2:5]] == [
         ["misses TTFT", "misses TTFT and TPOT"],
         ["0.700", "0.800"],
@@ -90,7 +99,7 @@ def test_how_far_a_system_keeps_up_is_said() -> None:
     found = Answer({}, {"shared": need("shared", 6, 100.0), "per-model": behind})
     assert found.in_words() == (
         "kept_up: work done as fast as it arrives is missed by per-model even with 42 workers, "
-        "many times as many as are kept busy: 0.91 times as fast"
+        "many times as many as are kept busy: 0.91 times as fast\n" + ONE_ACCELERATOR
     )
     assert [row[1:] for row in printed(found) if row[0] in ("kept up", "workers in all")] == [
         ["6", "misses load"],
@@ -144,6 +153,61 @@ def test_what_some_sessions_of_a_file_share_reaches_the_answer(tmp_path: Path) -
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = answer(**QUESTION | {"source": str(file)}, ttft_s=1.0, tpot_s=0.05)
     assert found.shared_by_some > 0.9
+
+
+def one_turn(folder: Path, **turn: object) -> str:
+    file = folder / "sessions.jsonl"
+    file.write_text(json.dumps({"session": "s", "turns": [{"role": "r", **turn}]}))
+    return str(file)
+
+
+@pytest.mark.usefixtures("any_plan")
+def test_tokens_of_recorded_texts_are_said_to_be_estimated(tmp_path: Path) -> None:
+    asked = QUESTION | {"source": one_turn(tmp_path, observed="How so?", output="so it is")}
+    found = answer(**asked, ttft_s=1.0, tpot_s=0.05)
+    assert "estimated, not counted, and may be off by a third: with --base CHECKPOINT they are" in found.in_words()
+    assert found.as_dict()["tokens_estimated"] is True
+    assert found.as_dict()["accelerators_per_worker"] == 1
+
+
+@pytest.mark.usefixtures("any_plan")
+def test_lengths_that_are_given_are_no_estimate(tmp_path: Path) -> None:
+    asked = QUESTION | {"source": one_turn(tmp_path, observed_tokens=30, output_tokens=5)}
+    for question in (asked, QUESTION):  # of a file, and of a family
+        found = answer(**question, ttft_s=1.0, tpot_s=0.05)
+        assert "estimated" not in found.in_words()
+        assert found.as_dict()["tokens_estimated"] is False
+
+
+def tokenizer(folder: Path) -> Path:
+    """Of one token for whatever text."""
+    tokenizers = pytest.importorskip("tokenizers")
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 0}, unk_token="?"))
+    folder.mkdir(exist_ok=True)
+    made.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.mark.usefixtures("any_plan")
+def test_a_tokenizer_counts_the_tokens_of_recorded_texts(tmp_path: Path) -> None:
+    asked = QUESTION | {"source": one_turn(tmp_path, observed="long " * 20_000, output="so it is")}
+    with pytest.raises(UserError, match="has 20,003 with its output"):
+        answer(**asked | {"model": "smollm2-135m"}, ttft_s=9.0, tpot_s=0.05)
+    counted = answer(**asked | {"model": "smollm2-135m", "base": tokenizer(tmp_path)}, ttft_s=9.0, tpot_s=0.05)
+    assert not counted.tokens_estimated
+
+
+@pytest.mark.usefixtures("any_plan")
+def test_the_tokenizer_of_a_checkpoint_given_as_model_counts_them(tmp_path: Path) -> None:
+    folder = tokenizer(tmp_path / "model")
+    (folder / "config.json").write_text(
+        '{"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, '
+        '"intermediate_size": 128, "vocab_size": 500, "max_position_embeddings": 512}'
+    )
+    asked = QUESTION | {"source": one_turn(tmp_path, observed="long " * 20_000, output="so it is")}
+    found = answer(**asked | {"model": str(folder)}, ttft_s=1.0, tpot_s=0.05)
+    assert not found.tokens_estimated
+    assert found.asked["model"] == str(folder)
 
 
 def test_where_sharing_needs_more_it_says_so() -> None:
@@ -201,6 +265,16 @@ def test_bad_input_is_one_message_that_names_the_option(option: str, value: str)
     assert "Traceback" not in shown.stderr
 
 
+def test_a_wrong_file_for_the_hardware_is_one_message(tmp_path: Path) -> None:
+    file = tmp_path / "device.yaml"
+    file.write_text("flops: 312\n")
+    shown = run(*ASKED, "--hardware", str(file))
+    assert shown.returncode == 2
+    assert "hardware: " in shown.stderr
+    assert "(found 312)" in shown.stderr
+    assert "Traceback" not in shown.stderr
+
+
 def test_a_call_without_a_prompt_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "sessions.jsonl"
     file.write_text(json.dumps({"session": "s", "turns": [{"role": "r", "observed": "", "output": "so it is"}]}))
@@ -219,6 +293,7 @@ def test_help_teaches() -> None:
         assert word in shown
 
 
+@pytest.mark.usefixtures("any_plan")
 def test_a_call_that_is_too_long_for_the_model_is_bad_input(tmp_path: Path) -> None:
     turn = {"role": "r", "observed": "hot cold day " * 3000, "output": "so it is"}
     file = tmp_path / "own.jsonl"
@@ -229,3 +304,17 @@ def test_a_call_that_is_too_long_for_the_model_is_bad_input(tmp_path: Path) -> N
     ):
         answer(**asked | {"model": "smollm2-135m"}, ttft_s=9.0, tpot_s=0.5)
     assert answer(**asked, ttft_s=9.0, tpot_s=0.5).needs["shared"]
+
+
+@pytest.mark.usefixtures("any_plan")
+def test_a_context_that_does_not_fit_on_one_accelerator_is_bad_input(tmp_path: Path) -> None:
+    """Weights and activations leave 20.5 GB for KV, then 2.5 GB; a token has 160 KiB."""
+    device = tmp_path / "device.yaml"
+    device.write_text("flops: 362e12\nmemory_bytes: 60e9\nmemory_bandwidth: 864e9\nnetwork: 12.5e9\n")
+    asked = QUESTION | {"model": "qwen3-14b", "hardware": str(device)}
+    asked["source"] = one_turn(tmp_path, observed_tokens=30_000, output_tokens=10)
+    assert answer(**asked, ttft_s=99.0, tpot_s=0.5).needs["shared"]
+    device.write_text(device.read_text().replace("60e9", "40e9"))
+    message = r"qwen3-14b leaves memory for the KV of 15,024 tokens on one .*device.yaml, .* has 30,010 .* or choose"
+    with pytest.raises(UserError, match=message):
+        answer(**asked, ttft_s=99.0, tpot_s=0.5)

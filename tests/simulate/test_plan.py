@@ -1,7 +1,10 @@
 from dataclasses import replace
+from math import ceil
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from prefillshare.errors import UserError
 from prefillshare.simulate.bounds import Alone, Demand
@@ -10,7 +13,7 @@ from prefillshare.simulate.cost import Cost, Link, WorkerProfile
 from prefillshare.simulate.goals import ByModel, Goal, GoalMissed
 from prefillshare.simulate.keeping_up import KEEPS_UP
 from prefillshare.simulate.layout import Layout, SystemName
-from prefillshare.simulate.plan import Need, _Run, plan
+from prefillshare.simulate.plan import CELL_CALLS, CELLS_COST, MOST_CALLS, Need, _cells, _Run, plan
 from prefillshare.simulate.records import CallRecord
 from prefillshare.workloads.arrivals import Poisson
 from tests.simulate.shapes import MODELS, PREAMBLE, PROFILE, sessions
@@ -205,6 +208,51 @@ def test_cells_are_as_many_as_have_work_for_their_workers(
     monkeypatch.setattr("prefillshare.simulate.plan._Run.tried", lambda _, layout, goal: (layout, layout))
     monkeypatch.setattr("prefillshare.simulate.plan._Run.need", lambda run, measured: run)
     assert plan(Demand(SECOND, ("planner",), 11.6), ONE_A_SECOND, PATIENT, "shared").cells == cells
+
+
+class Busy:
+    """Stands for `Alone`: so many workers of each pool are busy with a session a second, of one call and one second."""
+
+    session_s = calls = 1.0
+
+    def __init__(self, *busy: float) -> None:
+        self._busy = busy
+        self.tries = 0
+
+    def fewest(self, goal: Goal, rate: float) -> Layout:
+        self.tries += 1
+        numbers = tuple(max(1, ceil(rate * workers)) for workers in self._busy)
+        return Layout("colocated", tuple(map(str, self._busy)), decode_workers=numbers)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.floats(1e-6, 1e-3), min_size=1, max_size=5, unique=True), st.floats(1, 1e6), st.sampled_from([2, 5, 50])
+)
+def test_no_affordable_number_of_cells_is_passed_over(busy: list[float], rate: float, longest: int) -> None:
+    asked, alone = Demand(SHAPES, MODELS, rate), Busy(*busy)
+    most, least = (max(1, ceil(3 * rate / calls)) for calls in (2000, 2000 * longest))
+    affordable = CELLS_COST * alone.fewest(GOAL, rate).workers()
+    tried = (
+        cells for cells in range(most, least, -1) if cells * alone.fewest(GOAL, rate / cells).workers() <= affordable
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("prefillshare.simulate.plan.CELL_CALLS", 2000)
+        patch.setattr("prefillshare.simulate.plan.MOST_CALLS", 2000 * longest)
+        assert _cells(asked, alone, GOAL) == next(tried, least)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, 1.1e9, float("inf"), float("nan")])
+def test_a_rate_that_is_no_load_is_refused(rate: float) -> None:
+    with pytest.raises(UserError, match=r"rate: more than 0 and at most 1,000,000,000 sessions a second, found"):
+        demand(rate)
+
+
+@pytest.mark.parametrize("rate", [1e6, 1e9])
+def test_cells_of_a_very_large_load_are_found_in_a_few_tries(rate: float) -> None:
+    alone = Busy(1e-5, 2e-5, 3e-5)  # idle in small cells
+    assert 3 * rate / MOST_CALLS <= _cells(Demand(SHAPES, MODELS, rate), alone, GOAL) < 3 * rate / CELL_CALLS  # type: ignore[arg-type]
+    assert alone.tries < 20
 
 
 @pytest.mark.usefixtures("short_runs")

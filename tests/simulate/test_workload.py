@@ -1,4 +1,6 @@
+import hashlib
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,8 +9,9 @@ import pytest
 from prefillshare.simulate.layout import Layout
 from prefillshare.simulate.records import Records, summarise
 from prefillshare.simulate.simulation import Simulation
-from prefillshare.simulate.workload import many, model_names, rough_tokenise, shapes_of
+from prefillshare.simulate.workload import has_texts, many, model_names, rough_tokenise, shapes_of
 from prefillshare.workloads.arrivals import Closed
+from prefillshare.workloads.family import load_family
 from prefillshare.workloads.mooncake import read_trace
 from prefillshare.workloads.session import Session, Turn, Workload, new_tokens
 from tests.simulate.shapes import PROFILE
@@ -62,6 +65,58 @@ def test_what_all_sessions_of_a_trace_begin_with_is_computed_once(tmp_path: Path
     assert sum(sum(new_tokens(session)) for session in read.sessions) == 60 * 512
 
 
-def test_tokens_are_counted_roughly() -> None:
-    assert len(rough_tokenise("Search[Pete Doherty], a member of more bands.")) == 13
+HASHES = " ".join(hashlib.sha256(bytes([number])).hexdigest() for number in range(20))
+# And how many tokens the tokenizer of SmolLM2 makes of them.
+TEXTS = {
+    "words": ("The session goes on from where the other model stopped, with what both have seen so far. " * 5, 96),
+    "hexadecimal": (HASHES, 1148),
+    "numbers": (" ".join(f"{number / 7:.6f}" for number in range(200)), 1929),
+    "json": (json.dumps([{"step_s": n / 9, "name": f"worker-{n}", "ok": True} for n in range(40)], indent=1), 1711),
+    "log": ("\n".join(f"2024-05-02T12:01:{n} INFO GET /v1/models?x={991 * n} 200 {13 * n}ms" for n in range(40)), 1765),
+    "code": (
+        "def kept(self, rows):\n    for row in rows:\n        if row.size > 3:\n            yield row\n\n" * 5,
+        134,
+    ),
+    "sql": ("SELECT name, SUM(total) FROM orders WHERE created_at > '2024-01-01' GROUP BY name;\n" * 5, 165),
+    "constants": ("raise CUSTOMER_ID_UNKNOWN, MAX_SEQUENCE_LENGTH and ORDER_TOTAL_AMOUNT\n" * 5, 155),
+    "chinese": ("我们在这里讨论如何部署大型语言模型,共享前缀缓存可以减少计算量。" * 5, 275),
+    "french": ("Les modèles partagés décodent à partir du cache, ce qui réduit la quantité de calcul. " * 5, 141),
+    "arabic": ("نناقش هنا كيفية نشر نماذج اللغة الكبيرة ومقارنة الأنظمة المختلفة. " * 5, 325),
+}
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+def test_tokens_are_estimated_at_what_a_tokenizer_makes_or_somewhat_more(kind: str) -> None:
+    text, tokens = TEXTS[kind]
+    assert 0.9 * tokens <= len(rough_tokenise(text)) <= 1.3 * tokens
+
+
+def test_ordinary_words_count_as_they_do_in_what_is_published() -> None:
+    """The figures of docs/simulation.md were made with these lengths of the roles' instructions."""
+    counts = {
+        name: [len(rough_tokenise(text)) for text in load_family(name).instructions.values()]
+        for name in ("react", "reflexion", "tool_heavy")
+    }
+    assert counts == {"react": [21, 26, 22], "reflexion": [21, 26, 22, 22], "tool_heavy": [18, 15, 18, 23]}
     assert rough_tokenise("") == []
+
+
+def test_a_text_of_one_endless_word_is_counted_in_no_time() -> None:
+    began = time.process_time()
+    assert len(rough_tokenise("a" * 600_000)) == 100_000
+    assert time.process_time() - began < 5
+    assert len(rough_tokenise("\ud800")) == 2  # half a character, which JSON can have
+
+
+def test_recorded_texts_are_told_from_those_that_are_made_up() -> None:
+    made = workload("a", "b")
+    assert not has_texts(replace(made, preamble_tokens=0, sessions=()))
+    salad = Turn("a", "big red sun", 3, "so it is", 3, 0.0, "")
+    assert not has_texts(Workload("w", "hot day", 2, (Session("s", (salad,)),)))
+    for change in (
+        {"observed": "big, red sun", "observed_tokens": 4},
+        {"output": "so it is.", "output_tokens": 4},
+        {"instructions": "You act.", "instructions_tokens": 3},
+    ):
+        assert has_texts(Workload("w", "", 0, (Session("s", (salad, replace(salad, **change))),)))
+    assert has_texts(Workload("w", "Hot day.", 3, ()))

@@ -9,16 +9,24 @@ from rich.table import Table
 
 from prefillshare.errors import UserError
 from prefillshare.simulate.bounds import Demand
+from prefillshare.simulate.cost import WorkerProfile
 from prefillshare.simulate.goals import Goal, GoalMissed, Missed
-from prefillshare.simulate.hardware import MODELS, worker_profile
+from prefillshare.simulate.hardware import worker_profile
 from prefillshare.simulate.layout import SystemName
+from prefillshare.simulate.models import MODELS, model_of
 from prefillshare.simulate.plan import Need, plan
-from prefillshare.simulate.workload import model_names, rough_tokenise, shapes_of
+from prefillshare.simulate.workload import has_texts, model_names, rough_tokenise, shapes_of
 from prefillshare.workloads.alike import shared_by_some
+from prefillshare.workloads.family import family_names
 from prefillshare.workloads.sources import open_workload
 from prefillshare.workloads.tokens import load_tokenise
 
 _WORTH_A_WORD = 0.01
+_ONE_ACCELERATOR = "A worker is one accelerator: no model is split over several (no tensor parallelism)."
+_ESTIMATED = (
+    "Tokens of the workload's texts are estimated, not counted, and may be off by a third: with --base CHECKPOINT they "
+    "are counted by its tokenizer."
+)
 _GOALS = {"ttft": "TTFT", "tpot": "TPOT", "kept_up": "load"}
 _FIGURES = (
     *("prefill workers", "decode workers", "workers in all", "TTFT p95, s", "TPOT p95, ms"),
@@ -32,6 +40,7 @@ class Answer:
     needs: Mapping[SystemName, Need | Missed]
     shared_by_some: float = 0.0  # of what sessions begin with; not simulated
     uncalled: int = 0  # models that no session calls
+    tokens_estimated: bool = False  # of recorded texts, without a tokenizer
 
     def as_dict(self) -> dict[str, Any]:
         needs = {system: need.as_dict() for system, need in self.needs.items()}
@@ -41,6 +50,8 @@ class Answer:
             "saved": self.saved(),
             "shared_by_some": self.shared_by_some,
             "uncalled_models": self.uncalled,
+            "tokens_estimated": self.tokens_estimated,
+            "accelerators_per_worker": 1,
         }
 
     def saved(self) -> dict[str, dict[str, float]]:
@@ -88,7 +99,9 @@ class Answer:
                 f"{self.shared_by_some:.0%} of what sessions begin with, other sessions begin with too, but not all of "
                 "them. That is not simulated: less would be computed, by every system."
             )
-        return "\n".join(lines)
+        if self.tokens_estimated:
+            lines.append(_ESTIMATED)
+        return "\n".join((*lines, _ONE_ACCELERATOR))
 
 
 def answer(
@@ -107,6 +120,11 @@ def answer(
     seed: int = 0,
 ) -> Answer:
     """
+    Args:
+        model: what `model_of` takes. The tokenizer of a checkpoint counts the tokens of texts, unless that of `base`
+            does.
+        hardware: what `accelerator_of` takes.
+
     Raises:
         UserError: what cannot be planned for, by the option that says it; goals that every system misses.
     """
@@ -116,10 +134,11 @@ def answer(
             raise UserError(f"{field}: at least 1, found {number}")
     profile, goal = worker_profile(hardware, model, link=link), Goal(ttft_s, tpot_s)
     names = model_names(models)
-    tokenise = rough_tokenise if base is None else load_tokenise(base)
+    counts = base or _with_tokenizer(model)
+    tokenise = rough_tokenise if counts is None else load_tokenise(counts)
     workload = open_workload(source, tokenise, sessions=sessions, seed=seed)
     demand = Demand(shapes_of(workload, names), names, rate, workload.preamble_tokens)
-    _check_fits(model, source, demand)
+    _check_fits(model, hardware, source, demand, profile)
     needs: dict[SystemName, Need | Missed] = {}
     for system in get_args(SystemName):
         try:
@@ -130,18 +149,32 @@ def answer(
     if len(missed) == len(needs):
         raise UserError("\n".join(("no system meets the goals; allow more time, or choose other hardware:", *missed)))
     called = {call.model for shape in demand.shapes for call in shape}
-    return Answer(asked, needs, shared_by_some(workload), len(names) - len(called))
+    estimated = counts is None and source not in family_names() and has_texts(workload)
+    return Answer(asked, needs, shared_by_some(workload), len(names) - len(called), estimated)
 
 
-def _check_fits(model: str, source: str, demand: Demand) -> None:
-    most = MODELS[model].positions
+def _with_tokenizer(model: str) -> Path | None:
+    """The model's folder, if it is a checkpoint's and has a tokenizer.json."""
+    folder = Path(model).expanduser()
+    return folder if model not in MODELS and (folder / "tokenizer.json").is_file() else None
+
+
+def _check_fits(model: str, hardware: str, source: str, demand: Demand, profile: WorkerProfile) -> None:
     longest = max(call.prompt + call.output for shape in demand.shapes for call in shape)
-    if longest > most:
-        raise UserError(
-            f"model: {model} takes {most:,} tokens, and a prompt of {source!r} has {longest:,} with its output; have "
-            f"its sessions end earlier with `prefillshare bench workload --context {most}`, and plan for that file "
-            "with the same --base"
-        )
+    positions, room = model_of(model).positions, profile.kv_tokens // profile.block_size * profile.block_size
+    most = min(positions, room)
+    if longest <= most:
+        return
+    if positions <= room:
+        why, way_out = f"takes {most:,} tokens", ""
+    else:
+        why = f"leaves memory for the KV of {most:,} tokens on one {hardware}, and a worker is one accelerator"
+        way_out = ", or choose hardware with more memory"
+    raise UserError(
+        f"model: {model} {why}, and a prompt of {source!r} has {longest:,} with its output; have its sessions end "
+        f"earlier with `prefillshare bench workload --context {most}`, and plan for that file with the same "
+        f"--base{way_out}"
+    )
 
 
 def _columns(system: SystemName, need: Need | Missed) -> Iterator[tuple[str, tuple[str, ...]]]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import ceil, inf
+from math import ceil
 
 from prefillshare.errors import UserError
 from prefillshare.simulate.calls import Shape
@@ -14,6 +14,7 @@ from prefillshare.simulate.workload import many
 from prefillshare.workloads.arrivals import Closed
 
 SESSIONS = 40
+MOST = 1e9  # sessions a second, beyond any load
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,7 @@ class Demand:
     """Sessions like `shapes`, `rate` of them a second.
 
     Raises:
-        UserError: a rate that is not above 0.
+        UserError: a rate that is not above 0, or above `MOST`.
     """
 
     shapes: Sequence[Shape]
@@ -30,8 +31,8 @@ class Demand:
     preamble_tokens: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.rate < inf:
-            raise UserError(f"rate: more than 0 sessions a second, found {self.rate}")
+        if not 0 < self.rate <= MOST:
+            raise UserError(f"rate: more than 0 and at most {MOST:,.0f} sessions a second, found {self.rate}")
 
 
 class Alone:

@@ -124,9 +124,13 @@ def _cells(demand: Demand, alone: Alone, goal: Goal) -> int:
     calls = 3 * alone.session_s * demand.rate * alone.calls
     most, least = (max(1, ceil(calls / of_a_cell)) for of_a_cell in (CELL_CALLS, MOST_CALLS))
     affordable = CELLS_COST * alone.fewest(goal, demand.rate).workers()
-    for cells in range(most, least, -1):
-        if cells * alone.fewest(goal, demand.rate / cells).workers() <= affordable:
+    cells = most
+    while cells > least:
+        workers = alone.fewest(goal, demand.rate / cells).workers()
+        if cells * workers <= affordable:
             return cells
+        # Each of fewer cells has as many workers at least, so that all numbers between are too many for these.
+        cells = min(cells - 1, int(affordable / workers))
     return least
 
 

@@ -81,10 +81,6 @@ class Worker:
         self._chunks: list[tuple[Job, int]] = []  # prompts in the present step
         self.computed_tokens = 0
 
-    @property
-    def queued(self) -> int:
-        return len(self._waiting)
-
     def submit(self, now: float, job: Job) -> None:
         self._waiting.append(job)
         self._admit(now)
