@@ -100,7 +100,7 @@ bench-limits: setup  ## The table and plot of README.md (18 hours on two cores; 
 	$(BIN)/python -m experiments.bench limits
 	$(BIN)/python -m experiments.bench publish artifacts/bench/limits artifacts/bench/limits-more
 
-bench-full: setup  ## More systems and loads, for docs/bench.md (a day on two cores; resumes)
+bench-full: setup  ## More systems and loads, for docs/bench-results.md (a day on two cores; resumes)
 	$(BIN)/python -m experiments.bench full
 	$(BIN)/python -m experiments.bench publish artifacts/bench/full
 

@@ -1,8 +1,8 @@
 """The benchmark's published figures: `python -m experiments.bench short | full | together | both-cores |
-limits | models | float32 | small-steps | short-contexts | repeats | publish`.
+limits | models | float32 | small-steps | short-contexts | repeats | publish | glance`.
 
     short           one load, two systems, in about 15 minutes on two cores
-    full            every family, load and system, three times: hours; goes on where it was stopped
+    full            every family, load and system, three times: about a day; goes on where it was stopped
     together        ReAct and Reflexion on `shared` and ordinary vLLMs, which are up at the same time and take
                     turns with every load, three times: two hours and a half
     both-cores      the same with decode workers on both cores, of which one is also the prefill worker's
@@ -15,22 +15,25 @@ limits | models | float32 | small-steps | short-contexts | repeats | publish`.
     short-contexts  ReAct and Reflexion in float32: 75 minutes
     repeats         ReAct in float32, three times with other sessions, also on one ordinary vLLM with all adapters: an
                     hour
-    publish         writes tables and plot of docs/bench.md, and of README.md if it has a place for them, from the
-                    records in docs/results/bench, or from those of a folder, which are copied there, with the runs of
-                    further folders in place of its own (`publish artifacts/bench/full artifacts/bench/together`). All
-                    but `full` and `together` have folders and tables of their own, but for `short` and `models`,
+    publish         writes tables and plots of docs/bench-results.md, and of README.md if it has a place for them, from
+                    the records in docs/results/bench, or from those of a folder, which are copied there, with the runs
+                    of further folders in place of its own (`publish artifacts/bench/full artifacts/bench/together`).
+                    All but `full` and `together` have folders and tables of their own, but for `short` and `models`,
                     which have none: their reports are in artifacts/bench/
+    glance          the table of all machines in README.md and docs/bench.md; `publish` writes it too
 
-All but the last make the base when it is missing, measure what work costs here, run, and leave a report in
+All but the last two make the base when it is missing, measure what work costs here, run, and leave a report in
 artifacts/bench/. Timings are worth something on a machine that does nothing else.
 """
 
 import argparse
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from os.path import relpath
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -42,7 +45,7 @@ from prefillshare.bench.costs import FILE
 from prefillshare.bench.environment import kind_of_machine
 from prefillshare.bench.figures import Figures, Slo, read_runs, recorded
 from prefillshare.bench.matrix import FULL, SHORT, Matrix, WorkloadConfig, load_matrix
-from prefillshare.bench.plots import draw
+from prefillshare.bench.plots import axis_label, draw
 from prefillshare.bench.report import (
     against,
     arrived,
@@ -54,15 +57,29 @@ from prefillshare.bench.report import (
     write_report,
 )
 from prefillshare.bench.run import MATRIX, run
-from prefillshare.bench.systems import Machine, SystemName
+from prefillshare.bench.systems import SYSTEMS, Machine, SystemName
 from prefillshare.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "docs" / "results" / "bench"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "bench.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "bench-results.md")
 START = "<!-- table: python -m experiments.bench publish -->"
 OWN_START = "<!-- table: python -m experiments.bench publish docs/results/{folder} -->"
-PLOT = "overview.png"
+GLANCE_START = "<!-- table: python -m experiments.bench glance -->"
+PLOTS = {
+    "overview.png": {"sessions a minute": "sessions a minute", "session s p95": "p95 of a session, s"},
+    "details.png": {
+        "goodput, calls a minute": "goodput, calls a minute",
+        "ttft s p95": "first token p95, s",
+        "tpot s p95": "p95 of s a token",
+        "KV moved a session, MB": "KV moved a session, MB",
+        "peak KV, MB": "peak KV, MB",
+    },
+}
 
 FLOAT32 = Matrix(
     workloads=(WorkloadConfig(source="tool_heavy", sessions=4),),
@@ -160,26 +177,61 @@ REPEATS = SHORT_CONTEXTS.model_copy(
 SHORT_PROMPT = 1200
 LONGEST_OF_REACT = 2048
 
-# Columns of the tables; those that say nothing about a kind of load are left out.
-SHOWN = {
+# Columns of a workload's tables: how much is done, how long calls take, and what that costs. Those that say nothing
+# about a kind of load are left out.
+RATES = {
     "sessions a minute": "sessions a minute",
     "arrivals a minute": "arrivals a minute, as drawn",
     "kept up": "kept up",
+    "goodput, calls a minute": "goodput, calls a minute",
     "session s p95": "session p95, s",
-    "ttft s p95": "first token p95, s",
-    "tpot s": "s a token",
+    "of the possible speed": "of the possible speed",
+    "unfinished sessions": "cut off",
+}
+TIMES = {
+    "ttft s p50": "first token p50, s",
+    "ttft s p95": "p95",
+    "ttft s p99": "p99",
+    "tpot s": "s a token, mean",
+    "tpot s p50": "p50",
+    "tpot s p95": "p95",
+    "tpot s p99": "p99",
+}
+WORK = {
     "prefix hit ratio": "prefix hit ratio",
     "hit ratio at best": "at best",
     "prefill tokens a session": "prefill tokens a session",
-    "of the possible speed": "of the possible speed",
+    "KV moved a session, MB": "KV moved a session, MB",
+    "peak KV, MB": "peak KV, MB",
 }
+TABLES = (RATES, TIMES, WORK)
+# Folders of results, what they were measured on, and where the page has them.
+MACHINES = {
+    "bench-limits": ("EPYC, bfloat16", "two-cores-of-an-epyc"),
+    "bench": ("Xeon, bfloat16", "two-cores-of-a-xeon-whose-memory-is-slow"),
+    "bench-both-cores": ("Xeon, bfloat16, decode workers on both cores", "decode-workers-on-both-cores"),
+    "bench-epyc": ("EPYC with faster memory, bfloat16", "on-a-machine-with-faster-memory"),
+    "bench-float32": ("AVX2, float32", "on-cores-without-bfloat16-units"),
+    "bench-small-steps": ("AVX2, float32, steps of 256 tokens", "ordinary-vllms-with-short-steps"),
+    "bench-short-contexts": ("AVX2, float32", "short-contexts-without-bfloat16-units"),
+    "bench-repeats": ("AVX2, float32", "react-with-repeats-and-one-ordinary-vllm-with-all-adapters"),
+}
+# The pages that show machines at a glance, with which of them and whether with open loops. README.md has a table of the
+# first of its own; the fourth is of older code.
+GLANCES: Mapping[Path, tuple[Sequence[str], bool]] = {
+    ROOT / "README.md": ([name for name in MACHINES if name not in ("bench-limits", "bench-epyc")], False),
+    ROOT / "docs" / "bench.md": (list(MACHINES), True),
+}
+BASELINES: Mapping[SystemName, str] = {"per-model": "`per-model`", "colocated": "ordinary vLLMs"}
 # What a baseline is compared with in the summary, where that is not `shared`: what has adapters with what has them too.
 LIKE: dict[SystemName, SystemName] = {"colocated-lora": "shared-lora"}
 RATIOS = {
     "sessions a minute": "sessions a minute",
+    "goodput, calls a minute": "goodput",
     "session s p95": "session p95",
     "prefill tokens a session": "prefill tokens",
 }
+SUMMARY = ("goodput, calls a minute", "session s p95", "prefix hit ratio")
 
 
 def measure(matrices: Sequence[Matrix], output: Path, longest_prompt: int | None) -> int:
@@ -240,9 +292,58 @@ def publish(results: Path, further: Sequence[Path] = ()) -> None:
     for each in texts:
         around_section(each, start)  # or it has no place for them
     _replace(results, folder)
-    plot(runs, folder / PLOT)
+    for file, names in PLOTS.items():
+        plot(runs, folder / file, names)
     for each, text in texts.items():
         write_section(each, start, text)
+    write_glances()
+
+
+def write_glances() -> None:
+    """What `shared` is worth on every machine, into the pages that have a place for it."""
+    for page in GLANCES:
+        if page.exists() and GLANCE_START in page.read_text():
+            write_section(page, GLANCE_START, glance(page))
+
+
+def glance(page: Path) -> str:
+    """A row a workload, at the highest load at which `shared` stands beside a baseline; of open loops, of those that it
+    kept up with."""
+    names = [f"against {each}: {name}" for each in BASELINES.values() for name in ("throughput", "p95")]
+    lines = [f"| machine | sessions | {' | '.join(names)} | details |", f"|---|---|{'---|' * len(names)}---|"]
+    folders, with_open_loops = GLANCES[page]
+    for folder in folders:
+        machine, anchor = MACHINES[folder]
+        where = f"[tables]({relpath(PAGES[1], page.parent)}#{anchor})"
+        runs = read_runs(PUBLISHED.with_name(folder), Slo())
+        for panel, shown in by_panel(runs).items():
+            if panel.is_open and not with_open_loops:
+                continue
+            for load, within in _highest_beside_baselines(panel, shown).items():
+                size = f"{arrived(within)} arriving a minute" if panel.is_open else f"{in_figures(load)} at a time"
+                cells = [text for baseline in BASELINES for text in _worth(panel, within, baseline)]
+                lines.append(f"| {' | '.join([machine, f'{title(panel, runs)}, {size}', *cells, where])} |")
+    return "\n".join(lines)
+
+
+def _highest_beside_baselines(panel: Panel, runs: Sequence[Figures]) -> dict[str, list[Figures]]:
+    """Of each baseline, the highest load; one row where it is the same."""
+    loads = by_load(runs)
+    kept_up = loads_kept_up(by_system(runs).get("shared", [])) if panel.is_open else []
+    found = {}
+    for baseline in BASELINES:
+        both = [load for load, within in loads.items() if {"shared", baseline} <= set(by_system(within))]
+        if usable := [load for load in both if load in kept_up] or both:
+            found[usable[-1]] = loads[usable[-1]]
+    return {load: within for load, within in loads.items() if load in found}
+
+
+def _worth(panel: Panel, runs: Sequence[Figures], baseline: SystemName) -> list[str]:
+    """How many times better `shared` is in throughput and in p95; an open loop's throughput is its load."""
+    names = ("sessions a minute", "session s p95")
+    return [
+        "-" if panel.is_open and name == names[0] else ratio(runs, "shared", baseline, name) or "-" for name in names
+    ]
 
 
 def _replace(results: Path, published: Path) -> None:
@@ -290,22 +391,28 @@ def summary(runs: Sequence[Figures]) -> str:
         met = arrived(by_system(within).get("shared", within))
         how = f"{met} arriving a minute" if panel.is_open else f"{in_figures(load)} at a time"
         # How many sessions an open loop plays a minute is its load.
-        names = [*["sessions a minute"] * (not panel.is_open), "session s p95", "prefix hit ratio"]
+        names = [*["sessions a minute"] * (not panel.is_open), *SUMMARY]
         for name in names:
             cells = [cell(by_system(within).get(system, []), name) for system in systems]
             better = [ratio(within, ours, other, name) if name in RATIOS else None for ours, other in pairs]
             first = f"{title(panel, runs)}, {how}" if name == names[0] else ""
             more = [f"{text} x" if text else "" for text in better]
-            lines.append(f"| {first} | {SHOWN[name]} | {' | '.join([*cells, *more])} |")
+            lines.append(f"| {first} | {_name(name)} | {' | '.join([*cells, *more])} |")
     return "\n".join(lines)
 
 
+def _name(name: str) -> str:
+    return next(columns[name] for columns in TABLES if name in columns)
+
+
 def tables(runs: Sequence[Figures]) -> str:
+    """Of each workload and kind of load: rates, times, work, and how many times better ours are."""
     parts = []
     if kept := kept_up_table(runs):
         parts += ["**The highest load that each system kept up with**", kept]
     for panel, shown in by_panel(runs).items():
-        parts += [f"**{title(panel, runs)}**", _systems(panel, shown), _ratios(panel, shown)]
+        parts += [f"**{title(panel, runs)}**", *(_systems(panel, shown, columns) for columns in TABLES)]
+        parts += [_ratios(panel, shown)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -315,14 +422,15 @@ def title(panel: Panel, runs: Sequence[Figures]) -> str:
     return f"{panel.workload}{models}{', open loop' if panel.is_open else ''}{panel.how}"
 
 
-def _systems(panel: Panel, runs: Sequence[Figures]) -> str:
-    shown = [name for name in SHOWN if any(each.values.get(name) is not None for each in runs)]
-    head = [LABELS[panel.kind], "system", *(SHOWN[name] for name in shown), "cut off", "busy cores"]
+def _systems(panel: Panel, runs: Sequence[Figures], columns: Mapping[str, str]) -> str:
+    shown = [name for name in columns if any(each.values.get(name) is not None for each in runs)]
+    has_cores = columns is WORK
+    head = [LABELS[panel.kind], "system", *(columns[name] for name in shown), *["busy cores"] * has_cores]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for load, of_load in by_load(runs).items():
         for system, within in by_system(of_load).items():
-            cells = [cell(within, name) for name in (*shown, "unfinished sessions")]
-            lines.append(f"| {in_figures(load)} | {system} | {' | '.join(cells)} | {_busy(within)} |")
+            cells = [cell(within, name) for name in shown] + [_busy(within)] * has_cores
+            lines.append(f"| {in_figures(load)} | {system} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -344,28 +452,41 @@ def _ratios(panel: Panel, runs: Sequence[Figures]) -> str:
     return "\n".join([head, f"|---|---|---|{'---|' * len(RATIOS)}", *lines])
 
 
-def plot(runs: Sequence[Figures], file: Path) -> None:
-    """A column a workload and kind of load: rates above, of an open loop how far they were kept up with, and p95 of a
-    session below."""
+def plot(runs: Sequence[Figures], file: Path, names: Mapping[str, str]) -> None:
+    """A column a workload and kind of load, a row a figure. Of an open loop, where sessions a minute are the load, how
+    far it was kept up with stands in their place.
+
+    Args:
+        names: of figures, and what the axis calls them.
+    """
     from matplotlib.figure import Figure
 
     panels = by_panel(runs)
-    figure = Figure(figsize=(4 * len(panels), 5.6), dpi=120, layout="constrained")
-    grid = figure.subplots(2, len(panels), squeeze=False)
+    figure = Figure(figsize=(4 * len(panels), 2.8 * len(names)), dpi=100, layout="constrained")
+    grid = figure.subplots(len(names), len(panels), squeeze=False)
     for column, (panel, shown) in enumerate(panels.items()):
-        above = "kept up" if panel.is_open else "sessions a minute"
-        for row, name in enumerate((above, "session s p95")):
-            draw(grid[row][column], shown, name)
+        for row, (name, label) in enumerate(names.items()):
+            axes, is_load = grid[row][column], name == "sessions a minute" and panel.is_open
+            draw(axes, shown, "kept up" if is_load else name)
+            if not axes.has_data():  # of too few sessions nobody knows what was kept up with
+                axes.yaxis.set_visible(False)
+                axes.text(0.5, 0.5, "not known", ha="center", transform=axes.transAxes)
+            if column == 0 or is_load:
+                axes.set_ylabel("kept up" if is_load else label)
         grid[0][column].set_title(title(panel, runs))
-        if not grid[0][column].has_data():  # of too few sessions nobody knows what was kept up with
-            grid[0][column].yaxis.set_visible(False)
-            grid[0][column].text(0.5, 0.5, "not known", ha="center", transform=grid[0][column].transAxes)
-        if column == 0 or panel.is_open:
-            grid[0][column].set_ylabel(above)
-        grid[1][column].set_xlabel(LABELS[panel.kind])
-    grid[1][0].set_ylabel("p95 of a session, s")
-    figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+        grid[-1][column].set_xlabel(axis_label(panel))
+    figure.legend(*_legend(grid.flat), loc="outside upper center", ncols=5)
     figure.savefig(file, format="png")
+
+
+def _legend(all_axes: Iterable["Axes"]) -> tuple[list["Artist"], list[str]]:
+    """One entry a system, as they are always ordered: not every workload was run on all."""
+    found: dict[str, Artist] = {}
+    for axes in all_axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    labels: list[str] = [system for system in SYSTEMS if system in found]
+    return [found[label] for label in labels], labels
 
 
 def main() -> int:
@@ -390,14 +511,18 @@ def main() -> int:
         command = what.add_parser(name, help=f"{systems} systems, repeats: {of_name[0].repeats}")
         command.add_argument("--output", type=Path, default=ROOT / "artifacts" / "bench" / name)
         command.set_defaults(matrices=of_name, longest_prompt=longest_prompt)
-    command = what.add_parser("publish", help="tables and plot from records")
+    command = what.add_parser("publish", help="tables and plots from records")
     command.add_argument(
         "results", type=Path, nargs="*", default=[PUBLISHED], help="folders of `prefillshare bench run`"
     )
+    what.add_parser("glance", help="the table of all machines, from their records")
     options = parser.parse_args()
     try:
         if options.what == "publish":
             publish(options.results[0], options.results[1:])
+            return 0
+        if options.what == "glance":
+            write_glances()
             return 0
         return measure(options.matrices, options.output, options.longest_prompt)
     except UserError as error:

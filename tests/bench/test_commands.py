@@ -5,6 +5,7 @@ import pytest
 from typer.testing import CliRunner
 
 from prefillshare import cli
+from prefillshare.bench.matrix import FULL, SHORT, Matrix, load_matrix
 from prefillshare.workloads import tokens
 from tests.workloads.tokenisers import words
 
@@ -45,6 +46,19 @@ def test_a_trace_keeps_its_times_unless_others_are_asked_for(tmp_path: Path) -> 
 
     assert times() == [0, 70_000, 90_000]
     assert times("--rate", "1000")[-1] < 1000
+
+
+def test_costs_are_of_the_matrix_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[Matrix] = []
+    monkeypatch.setattr("prefillshare.bench.calibrate.calibrate", lambda matrix, *rest: measured.append(matrix) or 0)
+    given = ["bench", "calibrate", str(tmp_path), "--base", "b"]
+    assert CliRunner().invoke(cli.app, given).exit_code == 0
+    (tmp_path / "matrix.json").write_text(SHORT.model_dump_json())
+    assert CliRunner().invoke(cli.app, given).exit_code == 0
+    other = tmp_path / "other.yaml"
+    other.write_text("workloads: [{source: react}]")
+    assert CliRunner().invoke(cli.app, [*given, "--matrix", str(other)]).exit_code == 0
+    assert measured == [FULL, SHORT, load_matrix(other)]
 
 
 def test_help_names_the_sources() -> None:

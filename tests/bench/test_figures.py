@@ -30,6 +30,25 @@ def test_latencies_are_of_what_was_answered_to_its_end(tmp_path: Path) -> None:
     assert values["tpot s"] == pytest.approx((0.2 + 0.1 + 0.4) / 3)
 
 
+def test_a_tokens_time_is_the_mean_of_its_call(tmp_path: Path) -> None:
+    values = figures(tmp_path).values
+    assert [values[f"tpot s p{share}"] for share in (50, 95, 99)] == pytest.approx([0.2, 0.4, 0.4])
+    # Of one token no time lies between two.
+    write_run(tmp_path, [CALL | {"output_tokens": 1}, SESSION])
+    (run,) = read_runs(tmp_path, Slo())
+    assert run.values["tpot s p95"] is None
+    assert "tpot s p95" not in run.at_least
+
+
+def test_calls_that_were_under_way_may_have_had_the_slowest_tokens(tmp_path: Path) -> None:
+    calls = [CALL | {"latency_s": 1.0 + n} for n in range(1, 20)]  # 0.1 to 1.9 s a token
+    cut = {"kind": "cut", "session": "s", "ttft_s": 1.0, "queue_s": 0.1, "prefill_s": 0.5, "seen_s": 9.0}
+    write_run(tmp_path, [*calls, *[cut] * 2], cut_calls=2)
+    (run,) = read_runs(tmp_path, Slo())
+    assert run.values["tpot s p50"] == pytest.approx(1.0)
+    assert {name for name in run.at_least if name.startswith("tpot")} == {"tpot s p95", "tpot s p99"}
+
+
 def test_sessions_that_were_cut_off_count_as_long_as_they_were_seen(tmp_path: Path) -> None:
     run = figures(tmp_path)
     assert (run.values["session s p50"], run.values["session s p99"]) == (20.0, 99.0)
@@ -126,6 +145,22 @@ def test_how_near_a_run_came_to_what_is_possible_is_told_where_costs_are_known(t
     assert run.values["least s possible"] == pytest.approx(least)
     assert run.values["of the possible speed"] == pytest.approx(least / 60)
     assert run.bound_by == "the longest session"
+
+
+def test_costs_of_another_kind_of_machine_say_nothing_of_what_is_possible(tmp_path: Path) -> None:
+    costs = {"cost": {"step_s": 0.1, "token_s": 0.2}, "leg_s": 0.0, "link_bytes_per_s": 1e9}
+
+    def run(**environment: object) -> Figures:
+        (tmp_path / "costs.json").write_text(json.dumps(costs | {"environment": environment}))
+        return figures(tmp_path)
+
+    same = run(processor="a processor", cores=2, dtype="bfloat16", memory_gib=1.0, load_before=9.0)
+    assert (same.other_costs, same.bound_by) == (None, "the longest session")
+    # The run does not say whether there were autogroups; the day, and how busy it was, are no kind of machine.
+    assert run(processor="a processor", autogroups=True, when="then").other_costs is None
+    other = run(processor="a processor", cores=8, dtype="float32")
+    assert other.other_costs == "cores 8 instead of 2, dtype float32 instead of bfloat16"
+    assert (other.values["least s possible"], other.values["of the possible speed"], other.bound_by) == (None,) * 3
 
 
 def test_an_open_loop_is_told_by_what_it_kept_up_with_and_not_by_how_long_it_took(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from prefillshare.bench.cells import by_models, size_of
 from prefillshare.bench.figures import Figures, Slo, read_runs
-from prefillshare.bench.plots import draw
+from prefillshare.bench.plots import draw, plots
 from prefillshare.bench.report import highest_kept_up, write_report
 from prefillshare.errors import UserError
 from tests.bench.written import CALL, PREFILL, SESSION, write_run
@@ -31,6 +31,28 @@ def report_of(folder: Path) -> str:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("matplotlib.figure.Figure.savefig", lambda figure, file, **options: file.touch())
         return write_report(folder, Slo())[0].read_text()
+
+
+def test_first_tokens_and_further_ones_are_told_by_their_percentiles(written: Path) -> None:
+    text = report_of(written)
+    rows = dict(line.strip("| ").split(" | ", 1) for line in text.splitlines() if line.startswith("| "))
+    for name, shown in (("ttft s", "1.00 (1.00 to 1.00)"), ("tpot s", "0.200 (0.200 to 0.200)")):
+        assert [rows[f"{name} p{share}"].split(" | ")[0] for share in (50, 95, 99)] == [shown] * 3
+    assert "- goodput, calls a minute, shared against per-model:" not in text  # of which none is within the limits
+    assert rows["goodput, calls a minute"] == "1.0 (1.0 to 1.0) | 0.0 (0.0 to 0.0)"
+
+
+def test_costs_of_another_machine_are_told_of(written: Path) -> None:
+    content = (
+        '{"cost": {"step_s": 0.1, "token_s": 0.2}, "leg_s": 0, "link_bytes_per_s": 1, "environment": {"cores": 8}}'
+    )
+    (written / "costs.json").write_text(content)
+    text = report_of(written)
+    assert "Of 8 runs it is not said what is possible: costs.json was measured with cores 8 instead of 2." in text
+    assert "of the possible speed" not in text
+    (written / "costs.json").write_text(content.replace("8", "2"))
+    assert "| of the possible speed |" in report_of(written)
+    assert "it is not said" not in report_of(written)
 
 
 def test_systems_stand_side_by_side_with_the_range_of_their_repeats(written: Path) -> None:
@@ -119,6 +141,9 @@ def test_the_page_has_what_the_text_has_and_is_well_formed(written: Path) -> Non
     parser.feed(page.removeprefix("<!doctype html>"))
     assert parser.open == []
     assert page.count("<table>") == 2
+    assert "<em>Possible</em> is what" in page
+    assert "<code>bench calibrate</code>" in page
+    assert "*" not in page.partition("</style>")[2]
     assert "<td>21.0 (20.0 to 22.0)</td>" in page
 
 
@@ -202,6 +227,52 @@ def test_one_load_is_drawn_as_bars_and_a_system_has_its_colour_whoever_is_missin
         to_rgba("C0"),
         to_rgba("C2"),
     ]
+
+
+def test_a_single_run_has_no_range(tmp_path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    def ranges(*loads: str) -> int:
+        axes = Figure().subplots()
+        draw(axes, [run for run in read_runs(tmp_path, Slo()) if run.load in loads], "sessions a minute")
+        return len(axes.collections)
+
+    write_run(tmp_path, [CALL, SESSION])
+    write_run(tmp_path, [CALL, SESSION], load="closed:9")
+    assert ranges("closed:4") == ranges("closed:4", "closed:9") == 0
+    write_run(tmp_path, [CALL, SESSION], repeat=1)  # as it happens, with the same figures
+    assert ranges("closed:4") == ranges("closed:4", "closed:9") == 1
+    assert ranges("closed:9") == 0
+
+
+def test_open_loops_stand_where_their_arrivals_were_drawn(opened: Path) -> None:
+    """The repeat that only one system has draws others; all systems of a load stand at one place."""
+    from matplotlib.figure import Figure
+
+    rows = [row | {"session": f"s-{n}", "at": 10.0 * n} for n in range(20) for row in (CALL, SESSION)]
+    write_run(opened, rows, load="poisson:0.0667", repeat=1)
+    runs = read_runs(opened, Slo())
+    axes = Figure().subplots()
+    draw(axes, runs, "session s p95")
+    lines = [line for line in axes.get_lines() if line.get_marker() == "o"]
+    assert [list(line.get_xdata()) for line in lines] == [pytest.approx([2.0, 5.0])] * 3  # of 2 and 4, and of 4 and 6
+    axes = Figure().subplots()
+    draw(axes, [run for run in runs if run.load == "poisson:0.0667"], "session s p95")
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["5"]
+    assert "## reflexion, 4 models, 4 sessions arriving a minute, 5 as drawn" in report_of(opened)
+
+
+def test_what_plots_show(opened: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[list[str]] = []
+    monkeypatch.setattr(
+        "matplotlib.figure.Figure.savefig",
+        lambda figure, file, **options: shown.append([axes.get_title() for axes in figure.axes]),
+    )
+    write_run(opened, [CALL, SESSION])
+    plots(read_runs(opened, Slo()), opened)
+    rest = ["goodput, calls a minute", "session s p95", "ttft s p95", "tpot s p95", "prefix hit ratio"]
+    rest += ["KV moved a session, MB", "peak KV, MB"]
+    assert shown == [["sessions a minute", *rest], ["kept up", *rest]]
 
 
 def test_plots_are_written_for_every_workload(written: Path) -> None:

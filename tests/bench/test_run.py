@@ -1,5 +1,6 @@
 import io
 import json
+import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -8,9 +9,10 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from rich.progress import Task, TaskID
 
+from prefillshare.bench import opened, watch
 from prefillshare.bench import run as runner
-from prefillshare.bench import watch
 from prefillshare.bench.drive import Play
 from prefillshare.bench.host import Hosted, HostedWorker, HostRequest
 from prefillshare.bench.hosting import HostFailed
@@ -47,7 +49,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(runner, "hosted", hosted)
     monkeypatch.setattr(watch, "_IDLE_EVERY_S", 0.01)
-    monkeypatch.setattr(runner, "workload_of", _without_thinking)
+    monkeypatch.setattr(opened, "workload_of", _without_thinking)
     monkeypatch.setattr(runner, "load_tokenise", lambda base: words)
     monkeypatch.setattr(runner, "compute_identity", lambda base: BaseIdentity(digest=f"of {base}", parts={}))
     return names
@@ -143,6 +145,40 @@ def test_a_workload_may_have_a_limit_of_its_own(
         (1, 7),
         (1, 7),
     ]
+
+
+def test_without_a_terminal_it_says_how_far_it_is(started: list[str], tmp_path: Path) -> None:
+    told = io.StringIO()
+    assert runner.run(MATRIX, Path("base"), tmp_path, Console(file=told, width=200), ()) == 0
+    done = [line.split(maxsplit=1)[1] for line in told.getvalue().splitlines() if "done: " in line]
+    assert [line.partition(" (")[2].partition(",")[0] for line in done[:3]] == ["1 of 4", "2 of 4", "3 of 4"]
+    assert done[3].endswith("(4 of 4)")
+    assert all(re.search(r", about (\d+ h )?\d+ min left\)$", line) for line in done[:3])
+
+
+@pytest.mark.parametrize(("elapsed_s", "left"), [(20, "1 min"), (900, "30 min"), (4500, "2 h 30 min")])
+def test_time_left_goes_by_the_runs_that_are_done(elapsed_s: float, left: str) -> None:
+    task = Task(TaskID(0), "", total=6, completed=2, _get_time=lambda: elapsed_s)
+    task.start_time = 0.0
+    assert runner._how_far(task) == f" (2 of 6, about {left} left)"
+
+
+def test_sessions_are_opened_once_for_all_systems_and_of_a_file_for_all_repeats(
+    started: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, int]] = []
+    plain = opened.workload_of
+
+    def workload_of(each: Run, *rest: Any) -> Workload:
+        asked.append((each.workload.source, each.repeat))
+        return plain(each, *rest)
+
+    monkeypatch.setattr(opened, "workload_of", workload_of)
+    file = tmp_path / "own.jsonl"
+    own = own_sessions(file, "so far", "so good").workloads
+    matrix = MATRIX.model_copy(update={"workloads": (*MATRIX.workloads, *own), "repeats": 2})
+    assert run(tmp_path / "results", matrix) == 0
+    assert sorted(asked) == sorted([("react", 0), ("react", 1), (str(file), 0)])
 
 
 def test_what_is_done_is_not_done_again(started: list[str], tmp_path: Path) -> None:

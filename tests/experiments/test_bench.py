@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from prefillshare.errors import UserError
 from prefillshare.workloads.arrivals import Poisson, parse_arrivals
 from tests.bench.written import CALL, SESSION, WORKER, write_run
 
-REAL = {"START": bench.START, "PAGES": bench.PAGES}  # before `pages` puts others in their place
+# Before `pages` puts others in their place.
+REAL = {"START": bench.START, "PAGES": bench.PAGES, "PUBLISHED": bench.PUBLISHED, "GLANCES": bench.GLANCES}
 
 
 @pytest.fixture
@@ -37,6 +39,7 @@ def pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     for page in found:
         page.write_text(f"before\n{bench.START}\n{END}\nafter\n")
     monkeypatch.setattr(bench, "PAGES", found)
+    monkeypatch.setattr(bench, "GLANCES", {})
     monkeypatch.setattr(bench, "PUBLISHED", tmp_path / "published")
     return found
 
@@ -58,6 +61,7 @@ def test_the_summary_is_of_the_highest_load(results: Path, pages: tuple[Path, Pa
         "| | | shared | per-model | shared against per-model |",
         "| reflexion, 12 at a time | sessions a minute | 1.00 (1.00 to 1.00) | 0.17 (0.17 to 0.17) | "
         "6.00 (6.00 to 6.00) x |",
+        "|  | goodput, calls a minute | 1.0 (1.0 to 1.0) | 0.3 (0.3 to 0.3) | 3.00 (3.00 to 3.00) x |",
         "|  | session p95, s | 20.0 (20.0 to 20.0) | >= 60.0 (60.0 to 60.0) | >= 3.00 (3.00 to 3.00) x |",
         "|  | prefix hit ratio | 0.900 (0.900 to 0.900) | 0.900 (0.900 to 0.900) |  |",
     ]
@@ -66,13 +70,16 @@ def test_the_summary_is_of_the_highest_load(results: Path, pages: tuple[Path, Pa
 def test_the_page_has_every_load_in_order_and_the_ratios(results: Path, pages: tuple[Path, Path]) -> None:
     bench.publish(results)
     rows = [line for line in pages[1].read_text().splitlines() if line.startswith("| ")]
-    assert [row.split(" | ")[:2] for row in rows[1:5]] == [
-        ["| 4", "shared"],
-        ["| 4", "per-model"],
-        ["| 12", "shared"],
-        ["| 12", "per-model"],
+    of_each = [["| 4", "shared"], ["| 4", "per-model"], ["| 12", "shared"], ["| 12", "per-model"]]
+    assert [row.split(" | ")[:2] for first in (1, 6, 11) for row in rows[first : first + 4]] == of_each * 3
+    assert [rows[head] for head in (0, 5, 10)] == [
+        "| sessions at a time | system | sessions a minute | goodput, calls a minute | session p95, s | "
+        "of the possible speed | cut off |",
+        "| sessions at a time | system | first token p50, s | p95 | p99 | s a token, mean | p50 | p95 | p99 |",
+        "| sessions at a time | system | prefix hit ratio | at best | prefill tokens a session | "
+        "KV moved a session, MB | peak KV, MB | busy cores |",
     ]
-    assert "| 4 | shared | per-model | 3.00 (3.00 to 3.00) | 3.00 (3.00 to 3.00) | " in pages[1].read_text()
+    assert "| 4 | shared | per-model | 3.00 (3.00 to 3.00) | 3.00 (3.00 to 3.00) | 3.00 (" in pages[1].read_text()
 
 
 def test_the_vllm_with_adapters_is_compared_with_ours_that_has_them(results: Path, pages: tuple[Path, Path]) -> None:
@@ -89,6 +96,7 @@ def test_the_vllm_with_adapters_is_compared_with_ours_that_has_them(results: Pat
     assert "| 12 | shared | colocated-lora | " in pages[1].read_text()
 
 
+IN_README = "bench-limits"
 PUBLISHED = {
     "float32": bench.FLOAT32,
     "short-contexts": bench.SHORT_CONTEXTS,
@@ -99,16 +107,68 @@ PUBLISHED = {
 }
 
 
-@pytest.mark.parametrize("name", ["bench", "bench-epyc", *(f"bench-{name}" for name in PUBLISHED)])
+FOLDERS = ("bench", "bench-epyc", *(f"bench-{name}" for name in PUBLISHED))
+
+
+@pytest.mark.parametrize("name", FOLDERS)
 def test_what_is_published_is_what_its_records_give(name: str) -> None:
-    """Also when there are systems that it does not have."""
+    """Also when there are systems that it does not have. The page has the tables of all folders, README.md one."""
     folder = bench.ROOT / "docs" / "results" / name
     load_matrix(folder / "matrix.json")
     start = REAL["START"] if name == "bench" else bench.OWN_START.format(folder=name)
     runs = read_runs(folder, Slo())
-    for page, text in zip(REAL["PAGES"], (bench.summary(runs), bench.tables(runs)), strict=True):
-        if start in page.read_text():
-            assert f"{start}\n{text}\n{END}" in page.read_text()
+    texts = {page: page.read_text() for page in REAL["PAGES"]}
+    readme, page = REAL["PAGES"]
+    assert [each for each in texts if start in texts[each]] == [readme] * (name == IN_README) + [page]
+    assert f"{start}\n{bench.tables(runs)}\n{END}" in texts[page]
+    if name == IN_README:
+        assert f"{start}\n{bench.summary(runs)}\n{END}" in texts[readme]
+
+
+def test_every_table_of_the_pages_is_checked() -> None:
+    """One whose folder is not among those above would be of nobody knows which records."""
+    known = {REAL["START"], *(bench.OWN_START.format(folder=name) for name in FOLDERS)}
+    for page in REAL["PAGES"]:
+        there = re.findall(r"^<!-- table: python -m experiments\.bench publish.*-->$", page.read_text(), re.MULTILINE)
+        assert set(there) <= known
+        assert len(there) == (1 if page.name == "README.md" else len(FOLDERS))
+
+
+@pytest.mark.parametrize("page", list(REAL["GLANCES"]), ids=lambda page: page.name)
+def test_machines_at_a_glance_are_as_their_records_say(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PAGES", "PUBLISHED", "GLANCES"):
+        monkeypatch.setattr(bench, name, REAL[name])
+    assert f"{bench.GLANCE_START}\n{bench.glance(page)}\n{END}" in page.read_text()
+    headings = {_anchor(line) for line in REAL["PAGES"][1].read_text().splitlines() if line.startswith("#")}
+    assert {anchor for _, anchor in bench.MACHINES.values()} <= headings
+    assert set(bench.MACHINES) == set(FOLDERS)
+
+
+def _anchor(heading: str) -> str:
+    return re.sub(r"[^\w -]", "", heading.strip("# ").lower()).replace(" ", "-")
+
+
+def test_a_glance_is_of_the_highest_load_beside_each_baseline(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "docs" / "glance.md"
+    page.parent.mkdir()
+    page.write_text(f"{bench.GLANCE_START}\n{END}\n")
+    monkeypatch.setattr(bench, "GLANCES", {page: (["published"], True)})
+    monkeypatch.setattr(bench, "MACHINES", {"published": ("a machine", "there")})
+    write_run(results, [CALL, SESSION], load="closed:4", system="colocated", seconds=90.0)
+    write_open_loop(results, "poisson:0.1", gap_s=10.0, latencies={"shared": 3.0, "per-model": 300.0})
+    write_open_loop(results, "poisson:0.2", gap_s=5.0, latencies={"shared": 300.0, "per-model": 300.0})
+    bench.publish(results)  # leaves it in `published`, and writes the glance
+    rows = [line.strip("| ").split(" | ") for line in page.read_text().splitlines() if line.startswith("| a machine")]
+    assert [(row[1], *row[2:6]) for row in rows] == [
+        ("reflexion, 4 at a time", "3.00 (3.00 to 3.00)", "3.00 (3.00 to 3.00)", "1.50", "1.00"),
+        ("reflexion, 12 at a time", "6.00 (6.00 to 6.00)", ">= 3.00 (3.00 to 3.00)", "-", "-"),
+        ("reflexion, open loop, 6 arriving a minute", "-", "100.00", "-", "-"),
+    ]
+    assert rows[0][-1] == "[tables](../bench.md#there)"
+    monkeypatch.setattr(bench, "GLANCES", {page: (["published"], False)})
+    assert "open loop" not in bench.glance(page)
 
 
 def test_matrices_of_published_folders_are_still_those() -> None:
@@ -127,7 +187,7 @@ def test_open_loops_have_enough_sessions_to_say_what_was_kept_up_with(matrix: Ma
 def test_the_readme_opens_with_a_published_table() -> None:
     """`publish` leaves it alone where it has no place for one, so nothing else would say that it was lost."""
     readme, _ = REAL["PAGES"]
-    assert bench.OWN_START.format(folder="bench-limits") in readme.read_text()
+    assert bench.OWN_START.format(folder=IN_README) in readme.read_text()
 
 
 def test_open_loops_have_tables_of_their_own(results: Path, pages: tuple[Path, Path]) -> None:
@@ -139,7 +199,7 @@ def test_open_loops_have_tables_of_their_own(results: Path, pages: tuple[Path, P
     assert "| reflexion, 4 models | >= 6 (1.00) | < 6 (0.05) |" in text
     closed, opened = text.index("**reflexion**"), text.index("**reflexion, open loop**")
     parts = {"closed": text[closed:opened], "open": text[opened:]}
-    assert "| sessions at a time | system | sessions a minute | session p95, s |" in parts["closed"]
+    assert "| sessions at a time | system | sessions a minute | goodput, calls a minute |" in parts["closed"]
     assert "arriving" not in parts["closed"]
     assert (
         "| sessions arriving a minute | system | sessions a minute | arrivals a minute, as drawn | kept up |"
@@ -152,7 +212,8 @@ def test_open_loops_have_tables_of_their_own(results: Path, pages: tuple[Path, P
 def test_records_costs_and_plot_are_kept_beside_the_tables(results: Path) -> None:
     bench.publish(results)
     published = bench.PUBLISHED
-    assert (published / bench.PLOT).read_bytes().startswith(b"\x89PNG")
+    for plot in bench.PLOTS:
+        assert (published / plot).read_bytes().startswith(b"\x89PNG")
     assert (published / "costs.json").read_text() == (results / "costs.json").read_text()
     copied = sorted(file.name for file in (published / "runs").iterdir())
     assert copied == sorted(file.name for file in (results / "runs").iterdir())
@@ -265,7 +326,8 @@ def test_an_open_loops_summary_is_of_the_highest_load_that_shared_kept_up_with(
     bench.publish(results)
     text = pages[0].read_text()
     assert "| reflexion, open loop | kept up with, sessions arriving a minute | 6 (1.00) | < 6 (0.05) |  |" in text
-    assert "| reflexion, open loop, 6 arriving a minute | session p95, s | 3.0 | 300.0 | 100.00 x |" in text
+    assert "| reflexion, open loop, 6 arriving a minute | goodput, calls a minute | 20.0 | 0.0 |  |" in text
+    assert "|  | session p95, s | 3.0 | 300.0 | 100.00 x |" in text
     assert "12 arriving" not in text
 
 
@@ -274,7 +336,9 @@ def test_an_open_loop_is_named_by_the_arrivals_that_shared_met(results: Path, pa
     write_open_loop(results, "poisson:0.1", gap_s=10.0, latencies={"shared": 3.0, "per-model": 3.0, "colocated": 3.0})
     write_open_loop(results, "poisson:0.1", gap_s=7.5, latencies={"shared": 3.0}, repeat=1)
     bench.publish(results)
-    assert "| reflexion, open loop, 7 arriving a minute | session p95, s | 3.0 (3.0 to 3.0) |" in pages[0].read_text()
+    text = pages[0].read_text()
+    assert "| reflexion, open loop, 7 arriving a minute | goodput, calls a minute | 20.0 (20.0 to 20.0) |" in text
+    assert "|  | session p95, s | 3.0 (3.0 to 3.0) |" in text
 
 
 def test_systems_of_two_matrices_have_one_measurement_of_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from prefillshare.errors import UserError
+from prefillshare.workloads import mooncake
 from prefillshare.workloads.session import Outgrown, Workload, prompt_tokens
 from prefillshare.workloads.sources import in_words, open_workload
 from tests.workloads.tokenisers import characters, words
@@ -127,3 +128,36 @@ def test_outputs_that_may_become_longer_take_more_of_the_context(tmp_path: Path)
     for stretch, calls in ((1, 3), (2, 1)):
         (session,) = open_workload(file, words, context_limit=18, stretch=stretch).sessions
         assert len(session.turns) == calls
+
+
+@pytest.mark.parametrize(
+    ("limits", "built"),
+    [
+        ({"sessions": 2}, 3),  # one more is looked at, since it may have begun soon enough
+        ({"sessions": 2, "context_limit": 700}, 4),  # the first does not fit
+        ({"sessions": 1, "begun_within_s": 3.0}, 5),
+        ({}, 6),
+    ],
+)
+def test_of_a_trace_only_the_sessions_that_are_wanted_are_made_up(
+    limits: dict[str, float], built: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "trace.jsonl"
+    # The first three have both blocks in common, all six the first.
+    rows = (
+        {"timestamp": 1000 * n, "input_length": 900 if n == 0 else 600, "output_length": 5, "session_id": n}
+        | {"hash_ids": [0, max(3, n)]}
+        for n in range(6)
+    )
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    whole = mooncake.read_trace(file, words)
+    made: list[int] = []
+    turns = mooncake._Builder.turns
+    monkeypatch.setattr(mooncake._Builder, "turns", lambda *given: made.append(1) or turns(*given))
+    opened = open_workload(f"mooncake:{file}", words, **limits)
+    assert len(made) == built
+    assert (opened.preamble, opened.preamble_tokens) == (whole.preamble, 512)  # what all begin with
+    first = 1 if "context_limit" in limits else 0
+    wanted = 6 if not limits else 4 if "begun_within_s" in limits else limits["sessions"]
+    assert opened.sessions == whole.sessions[first : first + wanted]
+    assert opened.outgrown.left_out == first

@@ -58,3 +58,9 @@ def test_a_tokenizer_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text('{"version": "1.0"')
     with pytest.raises(UserError, match=r"tokenizer\.json: not a tokenizer: "):
         load_tokenise(tmp_path)
+
+
+def test_texts_have_the_same_strings() -> None:
+    salad = Salad(words)
+    many = [word for seed in range(20) for word in salad.words(200, random.Random(seed))]
+    assert len({id(word) for word in many}) == len(set(many))

@@ -1,5 +1,6 @@
 """Which runs are compared with each other, in the order in which they are shown, and what their loads are called."""
 
+import statistics
 from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -66,6 +67,19 @@ def size_of(load: str) -> float:
     if isinstance(arrivals, Closed):
         return arrivals.concurrent
     return 60 * arrivals.rate if isinstance(arrivals, Poisson) else arrivals.speed
+
+
+def arrivals_of(runs: Sequence[Figures]) -> float | None:
+    """Sessions a minute, as they were drawn for an open loop's load: in the middle of the repeats, each of which has
+    the same for all systems. None if no run says it."""
+    drawn = {run.repeat: value for run in runs if (value := run.values["arrivals a minute"]) is not None}
+    return statistics.median(drawn.values()) if drawn else None
+
+
+def arrived(runs: Sequence[Figures]) -> str:
+    """`arrivals_of` in figures; what was asked for where it is not known."""
+    drawn = arrivals_of(runs)
+    return in_figures(runs[0].load) if drawn is None else f"{drawn:.3g}"
 
 
 def in_figures(load: str) -> str:

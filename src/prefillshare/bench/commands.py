@@ -26,7 +26,7 @@ def run(
     matrix: Annotated[
         Path | None, typer.Option(metavar="FILE.YAML", help="What to run; without it, the short matrix.")
     ] = None,
-    full: Annotated[bool, typer.Option("--full", help="The full matrix: hours on two cores.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="The full matrix: about a day on two cores.")] = False,
     only: Annotated[
         list[str] | None,
         typer.Option(metavar="TEXT", help="Of its runs, those with this in their names, as `closed4-r0`. Repeatable."),
@@ -34,7 +34,7 @@ def run(
 ) -> None:
     """Run a matrix of systems, workloads and loads on real workers.
 
-    The short matrix takes under 15 minutes on two cores: `prefillshare bench run results --base ./base`. One of your
+    The short matrix takes about 15 minutes on two cores: `prefillshare bench run results --base ./base`. One of your
     own is a file such as
 
         systems: [shared, per-model, colocated]
@@ -71,11 +71,15 @@ def run(
 def calibrate(
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="The folder of the runs that it is for.")],
     base: Annotated[Path, typer.Option(help="The base: a checkpoint, in safetensors.")],
-    matrix: Annotated[Path | None, typer.Option(metavar="FILE.YAML", help="The runs' matrix, if they had one.")] = None,
+    matrix: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.YAML", help="The runs' matrix; without it, OUTPUT's, else the full one."),
+    ] = None,
 ) -> None:
     """Measure what prefill, decode and handoff cost here, without any queue (7 to 25 minutes on two cores).
 
-    Decode steps are measured with adapters too, unless the matrix has no `shared-lora`. Writes OUTPUT/costs.json. The
+    Workers are those of the runs that are in OUTPUT, whose `bench run` left its matrix there; before these, give the
+    matrix. Decode steps are measured with adapters too, unless it has no `shared-lora`. Writes OUTPUT/costs.json. The
     report then says how near each run came to what is possible, and the simulator can predict runs.
     Example: `prefillshare bench calibrate results --base ./base`
     """
@@ -83,8 +87,11 @@ def calibrate(
 
     from prefillshare.bench import matrix as matrices
     from prefillshare.bench.calibrate import calibrate as measure_costs
+    from prefillshare.bench.run import MATRIX
 
-    wanted = matrices.load_matrix(matrix) if matrix is not None else matrices.FULL
+    there = output / MATRIX
+    file = matrix or (there if there.exists() else None)
+    wanted = matrices.load_matrix(file) if file is not None else matrices.FULL
     raise typer.Exit(measure_costs(wanted, base, output, Console(stderr=True)))
 
 

@@ -237,7 +237,20 @@ def read(file: Path, machine: Machine, kv_bytes_per_token: int, *, adapters: boo
         profile = _profile(cost, link, content["leg_s"], machine, kv_bytes_per_token)
         return replace(profile, decode_cost=decode_cost, slowdown=beside and Slowdown(**beside))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: not what `prefillshare bench calibrate` writes: {error}") from None
+        raise _no_costs(file, error) from None
+
+
+def measured_with(file: Path) -> dict[str, Any]:
+    """The environment of the measurement; of a file that does not say it, nothing. Raises UserError as `read`."""
+    try:
+        found = json.loads(file.read_text()).get("environment", {})
+    except (OSError, ValueError, AttributeError) as error:
+        raise _no_costs(file, error) from None
+    return dict(found)
+
+
+def _no_costs(file: Path, error: Exception) -> UserError:
+    return UserError(f"{file}: not what `prefillshare bench calibrate` writes: {error}")
 
 
 def _largest_miss(cost: Cost, steps: Sequence[StepTime]) -> float:

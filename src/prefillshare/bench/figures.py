@@ -2,13 +2,14 @@
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from prefillshare.bench.bound import Bound, bound
-from prefillshare.bench.costs import FILE, read
+from prefillshare.bench.costs import FILE, measured_with, read
+from prefillshare.bench.environment import differing
 from prefillshare.bench.matrix import WorkloadConfig
 from prefillshare.bench.open_loop import arrivals_a_minute, kept_up
 from prefillshare.bench.percentiles import percentile_with_cut, percentile_with_unknown
@@ -34,7 +35,8 @@ class Figures:
     """`values` by name, None where a run says nothing about it. `limit` is the core that was busy throughout.
 
     `bound_by` is what would be, in a system that wastes nothing. Values named in `at_least` are known
-    only to be as large as they say, or larger: the sessions that would tell were cut off.
+    only to be as large as they say, or larger: the sessions that would tell were cut off. `other_costs` says in what
+    the machine that costs were measured on differs, if it does; nothing is then said of what is possible.
     """
 
     run: str
@@ -48,6 +50,7 @@ class Figures:
     bound_by: str | None
     at_least: frozenset[str]
     facts: dict[str, Any]
+    other_costs: str | None = None
 
 
 def read_runs(output: Path, slo: Slo) -> list[Figures]:
@@ -80,7 +83,8 @@ def _figures(facts: dict[str, Any], rows: Sequence[dict[str, Any]], slo: Slo, co
     sessions = [row for row in rows if row["kind"] == "session"]
     cores = _core_use(facts)
     busiest = max(cores, key=lambda group: cores[group])
-    least = _bound(facts, calls, sessions, costs)
+    other_costs = _other_costs(facts["environment"], costs)
+    least = None if other_costs else _bound(facts, calls, sessions, costs)
     is_open = not isinstance(parse_arrivals(facts["load"]), Closed)
     waits, bounded_waits = _session_latencies(sessions)
     latencies, bounded = _latencies(calls, _under_way(facts, rows))
@@ -108,7 +112,16 @@ def _figures(facts: dict[str, Any], rows: Sequence[dict[str, Any]], slo: Slo, co
         bound_by=least.limit if least else None,
         at_least=bounded_waits | bounded,
         facts=facts,
+        other_costs=other_costs,
     )
+
+
+def _other_costs(environment: Mapping[str, Any], costs: Path | None) -> str | None:
+    if costs is None:
+        return None
+    there = measured_with(costs)
+    names = differing(there, environment)
+    return ", ".join(f"{name} {there[name]} instead of {environment[name]}" for name in names) or None
 
 
 def _bound(facts: dict[str, Any], calls: Sequence[Any], sessions: Sequence[Any], costs: Path | None) -> Bound | None:
@@ -141,7 +154,8 @@ def _under_way(facts: dict[str, Any], rows: Sequence[Any]) -> list[dict[str, Any
 
 def _latencies(calls: Sequence[Any], cut: Sequence[Any]) -> tuple[dict[str, float | None], frozenset[str]]:
     """Also the names of those that are at least so large. `cut`: calls that were under way at the end; what they had
-    behind them by then is known as that of others is."""
+    behind them by then is known as that of others is. The time for a token of a call is its mean over the answer, so
+    nothing is known of one that had not ended."""
     good = [call for call in calls if call["error"] is None]
     found: dict[str, float | None] = {}
     at_least = set()
@@ -159,6 +173,11 @@ def _latencies(calls: Sequence[Any], cut: Sequence[Any]) -> tuple[dict[str, floa
             if is_bound:
                 at_least.add(full)
     tpot = [value for call in good if (value := _tpot(call)) is not None]
+    for share in _SHARES:
+        full = f"tpot s p{round(100 * share)}"
+        found[full], is_bound = percentile_with_unknown(tpot, len(cut) if tpot else 0, share)
+        if is_bound:
+            at_least.add(full)
     return found | {"tpot s": statistics.mean(tpot) if tpot else None}, frozenset(at_least)
 
 

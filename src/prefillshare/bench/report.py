@@ -1,13 +1,15 @@
 """The report of a matrix: tables in Markdown, the same as a page, and plots."""
 
 import html
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from prefillshare.bench.cells import ARRIVING, LABELS, by_load, by_panel, by_system, in_figures
+from prefillshare.bench.cells import ARRIVING, LABELS, arrived, by_load, by_panel, by_system, in_figures
+from prefillshare.bench.costs import FILE
 from prefillshare.bench.figures import Figures, Slo, read_runs
 from prefillshare.bench.matrix import context_for_texts
 from prefillshare.bench.open_loop import KEEPS_UP
@@ -31,11 +33,15 @@ SHOWN = {
     "call s p99": 2,
     "ttft s p50": 2,
     "ttft s p95": 2,
+    "ttft s p99": 2,
     "queue s p50": 2,
     "queue s p95": 2,
     "leg 1 s p50": 2,
     "leg 1 s p95": 2,
     "tpot s": 3,
+    "tpot s p50": 3,
+    "tpot s p95": 3,
+    "tpot s p99": 3,
     "prefix hit ratio": 3,
     "hit ratio at best": 3,
     "prefill tokens a session": 0,
@@ -49,7 +55,13 @@ SHOWN = {
     "of the possible speed": 2,
 }
 # What ratios are told of, and whether more is better.
-RATIOS = {"sessions a minute": True, "session s p95": False, "call s p95": False, "prefill tokens a session": False}
+RATIOS = {
+    "sessions a minute": True,
+    "goodput, calls a minute": True,
+    "session s p95": False,
+    "call s p95": False,
+    "prefill tokens a session": False,
+}
 OURS: tuple[SystemName, ...] = ("shared", "shared-lora")
 
 _ABOUT_OPEN_LOOPS = (
@@ -85,6 +97,8 @@ def report(runs: Sequence[Figures], slo: Slo, pictures: Sequence[str]) -> str:
     for panel, shown in by_panel(runs).items():
         for load, within in by_load(shown).items():
             title = f"## {panel.workload}, {panel.models} models, {in_figures(load)} {LABELS[panel.kind]}"
+            if panel.kind == "poisson":
+                title += f", {arrived(within)} as drawn"
             parts += [title, _table(within), _ratios(within)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -112,17 +126,28 @@ def _about(runs: Sequence[Figures], slo: Slo) -> str:
             "latency holds think time; sessions that the limit cut off count as long as they were seen (Kaplan-Meier), "
             "which may leave no more to say than that a percentile is at least (>=) so long. So do calls that were "
             "under way then. In rates sessions that were cut off count for the calls that they made. Goodput is of "
-            f"calls with a first token within {slo.ttft_s:g} s and then at most {slo.tpot_s:g} s a token. Prefix hits "
-            "are measured where prompts are computed; prefill tokens are what was computed for calls that were "
+            f"calls with a first token within {slo.ttft_s:g} s and then at most {slo.tpot_s:g} s a token. *ttft* is "
+            "the time to the first token; *tpot* that for each further one, of every call its mean. Prefix hits are "
+            "measured where prompts are computed; prefill tokens are what was computed for calls that were "
             "answered. Queue and leg 1 are parts of the time to the first token: the wait for room in the router, and "
             "the call to the prefill worker. The limit is what used more than 85 % of a core: the engines on one, all "
             "API servers, the router or the driver. *Possible* is what the same cores could do at the costs that "
             "`bench calibrate` measured, if every token of a session were computed once, all calls under way formed "
             "one batch and nobody waited.",
+            *_costs_of_another_machine(runs),
             *([_ABOUT_OPEN_LOOPS] if any(panel.is_open for panel in by_panel(runs)) else ()),
             *dict.fromkeys(text for run in runs if (text := _outgrown(run.facts))),
         ]
     )
+
+
+def _costs_of_another_machine(runs: Sequence[Figures]) -> list[str]:
+    others = dict.fromkeys(run.other_costs for run in runs if run.other_costs)
+    return [
+        f"\nOf {sum(run.other_costs == other for run in runs)} runs it is not said what is possible: {FILE} was "
+        f"measured with {other}. `prefillshare bench calibrate` measures costs where the runs are made."
+        for other in others
+    ]
 
 
 def _outgrown(facts: Mapping[str, Any]) -> str | None:
@@ -205,12 +230,6 @@ def _kept_up_by_load(runs: Sequence[Figures]) -> dict[str, float]:
     """The median of a load's repeats, from the lowest load to the highest; of those of which it is known."""
     known = {load: _without_none(run.values["kept up"] for run in within) for load, within in by_load(runs).items()}
     return {load: statistics.median(found) for load, found in known.items() if found}
-
-
-def arrived(runs: Sequence[Figures]) -> str:
-    """Sessions a minute, as they were drawn for an open loop's load."""
-    drawn = _without_none(run.values["arrivals a minute"] for run in runs)
-    return f"{statistics.median(drawn):.3g}" if drawn else in_figures(runs[0].load)
 
 
 def cell(runs: Sequence[Figures], name: str) -> str:
@@ -297,8 +316,14 @@ def _line(line: str) -> str:
         return f'<img src="{name}" alt="{name}">'
     for mark, tag in (("## ", "h2"), ("# ", "h1"), ("- ", "li")):
         if line.startswith(mark):
-            return f"<{tag}>{html.escape(line.removeprefix(mark))}</{tag}>"
-    return f"<p>{html.escape(line)}</p>" if line else ""
+            return f"<{tag}>{_inline(line.removeprefix(mark))}</{tag}>"
+    return f"<p>{_inline(line)}</p>" if line else ""
+
+
+def _inline(text: str) -> str:
+    """Emphasis and code in a line, of which texts use no more."""
+    code = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
+    return re.sub(r"\*(\w[^*]*)\*", r"<em>\1</em>", code)
 
 
 _PAGE = """<!doctype html>

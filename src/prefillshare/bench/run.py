@@ -13,21 +13,21 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict, replace
 from datetime import datetime
 from functools import partial
-from hashlib import sha256
 from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
 
 from prefillshare.bench.client import open_client
 from prefillshare.bench.drive import CutRecord, Play, Record, as_row, play
 from prefillshare.bench.environment import environment, kind_of_machine
 from prefillshare.bench.host import Hosted, HostedWorker, HostRequest
 from prefillshare.bench.hosting import hosted, to_the_end
-from prefillshare.bench.matrix import Matrix, Run, context_for_texts, runs, workload_of
+from prefillshare.bench.matrix import Matrix, Run, context_for_texts, runs
+from prefillshare.bench.opened import Opened, is_drawn, opener
 from prefillshare.bench.systems import SYSTEMS, SystemName, check_room, model_names
 from prefillshare.bench.watch import until_idle, watching
 from prefillshare.errors import UserError
@@ -35,11 +35,10 @@ from prefillshare.files import write_whole
 from prefillshare.hardware import resolve_dtype
 from prefillshare.identity import compute_identity
 from prefillshare.workloads.arrivals import Closed, Trace, parse_arrivals
-from prefillshare.workloads.family import family_names
 from prefillshare.workloads.models import cast
 from prefillshare.workloads.session import Workload
 from prefillshare.workloads.sources import in_words
-from prefillshare.workloads.tokens import Tokenise, load_tokenise
+from prefillshare.workloads.tokens import load_tokenise
 
 MATRIX = "matrix.json"
 
@@ -80,14 +79,13 @@ async def _run(matrix: Matrix, base: Path, output: Path, console: Console, only:
         _check_same(output, identity, kind)
         if kind["autogroups"]:
             console.print(_AUTOGROUPS, style="yellow", markup=False, highlight=False)
-    said = set[str]()
+    said, opened = set[str](), opener(matrix, tokenise)
     for each in missing:
         check_room(each.system, each.models, matrix.machine)
-        # Says what is wrong with it.
-        workload = workload_of(each, tokenise, matrix.machine.max_model_len, matrix.mode)
+        workload, digest = opened(each)  # says what is wrong with it
         _check_ends(each, workload, matrix.limit_of(each.workload))
         _check_enough(each, workload)
-        _check_played_before(output, each, workload, matrix.repeats)
+        _check_played_before(output, each, workload, digest, matrix.repeats)
         context = context_for_texts(matrix.machine.max_model_len)
         if (text := in_words(each.workload.source, workload.outgrown, context)) and text not in said:
             said.add(text)
@@ -98,7 +96,7 @@ async def _run(matrix: Matrix, base: Path, output: Path, console: Console, only:
     async def play_all() -> None:
         with _progress(console) as progress:
             task = progress.add_task("", total=len(missing))
-            await _all(missing, matrix, base, identity, output, tokenise, partial(_show, progress, task))
+            await _all(missing, matrix, base, identity, output, opened, partial(_show, progress, task))
 
     return await to_the_end(
         play_all(), console, stopped="stopped; the same command goes on with the run that was under way"
@@ -111,7 +109,7 @@ async def _all(
     base: Path,
     identity: str,
     output: Path,
-    tokenise: Tokenise,
+    opened: Callable[[Run], Opened],
     show: Callable[[str, int], None],
 ) -> None:
     for (models, _), group in groupby(missing, key=lambda each: (each.models, matrix.together or each.system)):
@@ -127,7 +125,7 @@ async def _all(
             workers = [worker for system in started.values() for worker in system.workers]
             for each in todo:
                 show(each.name, 0)
-                await one_run(each, matrix, identity, started[each.system], output, tokenise, workers)
+                await one_run(each, matrix, identity, started[each.system], output, opened(each), workers)
                 show(each.name, 1)
 
 
@@ -137,17 +135,12 @@ async def one_run(
     identity: str,
     system: Hosted,
     output: Path,
-    tokenise: Tokenise,
+    opened: Opened,
     workers: Sequence[HostedWorker],
 ) -> None:
     """Plays one run on a started system, whose base has this identity, and writes its two files. `workers` are of all
-    systems that are up: none of them may still compute for a run that was cut off.
-
-    Raises:
-        UserError: the workload's file has changed since it was checked.
-    """
-    workload = workload_of(each, tokenise, matrix.machine.max_model_len, matrix.mode)
-    _check_played_before(output, each, workload, matrix.repeats)  # its file may have changed since it was checked
+    systems that are up: none of them may still compute for a run that was cut off."""
+    workload = opened.workload
     result = _result(output, each)
     result.parent.mkdir(parents=True, exist_ok=True)
     what = Play(
@@ -179,7 +172,7 @@ async def one_run(
         "models": each.models,
         "workload": each.workload.model_dump(),
         "roles": workload.roles(),
-        "sessions_digest": _digest(workload),
+        "sessions_digest": opened.digest,
         "outgrown": asdict(workload.outgrown),
         "load": each.load,
         "repeat": each.repeat,
@@ -261,17 +254,12 @@ def _check_enough(each: Run, workload: Workload) -> None:
         )
 
 
-def _digest(workload: Workload) -> str:
-    """Of what is played."""
-    return sha256(repr((workload.preamble, workload.preamble_tokens, workload.sessions)).encode()).hexdigest()
-
-
-def _check_played_before(output: Path, each: Run, workload: Workload, repeats: int) -> None:
+def _check_played_before(output: Path, each: Run, workload: Workload, digest: str, repeats: int) -> None:
     """Systems are compared on the same sessions, and a role must have the same model on all of them; what is drawn
     differs from repeat to repeat, what a file holds does not. Runs that do not say which roles there were had those of
     the sessions that were drawn; those that do not say which sessions they played are taken to have played these."""
-    names, roles, digest = model_names(each.models), workload.roles(), _digest(workload)
-    alike = (each.repeat,) if each.workload.source in family_names() else range(repeats)
+    names, roles = model_names(each.models), workload.roles()
+    alike = (each.repeat,) if is_drawn(each) else range(repeats)
     for system, repeat in product(SYSTEMS, alike):
         file = _result(output, replace(each, system=system, repeat=repeat))
         if not file.exists():
@@ -303,5 +291,19 @@ def _progress(console: Console) -> Progress:
 def _show(progress: Progress, task: Any, what: str, done: int) -> None:
     progress.update(task, description=what, advance=done)
     if not progress.console.is_terminal:
-        now = datetime.now().strftime("%H:%M:%S")
-        progress.console.print(f"{now} {'done:' if done else ''} {what}", markup=False, soft_wrap=True)
+        how_far = _how_far(progress.tasks[task]) if done else ""
+        told = f"{datetime.now():%H:%M:%S} {'done: ' if done else ''}{what}{how_far}"
+        progress.console.print(told, markup=False, highlight=False, soft_wrap=True)
+
+
+def _how_far(task: Task) -> str:
+    """Of runs; time left goes by those that are done, as long as there are others."""
+    total = int(task.total or 0)
+    left = total - task.completed
+    ahead = f", about {_in_words((task.elapsed or 0.0) / task.completed * left)} left" if left else ""
+    return f" ({task.completed:.0f} of {total}{ahead})"
+
+
+def _in_words(seconds: float) -> str:
+    hours, minutes = divmod(max(1, round(seconds / 60)), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"

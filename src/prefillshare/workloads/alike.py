@@ -10,14 +10,20 @@ from prefillshare.workloads.session import Session, Turn, Workload, alike
 from prefillshare.workloads.tokens import Tokenise
 
 
-def begin_alike(name: str, sessions: Sequence[Session], tokenise: Tokenise) -> Workload:
+def begin_alike(name: str, sessions: Sequence[Session], tokenise: Tokenise, *, words: int | None = None) -> Workload:
     """A workload of these sessions, which have no preamble: what all their trials begin with becomes it.
 
     Prompts stay what they were, and so do their lengths. The text is cut before white space, where a `Conversation`
     puts nothing between. A session alone shares nothing.
+
+    Args:
+        words: where it is known how many words these and others begin with, which are then the preamble.
     """
     begun = [turn.observed for session in sessions for turn in session.turns if _begins(session, turn)]
-    preamble = _common(begun) if len(sessions) > 1 else ""
+    if words is not None:
+        preamble = " ".join(begun[0].split(" ")[:words]) if begun else ""
+    else:
+        preamble = _common(begun) if len(sessions) > 1 else ""
     if not preamble:
         return Workload(name, "", 0, tuple(sessions))
     tokens = len(tokenise(preamble))

@@ -13,9 +13,10 @@ output token (`token_s`): reading takes it off the gap between two requests to g
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, lru_cache
+from itertools import takewhile
 from pathlib import Path
 
 from prefillshare.errors import UserError
@@ -29,12 +30,25 @@ BLOCK_SIZE = 512
 TOKEN_S = 0.02
 ROLE = "model"
 
+_BLOCKS_KEPT = 4096  # some 16 MB of references to words
 
-def read_trace(file: Path, tokenise: Tokenise, *, block_size: int = BLOCK_SIZE, token_s: float = TOKEN_S) -> Workload:
+
+def read_trace(
+    file: Path,
+    tokenise: Tokenise,
+    *,
+    block_size: int = BLOCK_SIZE,
+    token_s: float = TOKEN_S,
+    taken: Callable[[Iterable[Session]], Iterable[Session]] = iter,
+) -> Workload:
     """The sessions of a trace, in the order in which they began. There is one role.
 
     Texts are made up from the blocks' numbers, so that prompts share what their blocks say. What blocks leave open is
     taken to be shared: the rest of a prompt that the next one of its session goes on from.
+
+    Args:
+        taken: which of the sessions. They are made up one by one, as it asks for them: those of a whole trace take
+            gigabytes. The preamble is what all of the trace begin with, whichever are taken.
 
     Raises:
         UserError: an unreadable file, no requests, or a row that is wrong, by file, line and field.
@@ -54,15 +68,24 @@ def read_trace(file: Path, tokenise: Tokenise, *, block_size: int = BLOCK_SIZE, 
     found = chains(requests, block_size, token_s)
     build = _Builder(Salad(tokenise), block_size, token_s)
     begin = requests[0].timestamp
-    sessions = [
+    sessions = (
         Session(
             f"{file.stem}-{number}",
             tuple(build.turns(each.trials)),
             start_s=(each.trials[0][0].timestamp - begin) / 1000,
         )
         for number, each in enumerate(found)
-    ]
-    return replace(begin_alike(file.stem, sessions, tokenise), declared=(ROLE,))
+    )
+    alike = _words_alike([trial for each in found for trial in each.trials], block_size) if len(found) > 1 else 0
+    return replace(begin_alike(file.stem, tuple(taken(sessions)), tokenise, words=alike), declared=(ROLE,))
+
+
+def _words_alike(trials: Sequence[Sequence[Request]], block_size: int) -> int:
+    """How many tokens all contexts begin with, as far as blocks say it; each is a word."""
+    blocks = [trial[-1].hash_ids for trial in trials]
+    first, last = min(blocks), max(blocks)  # what these begin with, all in between do
+    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False)))
+    return min(same * block_size, *(next(kept_tokens(trial, block_size)) for trial in trials))
 
 
 def write_trace(
@@ -135,8 +158,8 @@ class _Builder:
         self._salad = salad
         self._block_size = block_size
         self._token_s = token_s
-        # A block's words are made up from its number alone.
-        self._words = cache(lambda block: salad.text(block_size, random.Random(block)).split(" "))
+        # A block's words are made up from its number alone. A trace may have a hundred thousand.
+        self._words = lru_cache(_BLOCKS_KEPT)(lambda block: salad.words(block_size, random.Random(block)))
 
     def turns(self, trials: Sequence[Sequence[Request]]) -> Iterator[Turn]:
         before = None

@@ -7,7 +7,8 @@ bfcl:base                  multi-turn tool calls of bfcl-eval; bfcl:long_context
 mooncake:FILE              a Mooncake-style trace
 """
 
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from prefillshare.errors import UserError
@@ -16,7 +17,7 @@ from prefillshare.workloads.family import family_names, load_family
 from prefillshare.workloads.generate import generate
 from prefillshare.workloads.mooncake import read_trace
 from prefillshare.workloads.recorded import read_sessions
-from prefillshare.workloads.session import Outgrown, Workload, outgrown, within
+from prefillshare.workloads.session import Outgrown, Session, Workload, fitting, outgrown, within
 from prefillshare.workloads.tokens import Tokenise
 from prefillshare.workloads.trajectories import Family, read_trajectories
 
@@ -49,8 +50,9 @@ def open_workload(
         UserError: no such source, what its reader finds wrong, or a tokenizer for which text of a given length cannot
             be made up.
     """
+    wanted = _Wanted(sessions, context_limit, stretch, begun_within_s)
     try:
-        workload = _open(source, tokenise, sessions, seed)
+        workload = _open(source, tokenise, sessions, seed, wanted)
     except ValueError as error:
         raise UserError(f"workload {source!r}: {error}") from None
     workload = replace(workload, declared=workload.roles())
@@ -82,7 +84,34 @@ def in_words(source: str, missing: Outgrown, context_limit: int) -> str | None:
     return f"workload {source!r}, in {context_limit:,} tokens of context: {', '.join(said)}" if said else None
 
 
-def _open(source: str, tokenise: Tokenise, sessions: int | None, seed: int) -> Workload:
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """Which sessions of a file are looked at, so that no others need be made up; fields as in `open_workload`."""
+
+    sessions: int | None
+    context_limit: int | None
+    stretch: int
+    begun_within_s: float | None
+
+    def taken(self, sessions: Iterable[Session]) -> Iterator[Session]:
+        """Those up to the last that is taken. `sessions` have no preamble yet, and stand in the order of their starts
+        if they say when they began."""
+        found, first_s = 0, None
+        for session in sessions:
+            if fits := bool(fitting(session.turns[:1], 0, self.context_limit, stretch=self.stretch)):
+                first_s = session.start_s if first_s is None else first_s
+            if self.sessions is not None and found >= self.sessions and not self._is_soon(session, first_s):
+                return
+            found += fits
+            yield session
+
+    def _is_soon(self, session: Session, first_s: float | None) -> bool:
+        if self.begun_within_s is None or session.start_s is None or first_s is None:
+            return False
+        return session.start_s - first_s <= self.begun_within_s
+
+
+def _open(source: str, tokenise: Tokenise, sessions: int | None, seed: int, wanted: _Wanted) -> Workload:
     if source in family_names():
         if sessions is None:
             raise UserError(f"workload {source!r} is drawn; say how many sessions")
@@ -93,7 +122,7 @@ def _open(source: str, tokenise: Tokenise, sessions: int | None, seed: int) -> W
     if kind == "bfcl" and rest in _BFCL:
         return read_bfcl(_BFCL[rest], tokenise)
     if kind == "mooncake" and colon:
-        return read_trace(Path(rest), tokenise)
+        return read_trace(Path(rest), tokenise, taken=wanted.taken)
     if source.endswith(".jsonl"):
         return read_sessions(Path(source), tokenise)
     raise UserError(

@@ -50,7 +50,11 @@ class Salad:
 
     def text(self, tokens: int, draw: random.Random) -> str:
         """`tokens` words; nothing for 0."""
-        return " ".join(draw.choices(self._words, k=tokens))
+        return " ".join(self.words(tokens, draw))
+
+    def words(self, tokens: int, draw: random.Random) -> list[str]:
+        """The words of such a text; texts have the same strings, so a list takes the room of its references."""
+        return draw.choices(self._words, k=tokens)
 
 
 @lru_cache(maxsize=8)
