@@ -15,8 +15,8 @@ from typing import Any
 
 from experiments.section import write_section
 from prefillshare.bench.figures import recorded
-from prefillshare.bench.percentiles import percentile
 from prefillshare.errors import UserError
+from prefillshare.percentile import percentile
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results" / "autogroups"

@@ -14,7 +14,8 @@ from pathlib import Path
 from rich.console import Console
 
 from examples.demo.prepare_base import prepare_base
-from experiments.bench import SHORT_CONTEXTS, copy_runs
+from experiments.bench.matrices import SHORT_CONTEXTS
+from experiments.bench.records import copy_runs
 from experiments.section import around_section, write_section
 from prefillshare.bench.cells import by_panel
 from prefillshare.bench.figures import Figures, Slo, read_runs, recorded

@@ -22,7 +22,8 @@ settings.register_profile("same", deadline=None, derandomize=True)
 settings.register_profile("random", deadline=None, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
-# With this set to 1, a test that is skipped has failed, but for these reasons: what they ask for is in no repository.
+# With this set to 1, a test that is skipped has failed, but for these reasons: one asks for a file that is in no
+# repository, the others for a browser that `make browser` may have found no way to install.
 NO_SKIPS = "PREFILLSHARE_NO_SKIPS"
 _RIGHTLY_SKIPPED = ("the recorded sessions are not here", "needs Debian's chromium")
 
@@ -33,7 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Options of tests/e2e; here, since pytest reads only this conftest before the command line."""
     group = parser.getgroup("architectures", "small models of other architectures on real workers")
     group.addoption(
-        "--architectures", default="gemma3", help="names with commas between, or all (default: %(default)s)"
+        "--architectures", default="gemma2,gemma3", help="names with commas between, or all (default: %(default)s)"
     )
     group = parser.getgroup("sessions", "random sessions against real workers")
     group.addoption("--sessions", type=int, default=12, help="how many to play (default: %(default)s)")

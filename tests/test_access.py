@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from prefillshare.access import KeyConfig, describe_new_key, digest, is_loopback, load_keys, new_key
+from prefillshare.access import KeyConfig, describe_new_key, digest, load_keys, new_key
 from prefillshare.errors import UserError
 
 KEY = "ps-" + "k" * 43
@@ -84,13 +84,3 @@ def test_no_key_is_there_twice_and_a_tenant_is_of_one_mind_about_sharing() -> No
     a = KeyConfig(name="a", sha256=SHA)
     assert "'a' and 'b' have the same key" in refusal(a, KeyConfig(name="b", sha256=SHA))
     assert "share_cache" in refusal(a, KeyConfig(name="a", sha256=digest("x").hex(), share_cache=True))
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
-def test_loopback(host: str) -> None:
-    assert is_loopback(host)
-
-
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "10.0.0.1", "localhost.example.org", "example.org", "1"])
-def test_everything_else_can_be_reached(host: str) -> None:
-    assert not is_loopback(host)

@@ -164,8 +164,6 @@ def test_what_is_wrong_with_arguments_of_the_engine_shows_no_key_among_them(tmp_
         ("base: {path: b}\nmodules: [{name: x, path: a}, {name: x, path: c}]", "'x' is used twice"),
         ("base: {path: x}\nmodules: [{name: x, path: a}]", "'x' is used twice"),
         ("base: {path: x}\nmodules: [{name: 'a b', path: a}]", r"modules\.0\.name"),
-        ("- a", "expected a mapping"),
-        ("a: [", "not valid YAML"),
     ],
 )
 def test_what_is_wrong_is_named_by_field_and_value(tmp_path: Path, text: str, says: str) -> None:
@@ -230,8 +228,3 @@ def test_a_key_in_a_field_of_another_name_is_not_shown(tmp_path: Path, text: str
     with pytest.raises(UserError, match=says) as caught:
         load(tmp_path, MINIMAL + text)
     assert "plain" not in str(caught.value)
-
-
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"nothing\.yaml: cannot read"):
-        load_deployment(tmp_path / "nothing.yaml")

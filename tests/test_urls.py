@@ -1,6 +1,6 @@
 import pytest
 
-from prefillshare.urls import http_url
+from prefillshare.urls import http_url, is_loopback
 
 
 @pytest.mark.parametrize(
@@ -14,3 +14,13 @@ from prefillshare.urls import http_url
 )
 def test_an_ipv6_address_stands_in_brackets(host: str, url: str) -> None:
     assert http_url(host, 8100) == url
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_a_server_on_loopback_is_reached_from_this_machine_alone(host: str) -> None:
+    assert is_loopback(host)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "10.0.0.1", "localhost.example.org", "example.org", "1"])
+def test_everything_else_can_be_reached(host: str) -> None:
+    assert not is_loopback(host)

@@ -17,12 +17,11 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from prefillshare.access import LimitsConfig
 from prefillshare.router.app import create_app
 from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.route import ModelRoute
 from prefillshare.router.server import server_config
-from prefillshare.router_config import FlowConfig, RouterConfig
+from prefillshare.router_config import FlowConfig, LimitsConfig, RouterConfig
 
 MODEL = "module"
 BLOCK_SIZE = 128

@@ -6,7 +6,7 @@ from typing import Any
 
 from experiments.intervals import median_interval
 from experiments.overload.load import Answer
-from prefillshare.bench.percentiles import percentile
+from prefillshare.percentile import percentile
 
 START = "<!-- table: python -m experiments.overload -->"
 Figures = dict[str, float]

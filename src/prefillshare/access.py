@@ -5,7 +5,6 @@ hashing guesses, however fast, and a slow hash would let anyone keep the router 
 """
 
 import hashlib
-import ipaddress
 import re
 import secrets
 from collections.abc import Mapping, Sequence
@@ -14,10 +13,10 @@ from pathlib import Path
 from typing import Annotated, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from prefillshare.errors import UserError
-from prefillshare.fields import Count
+from prefillshare.fields import Count, Section
 
 PREFIX = "ps-"
 MIN_KEY_CHARACTERS = 32  # of a key from the environment: 128 bits even if it is written in hexadecimal digits
@@ -27,10 +26,8 @@ PerMinute = Annotated[int, Field(ge=1)]
 _KEY = re.compile(r"[!-~]+")
 
 
-class KeyConfig(BaseModel):
+class KeyConfig(Section):
     """One API key and what its holder may do. Keys of one name are one tenant's; limits hold for each key by itself."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Name
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
@@ -47,23 +44,6 @@ class KeyConfig(BaseModel):
         if (self.sha256 is None) == (self.key_env is None):
             raise ValueError(f"the key {self.name!r} needs one of `sha256` and `key_env`")
         return self
-
-
-class LimitsConfig(BaseModel):
-    """What one client may send, and how many may be connected."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    max_connections: Annotated[int, Field(ge=1)] = 1000
-    max_headers: Annotated[int, Field(ge=8)] = 100
-    max_header_bytes: Annotated[int, Field(ge=1024)] = 32 * 1024
-    max_depth: Annotated[int, Field(ge=4, le=200)] = 64  # of objects and lists in each other
-    max_messages: Annotated[int, Field(ge=1)] = 4096
-    max_tools: Annotated[int, Field(ge=1)] = 512
-    max_schema_bytes: Annotated[int, Field(ge=256)] = 64 * 1024  # of what an answer has to conform to
-    max_properties: Annotated[int, Field(ge=1)] = 500  # of one object in a schema
-    max_choices: Annotated[int, Field(ge=1)] = 8  # answers to one request: `n`, times the prompts of a completion
-    head_timeout_s: Annotated[float, Field(gt=0)] = 30.0  # for a request's line and headers
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,16 +78,6 @@ def describe_new_key(name: str) -> str:
 
 def digest(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a server on `host`. A name other than localhost counts as reachable."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def load_keys(keys: Sequence[KeyConfig], keys_file: Path | None, environment: Mapping[str, str]) -> tuple[Key, ...]:

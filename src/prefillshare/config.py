@@ -3,18 +3,18 @@
 Errors name the field by its path in the YAML, the value that was found and what would be accepted.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from prefillshare.engine_args import EngineArgs
 from prefillshare.errors import UserError
 from prefillshare.fields import Count, ModelName, Port, RelativePath, Section
 from prefillshare.router_config import RouterConfig
+from prefillshare.yaml_files import Location, describe_validation_error, read_yaml
 
 Parser = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
@@ -223,69 +223,16 @@ def load_deployment(path: Path) -> Deployment:
     try:
         return Deployment.model_validate(content, context={"folder": path.resolve().parent})
     except ValidationError as error:
-        raise UserError(describe_validation_error(path, error, short="base" in content)) from None
+        as_written = _in_short if "base" in content else None
+        text = describe_validation_error(path, error, is_secret=_may_hold_a_key, as_written=as_written)
+        raise UserError(text) from None
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises UserError when it is unreadable or not a mapping."""
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot read it: {error}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a mapping of fields, found {type(content).__name__}")
-    return content
+def _in_short(field: Location) -> Location:
+    """Where it is in a file that has `base` for a list of one."""
+    return ("base", *field[2:]) if field[:2] == ("bases", 0) else field
 
 
-def apply_overrides(
-    content: dict[str, Any], overrides: Sequence[str], *, paths: Collection[str], example: str
-) -> dict[str, Any]:
-    """The mapping with `key=value` overrides put in; `section.key=value` reaches into a section.
-
-    Args:
-        paths: fields whose relative values start at the working directory, not at the file's folder.
-        example: an override to show in an error.
-
-    Raises:
-        UserError: an override without `=`, with a value that is not YAML, or into something that is no section.
-    """
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals:
-            raise UserError(f"override {override!r}: expected key=value, e.g. {example}")
-        *sections, last = key.split(".")
-        section = content
-        for name in sections:
-            section = section.setdefault(name, {})
-            if not isinstance(section, dict):
-                raise UserError(f"override {override!r}: {name} is not a section")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UserError(f"override {override!r}: the value is not valid YAML: {error}") from None
-        section[last] = str(Path(text).absolute()) if key in paths and value is not None else value
-    return content
-
-
-def describe_validation_error(path: Path, error: ValidationError, *, short: bool = False) -> str:
-    """One line a field: where it is in the file, what is wrong and what was found.
-
-    `short` says that the file has `base` for `bases.0`.
-    """
-    lines = [f"{path}: {error.error_count()} problem(s)"]
-    for problem in error.errors(include_url=False):
-        field = ".".join(str(part) for part in problem["loc"]) or "(file)"
-        if short and problem["loc"][:2] == ("bases", 0):
-            field = field.replace("bases.0", "base", 1)
-        # What stands in a field that does not exist may be anything, an API key too; the field's name is enough.
-        silent = problem["type"] in ("missing", "extra_forbidden") or _may_hold_a_key(problem["loc"])
-        found = "" if silent else f" (found {problem['input']!r})"
-        lines.append(f"  {field}: {problem['msg']}{found}")
-    return "\n".join(lines)
-
-
-def _may_hold_a_key(field: tuple[int | str, ...]) -> bool:
+def _may_hold_a_key(field: Location) -> bool:
     keys = (("router", "keys"), ("router", "keys_file"), ("workers", "engine_args"))
-    return field in ((), ("router",)) or field[:2] in keys
+    return field == ("router",) or field[:2] in keys

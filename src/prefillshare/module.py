@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from prefillshare.errors import UserError
+from prefillshare.fields import Section
 from prefillshare.files import write_whole
 from prefillshare.identity import (
     BaseIdentity,
@@ -41,18 +42,14 @@ def base_kv_length(prompt_tokens: int) -> int:
     return prompt_tokens - 1
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class BaseReference(_Frozen):
+class BaseReference(Section):
     """`name` is for people; only `identity` decides."""
 
     name: str
     identity: BaseIdentity
 
 
-class Manifest(_Frozen):
+class Manifest(Section):
     """What prefillshare.json holds.
 
     `instructions` is where the module's prompts carried the role's instructions in training, and so where the router

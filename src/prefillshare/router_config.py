@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from prefillshare.access import KeyConfig, LimitsConfig, is_loopback
+from prefillshare.access import KeyConfig
 from prefillshare.fields import Count, Port, RelativePath, Section
+from prefillshare.urls import is_loopback
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +103,21 @@ class TracingConfig(Section):
 
     otlp_endpoint: Annotated[str, Field(pattern=r"^https?://")] | None = None
     service_name: str = "prefillshare-router"
+
+
+class LimitsConfig(Section):
+    """What one client may send, and how many may be connected."""
+
+    max_connections: Annotated[int, Field(ge=1)] = 1000
+    max_headers: Annotated[int, Field(ge=8)] = 100
+    max_header_bytes: Annotated[int, Field(ge=1024)] = 32 * 1024
+    max_depth: Annotated[int, Field(ge=4, le=200)] = 64  # of objects and lists in each other
+    max_messages: Annotated[int, Field(ge=1)] = 4096
+    max_tools: Annotated[int, Field(ge=1)] = 512
+    max_schema_bytes: Annotated[int, Field(ge=256)] = 64 * 1024  # of what an answer has to conform to
+    max_properties: Annotated[int, Field(ge=1)] = 500  # of one object in a schema
+    max_choices: Annotated[int, Field(ge=1)] = 8  # answers to one request: `n`, times the prompts of a completion
+    head_timeout_s: Annotated[float, Field(gt=0)] = 30.0  # for a request's line and headers
 
 
 class RouterConfig(Section):

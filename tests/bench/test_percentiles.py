@@ -1,11 +1,4 @@
-from prefillshare.bench.percentiles import percentile, percentile_with_cut, percentile_with_unknown
-
-
-def test_percentiles_are_values_that_were_seen() -> None:
-    values = [5.0, 1.0, 4.0, 2.0, 3.0]
-    assert [percentile(values, share) for share in (0.0, 0.2, 0.5, 0.95, 1.0)] == [1, 1, 3, 5, 5]
-    assert percentile(list(range(100)), 0.95) == 94
-    assert percentile([], 0.5) is None
+from prefillshare.bench.percentiles import percentile_with_cut, percentile_with_unknown
 
 
 def test_percentiles_of_durations_that_were_cut() -> None:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import pytest
 from prefillshare.bench.cells import by_models, size_of
 from prefillshare.bench.figures import Figures, Slo, read_runs
 from prefillshare.bench.plots import draw, plots
-from prefillshare.bench.report import highest_kept_up, write_report
+from prefillshare.bench.report import highest_kept_up, ratio, write_report
 from prefillshare.errors import UserError
 from tests.bench.written import CALL, PREFILL, SESSION, write_run
 
@@ -40,6 +41,21 @@ def test_first_tokens_and_further_ones_are_told_by_their_percentiles(written: Pa
         assert [rows[f"{name} p{share}"].split(" | ")[0] for share in (50, 95, 99)] == [shown] * 3
     assert "- goodput, calls a minute, shared against per-model:" not in text  # of which none is within the limits
     assert rows["goodput, calls a minute"] == "1.0 (1.0 to 1.0) | 0.0 (0.0 to 0.0)"
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "shown"), [([0.0, 10.0], [5.0, 5.0], "1.00 (0.00 to 2.00)"), ([10.0, 10.0], [5.0, 0.0], None)]
+)
+def test_a_ratio_leaves_no_repeat_out_in_which_a_value_is_zero(
+    written: Path, ours: list[float], theirs: list[float], shown: str | None
+) -> None:
+    name = "goodput, calls a minute"
+    runs = []
+    for run in read_runs(written, Slo()):
+        if run.load == "closed:1":
+            value = (ours if run.system == "shared" else theirs)[run.repeat]
+            runs.append(replace(run, values=run.values | {name: value}))
+    assert ratio(runs, "shared", "per-model", name) == shown
 
 
 def test_costs_of_another_machine_are_told_of(written: Path) -> None:

@@ -310,7 +310,8 @@ def test_a_decode_worker_whose_engine_dies_ends_the_call_and_comes_back(served: 
 
     name = "decode-full-0"
     victim = pids()[-1]
-    engine = psutil.Process(victim).children(recursive=True)
+    api_server = psutil.Process(victim)
+    engine = api_server.children(recursive=True)
     stream = served.client.chat.completions.create(
         model="full",
         messages=question("Tell me everything."),  # type: ignore[arg-type]
@@ -335,7 +336,7 @@ def test_a_decode_worker_whose_engine_dies_ends_the_call_and_comes_back(served: 
     while pids()[-1] == victim and time.monotonic() < deadline:
         time.sleep(0.5)
     assert pids()[-1] != victim
-    assert not any(map(lives, engine))
+    assert not any(map(lives, [api_server, *engine]))
     while time.monotonic() < deadline:
         try:
             answer = ask(served, "full", messages)[0]
@@ -343,6 +344,21 @@ def test_a_decode_worker_whose_engine_dies_ends_the_call_and_comes_back(served: 
         except openai.InternalServerError:  # 503 until the router's next health check
             time.sleep(0.5)
     assert answer == expected.answer("full", messages)
+
+
+def test_an_engine_does_not_outlive_its_api_server(served: Served) -> None:
+    """It would go on computing, and nobody could reach it: the supervisor ends what is left of the worker."""
+    ready = [
+        event["pid"] for event in served.events() if event["event"] == "ready" and event["worker"] == "decode-foreign-0"
+    ]
+    api_server = psutil.Process(ready[-1])
+    engine = api_server.children(recursive=True)
+    assert engine
+    api_server.kill()
+    deadline = time.monotonic() + 30
+    while any(map(lives, engine)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert [process for process in engine if lives(process)] == []
 
 
 def test_ctrl_c_leaves_no_process(served: Served) -> None:

@@ -16,13 +16,13 @@ from experiments.hostile.cases import Known, draw
 from experiments.hostile.deployment import new_keys
 from experiments.hostile.honest import make_sessions, names
 from experiments.references import Reference
-from prefillshare.access import KeyConfig, LimitsConfig, digest
+from prefillshare.access import KeyConfig, digest
 from prefillshare.engine.worker import WorkerSpec
 from prefillshare.router.app import create_app
 from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.route import ModelRoute
 from prefillshare.router.server import server_config
-from prefillshare.router_config import RouterConfig
+from prefillshare.router_config import LimitsConfig, RouterConfig
 from tests.e2e.conftest import BLOCK_SIZE, LEASE_S, Workers
 from tests.e2e.support import free_ports, healthy, url
 

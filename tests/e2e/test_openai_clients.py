@@ -14,7 +14,7 @@ from prefillshare.router.app import create_app
 from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.route import ModelRoute
 from prefillshare.router_config import RouterConfig
-from tests.e2e.conftest import BLOCK_SIZE, Workers
+from tests.e2e.conftest import BLOCK_SIZE, LEASE_S, Workers
 from tests.e2e.support import url
 from tests.router.fakes import Served
 
@@ -63,7 +63,8 @@ def api(workers: Workers) -> Iterator[str]:
     parser = workers.lora.parsers.tool_call_parser
     routes = {name: ModelRoute("base", prefill, adapters, tool_call_parser=parser) for name in ("lora", "wide")}
     routes["full"] = ModelRoute("base", prefill, pool("decode/full", workers.full))
-    app = create_app(RouterConfig(), routes, block_size=BLOCK_SIZE, worker_key=workers.prefill.worker_key)
+    key = workers.prefill.worker_key
+    app = create_app(RouterConfig(), routes, block_size=BLOCK_SIZE, worker_key=key, kv_lease_s=LEASE_S)
     served = Served(app)
     try:
         yield f"{served.url}/v1"

@@ -21,7 +21,7 @@ from prefillshare.router.app import create_app
 from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.route import ModelRoute
 from prefillshare.router_config import RouterConfig
-from tests.e2e.conftest import BLOCK_SIZE, Workers
+from tests.e2e.conftest import BLOCK_SIZE, LEASE_S, Workers
 from tests.e2e.failing import wait_until
 from tests.e2e.support import Fleet, free_ports, samples, url
 from tests.router.fakes import Served
@@ -45,9 +45,8 @@ def router(workers: Workers) -> Iterator[str]:
 
     prefill, decode = pool("prefill", workers.prefill), pool("decode/full", workers.full)
     route = ModelRoute("base", prefill, decode, identity=workers.prefill.base_identity)
-    app = create_app(
-        RouterConfig(admin=True), {"full": route}, block_size=BLOCK_SIZE, worker_key=workers.prefill.worker_key
-    )
+    settings, key = RouterConfig(admin=True), workers.prefill.worker_key
+    app = create_app(settings, {"full": route}, block_size=BLOCK_SIZE, worker_key=key, kv_lease_s=LEASE_S)
     served = Served(app)
     yield served.url
     served.stop()

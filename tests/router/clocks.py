@@ -14,7 +14,9 @@ class _NoWaiting(selectors.SelectSelector):
     now = 0.0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        self.now += max(timeout or 0.0, 0.0)
+        if timeout is None:
+            raise RuntimeError("everything waits, and for nothing that could come")
+        self.now += max(timeout, 0.0)
         return []
 
 

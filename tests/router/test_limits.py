@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefillshare.access import LimitsConfig
 from prefillshare.router.admission import admit
 from prefillshare.router.errors import RouterError
 from prefillshare.router.legs import prefill_body
 from prefillshare.router.limits import MAX_CONTAINERS, check_body, check_headers
+from prefillshare.router_config import LimitsConfig
 
 LIMITS = LimitsConfig(max_headers=8, max_header_bytes=1024, max_depth=10, max_messages=3, max_tools=2)
 

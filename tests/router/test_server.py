@@ -12,10 +12,10 @@ import pytest
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from prefillshare.access import LimitsConfig
 from prefillshare.router import server
 from prefillshare.router.server import server_config
 from prefillshare.router.turned_away import TurnedAway
+from prefillshare.router_config import LimitsConfig
 from tests.router.fakes import wait_for
 
 REQUEST = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"

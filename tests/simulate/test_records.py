@@ -2,14 +2,14 @@ from dataclasses import replace
 
 import pytest
 
-from prefillshare.simulate.records import CallRecord, Records, of_client, percentile, summarise
+from prefillshare.simulate.records import CallRecord, Records, of_client, percentiles, summarise
 
 RECORD = CallRecord("s", 0, "m", 1.0, 0.0, 0.1, 0.2, 0.01, 0.5, 100, 40, 31, 60)
 
 
 def test_percentiles_are_values_that_occurred() -> None:
-    assert [percentile([*range(1, 101)], share) for share in (50, 95, 99, 100)] == [50, 95, 99, 100]
-    assert (percentile([7], 50), percentile([], 95)) == (7, 0)
+    assert percentiles("call", [*range(100, 0, -1)]) == {"call_p50_s": 50, "call_p95_s": 95, "call_p99_s": 99}
+    assert percentiles("call", []) == {"call_p50_s": 0, "call_p95_s": 0, "call_p99_s": 0}
 
 
 def test_a_summary_counts_what_arrived_after_the_beginning() -> None:

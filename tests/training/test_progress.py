@@ -38,9 +38,12 @@ class FakeTrainer:
 
 
 def console(monkeypatch: pytest.MonkeyPatch, *, terminal: bool, width: int) -> io.StringIO:
+    """Where colours are asked for all the same, as many CI systems do."""
     output = io.StringIO()
+    output.isatty = lambda: terminal  # type: ignore[method-assign]
     original = room.Console
-    monkeypatch.setattr(room, "Console", lambda **_: original(file=output, force_terminal=terminal, width=width))
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr(room, "Console", lambda **_: original(file=output, width=width))
     return output
 
 

@@ -9,6 +9,7 @@ from prefillshare.training.dataset import LoadedData
 from prefillshare.training.record import RECORD_NAME, RunRecord, record_of, require_same_run
 from tests.training.tiny import ragged_examples
 
+PASSES = "bf16 and fp16, by which passes are computed in"
 ROWS_PER_STEP = "per_device_train_batch_size * gradient_accumulation_steps * processes"
 
 
@@ -50,6 +51,7 @@ def differences(folder: Path, before: RunRecord, now: RunRecord) -> list[str]:
             "lora_target_modules: was ['all-linear'], is ['q_proj', 'v_proj']",
         ),
         ({}, {"use_peft": True}, "use_peft: was full, is lora"),
+        ({"bf16": True}, {"bf16": False}, f"{PASSES}: was bfloat16, is float32"),
         ({}, {"learning_rate": 1e-3}, "learning_rate: was 2e-05, is 0.001"),
         ({}, {"weight_decay": 0.1}, "weight_decay: was 0.0, is 0.1"),
         ({}, {"adam_beta1": 0.8}, "adam_beta1: was 0.9, is 0.8"),

@@ -11,7 +11,6 @@ from typing import Annotated, Self
 from pydantic import Field, ValidationError, model_validator
 
 from prefillshare.bench.systems import SYSTEMS, Machine, SystemName
-from prefillshare.config import describe_validation_error, read_yaml
 from prefillshare.errors import UserError
 from prefillshare.fields import Count, Section
 from prefillshare.workloads.arrivals import Arrivals, Closed, Poisson, Trace, parse_arrivals
@@ -19,6 +18,7 @@ from prefillshare.workloads.conversation import STRETCH, Mode
 from prefillshare.workloads.session import Workload
 from prefillshare.workloads.sources import open_workload
 from prefillshare.workloads.tokens import Tokenise
+from prefillshare.yaml_files import describe_validation_error, read_yaml
 
 # What a chat template puts around texts, as a share of the context.
 _TEMPLATE = 0.05

@@ -2,15 +2,9 @@
 
 from collections.abc import Sequence
 
+from prefillshare.percentile import percentile
+
 _LEAST, _ENOUGH = 2, 5  # durations that must go on at a percentile of which some were cut
-
-
-def percentile(values: Sequence[float], share: float) -> float | None:
-    """The smallest value that at least this share of all does not exceed; None of none."""
-    if not values:
-        return None
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, max(0, -int(-share * len(ordered) // 1) - 1))]
 
 
 def percentile_with_cut(ended: Sequence[float], cut: Sequence[float], share: float) -> tuple[float | None, bool]:

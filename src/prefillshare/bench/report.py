@@ -276,7 +276,7 @@ def ratio(runs: Sequence[Figures], subject: str, other: str, name: str) -> str |
     """How many times better one system is, repeat by repeat: both then played the same sessions. None: not known.
 
     Where the other's value is a bound, so is the ratio; where the subject's is in any repeat, nothing can be said: its
-    worst repeats would be left out.
+    worst repeats would be left out. Nor can it where the worse of two values is 0 by which the better one is divided.
     """
     ours, theirs = ({run.repeat: run for run in runs if run.system == system} for system in (subject, other))
     if any(name in run.at_least for run in ours.values()):
@@ -284,9 +284,13 @@ def ratio(runs: Sequence[Figures], subject: str, other: str, name: str) -> str |
     ratios, bounded = [], False
     for repeat in ours.keys() & theirs.keys():
         one, two = ours[repeat].values[name], theirs[repeat].values[name]
-        if one and two:
-            ratios.append(one / two if RATIOS[name] else two / one)
-            bounded |= name in theirs[repeat].at_least
+        if one is None or two is None:
+            continue
+        above, below = (one, two) if RATIOS[name] else (two, one)
+        if below == 0:
+            return None
+        ratios.append(above / below)
+        bounded |= name in theirs[repeat].at_least
     return (">= " if bounded else "") + with_spread(ratios, 2) if ratios else None
 
 

@@ -3,11 +3,12 @@
 import os
 from collections.abc import Iterator
 
-from prefillshare.access import is_loopback, load_keys
+from prefillshare.access import load_keys
 from prefillshare.config import Deployment
 from prefillshare.deployment.report import Finding
 from prefillshare.engine_args import meant
 from prefillshare.errors import UserError
+from prefillshare.urls import is_loopback
 
 
 def check_access(deployment: Deployment) -> Iterator[Finding]:

@@ -5,10 +5,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from prefillshare.config import apply_overrides, describe_validation_error, read_yaml
 from prefillshare.errors import UserError
 from prefillshare.evaluation.scorers import SCORERS
 from prefillshare.fields import RelativePath
+from prefillshare.yaml_files import apply_overrides, describe_validation_error, read_yaml
 
 _PATHS = ("model_name_or_path", "module", "full_fine_tuning", "dataset_name", "output_dir")
 Positive = Annotated[int, Field(ge=1)]

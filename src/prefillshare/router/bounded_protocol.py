@@ -6,9 +6,9 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from prefillshare.access import LimitsConfig
 from prefillshare.router.errors import RouterError
 from prefillshare.router.turned_away import Reason, TurnedAway
+from prefillshare.router_config import LimitsConfig
 
 _TURNED_AWAY: dict[int, Reason] = {408: "head_timeout", 431: "head_too_large"}
 _MOST_OPEN = 2  # connections for each that is served: the second are told that there are too many

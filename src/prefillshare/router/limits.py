@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from prefillshare.access import LimitsConfig
 from prefillshare.router.errors import RouterError, bad_request
+from prefillshare.router_config import LimitsConfig
 
 MAX_CONTAINERS = 200_000  # objects and lists in a body; each takes some hundred bytes of memory
 

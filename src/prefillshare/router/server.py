@@ -12,8 +12,8 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp
 
-from prefillshare.access import LimitsConfig
 from prefillshare.router.turned_away import TurnedAway
+from prefillshare.router_config import LimitsConfig
 
 _SLACK = 2  # heads a little too long reach the gate, whose answer is the better one
 # Longer than the 60 s for which nginx and AWS's load balancers keep an idle connection to use it again: if the router

@@ -6,9 +6,9 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError
 
-from prefillshare.config import describe_validation_error, read_yaml
 from prefillshare.errors import UserError
 from prefillshare.fields import Count, Section
+from prefillshare.yaml_files import describe_validation_error, read_yaml
 
 # Anything below is a figure in TFLOP/s or in GB.
 _Large = Annotated[float, Field(ge=1e9, allow_inf_nan=False)]

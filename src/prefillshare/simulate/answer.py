@@ -24,8 +24,8 @@ from prefillshare.workloads.tokens import load_tokenise
 _WORTH_A_WORD = 0.01
 _ONE_ACCELERATOR = "A worker is one accelerator: no model is split over several (no tensor parallelism)."
 _ESTIMATED = (
-    "Tokens of the workload's texts are estimated, not counted, and may be off by a third: with --base CHECKPOINT they "
-    "are counted by its tokenizer."
+    "Tokens of the workload's texts are estimated, not counted, and may be off by a third, in some languages by more: "
+    "with --base CHECKPOINT they are counted by its tokenizer."
 )
 _GOALS = {"ttft": "TTFT", "tpot": "TPOT", "kept_up": "load"}
 _FIGURES = (
@@ -134,7 +134,8 @@ def answer(
             raise UserError(f"{field}: at least 1, found {number}")
     profile, goal = worker_profile(hardware, model, link=link), Goal(ttft_s, tpot_s)
     names = model_names(models)
-    counts = base or _with_tokenizer(model)
+    # A family has nothing to count, and not every tokenizer can make texts of its lengths.
+    counts = base or (None if source in family_names() else _with_tokenizer(model))
     tokenise = rough_tokenise if counts is None else load_tokenise(counts)
     workload = open_workload(source, tokenise, sessions=sessions, seed=seed)
     demand = Demand(shapes_of(workload, names), names, rate, workload.preamble_tokens)

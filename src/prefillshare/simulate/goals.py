@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from prefillshare.errors import UserError
+from prefillshare.percentile import percentile
 from prefillshare.simulate.keeping_up import KEEPS_UP, Slowing
 from prefillshare.simulate.layout import SystemName
-from prefillshare.simulate.records import CallRecord, Totals, percentile
+from prefillshare.simulate.records import CallRecord, Totals
 
 SHARE = 95  # per cent of each model's calls that have to meet a goal
 
@@ -136,4 +137,4 @@ class ByModel:
 
 
 def _p95(values: list[float]) -> float:
-    return percentile(sorted(values), SHARE)
+    return percentile(values, SHARE / 100) or 0.0  # of none

@@ -8,9 +8,9 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from prefillshare.config import describe_validation_error
 from prefillshare.errors import UserError
 from prefillshare.fields import Count
+from prefillshare.yaml_files import describe_validation_error
 
 BYTES = 2  # of a number in bfloat16
 

@@ -3,8 +3,9 @@
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil
 from typing import Any, Protocol
+
+from prefillshare.percentile import percentile
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,11 +135,6 @@ def summarise(records: Records, since: float = 0.0) -> dict[str, float]:
 
 
 def percentiles(name: str, values: Sequence[float]) -> Mapping[str, float]:
-    """The value that so many per cent of all do not exceed (nearest rank)."""
+    """The values that so many per cent of all do not exceed; 0 of none."""
     ordered = sorted(values)
-    return {f"{name}_p{share}_s": percentile(ordered, share) for share in (50, 95, 99)}
-
-
-def percentile(ordered: Sequence[float], share: float) -> float:
-    """Of values in order; 0 of none."""
-    return ordered[max(0, ceil(len(ordered) * share / 100) - 1)] if ordered else 0.0
+    return {f"{name}_p{share}_s": percentile(ordered, share / 100) or 0.0 for share in (50, 95, 99)}

@@ -15,12 +15,12 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from transformers.integrations import get_available_reporting_integrations
 from trl import ModelConfig, ScriptArguments, SFTConfig
 
-from prefillshare.config import apply_overrides, describe_validation_error, read_yaml
 from prefillshare.errors import UserError
 from prefillshare.fields import ModelName, RelativePath
 from prefillshare.hardware import DType, resolve_dtype
 from prefillshare.instructions import Placement
 from prefillshare.training.refusals import ELSEWHERE, refusal
+from prefillshare.yaml_files import apply_overrides, describe_validation_error, read_yaml
 
 _PATHS = ("model_name_or_path", "dataset_name", "output_dir", "start_from")
 _TRL = (SFTConfig, ModelConfig, ScriptArguments)
@@ -173,7 +173,7 @@ class TrainConfig(BaseModel):
         given |= {"output_dir": str(self.output_dir), "bf16": dtype == "bfloat16", "fp16": dtype == "float16"}
         given["max_length"] = None
         given.setdefault("report_to", "none")
-        given.setdefault("disable_tqdm", True)  # there is a bar of our own
+        given["disable_tqdm"] = True  # there is a bar of our own
         given.setdefault("use_cpu", not torch.accelerator.is_available())
         wanted = given["report_to"]
         for tool in [wanted] if isinstance(wanted, str) else wanted:

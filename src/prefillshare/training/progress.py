@@ -21,7 +21,7 @@ def with_progress(
     """
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    drawn = shown and console.is_terminal
+    drawn = shown and console.is_terminal and console.file.isatty()  # FORCE_COLOR makes no terminal of a job's log
     with Progress(*columns, TextColumn("{task.fields[loss]}"), console=console, disable=not drawn) as progress:
         if drawn:
             trainer.add_callback(_Bar(progress, progress.add_task(label, total=None, loss="")))

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from trl import SFTConfig
 
 from prefillshare.errors import UserError
+from prefillshare.hardware import DType
 from prefillshare.instructions import Placement
 from prefillshare.module import ModuleKind
 from prefillshare.training.config import TrainConfig
@@ -45,6 +46,7 @@ _FIELDS = {
     "kind": "use_peft",
     "start": "start_from",
     "instructions": "instructions",
+    "compute_dtype": "bf16 and fp16, by which passes are computed in",
     "rows_per_step": "per_device_train_batch_size * gradient_accumulation_steps * processes",
 }
 _USED = "rows that are used (max_length, skip_invalid, a chat template that prints the date)"
@@ -61,6 +63,7 @@ class RunRecord(BaseModel):
     kind: ModuleKind
     start: str | None = None  # digest of the fine-tuned model that it started from
     instructions: Placement
+    compute_dtype: DType  # of the passes; left to the machine, another one may choose another
     used: str  # number and digest of the conversations that are trained: not always all of the data
     rows_per_step: int  # of the optimiser, over all processes; a checkpoint's position is in such steps
     order: dict[str, Any]  # the fields, with their values, that decide which rows a batch holds
@@ -78,6 +81,7 @@ def record_of(
         kind="lora" if config.use_peft else "full",
         start=start,
         instructions=config.instructions,
+        compute_dtype=config.compute_dtype,
         used=_used(data.examples),
         rows_per_step=rows_per_batch(arguments) * arguments.gradient_accumulation_steps,
         order=_order(config, arguments),

@@ -311,7 +311,8 @@ def test_the_own_checker_agrees_with_bfcls(category: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "right"), [('f("x")', True), ('f("y")', False), ("f()", False), ('f("x", 1)', False)]
+    ("answer", "right"),
+    [('f("x")', True), ('f("y")', False), ("f()", False), ('f("x", 1)', False), ('f("x", **more)', False)],
 )
 def test_positional_arguments_of_a_text_are_compared_by_place(answer: str, right: bool) -> None:
     assert SCORERS["call"](answer, Item("question", 'f("x")')) == right

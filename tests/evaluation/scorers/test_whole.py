@@ -110,6 +110,9 @@ def test_values_are_compared_as_json_and_texts_as_in_ground_truth(expected: str,
     ("declared", "expected", "answer", "right"),
     [
         ({"type": "integer"}, "3", "3.0", False),
+        ({"type": "integer"}, "3.0", "3", True),  # a row that went through a table of floats
+        ({"type": "integer"}, "3.0", "3.0", True),
+        ({"type": "integer"}, "3.0", "4", False),
         ({"type": "number"}, "3", "3.0", True),
         ({"type": ["integer", "null"]}, "3", "3.0", False),
         ({"type": "array", "items": {"type": "integer"}}, "[3]", "[3.0]", False),

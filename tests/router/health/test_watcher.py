@@ -140,9 +140,9 @@ async def test_calls_of_a_worker_that_says_it_is_ill_may_end_by_themselves(bench
 async def test_an_idle_worker_is_asked_for_a_token_now_and_then(
     serve: Callable[[ASGIApp], Served], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = Clock(monkeypatch, pool_module, watcher)
     async with aiohttp.ClientSession() as http:
         bench = Bench(http, serve, token_timeout_s=30.0)
+        clock = Clock(monkeypatch, pool_module, watcher)  # only now: what it took to start the server is over
         await bench.watcher.want_tokens()
         assert bench.outcomes == []  # it has just been started
 

@@ -5,7 +5,8 @@
     <tool_call>{"name": ..., "arguments": ...}</tool_call>       any number of times
 
 Nothing of the answer is evaluated: values are literals, arithmetic on numbers is computed here, a variable is read as
-its name and a nested call as its text. Positional arguments have no name: the first is called `*0`.
+its name and a nested call as its text. Positional arguments have no name: the first is called `*0`, and what is
+unpacked with `**` as a whole `**0`. An argument given twice makes it no call.
 """
 
 import ast
@@ -64,12 +65,17 @@ def _python_calls(text: str) -> list[Call]:
 def _python_call(node: ast.expr) -> Call:
     if not isinstance(node, ast.Call) or not re.fullmatch(r"\w+(\.\w+)*", name := ast.unparse(node.func)):
         raise ValueError(f"not a call: {ast.unparse(node):.80}")
-    by_place = {f"{_PLACE}{number}": _value(value) for number, value in enumerate(node.args)}
-    return name, by_place | {each.arg: _value(each.value) for each in node.keywords if each.arg is not None}
+    arguments = {f"{_PLACE}{number}": _value(value) for number, value in enumerate(node.args)}
+    for number, keyword in enumerate(node.keywords):
+        key = f"{_PLACE}{_PLACE}{number}" if keyword.arg is None else keyword.arg
+        if key in arguments:
+            raise ValueError(f"an argument given twice, {key}: {ast.unparse(node):.80}")
+        arguments[key] = _value(keyword.value)
+    return name, arguments
 
 
 def named_alone(call: Call) -> Call:
-    """The call without its positional arguments, which the leaderboard's parser does not read either."""
+    """The call without what has no name, which the leaderboard's parser does not read either."""
     name, arguments = call
     return name, {key: value for key, value in arguments.items() if not key.startswith(_PLACE)}
 

@@ -4,9 +4,9 @@ import re
 
 from starlette.requests import Request
 
-from prefillshare.access import is_loopback
 from prefillshare.router.errors import RouterError
 from prefillshare.router_config import RouterConfig
+from prefillshare.urls import is_loopback
 
 _HOST = re.compile(r"(?:\[([^\[\]]+)\]|([^:\[\]]+))(?::\d+)?")  # an IPv6 address in brackets, or a name or address
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefillshare import __version__
+from prefillshare.percentile import percentile
 from prefillshare.router.divergence import Notice
 from prefillshare.router.pool import Pool
 from prefillshare.router.record import CallRecord
@@ -175,10 +176,5 @@ def _workers(pool: Pool) -> list[dict[str, Any]]:
 
 
 def _percentiles(values: Sequence[float]) -> dict[str, float | None]:
-    """The nearest-rank percentiles of the values."""
     ordered = sorted(values)
-
-    def at(share: float) -> float | None:
-        return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else None
-
-    return {"p50": at(0.5), "p95": at(0.95), "p99": at(0.99)}
+    return {f"p{share}": percentile(ordered, share / 100) for share in (50, 95, 99)}
