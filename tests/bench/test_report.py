@@ -44,10 +44,15 @@ def test_first_tokens_and_further_ones_are_told_by_their_percentiles(written: Pa
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "shown"), [([0.0, 10.0], [5.0, 5.0], "1.00 (0.00 to 2.00)"), ([10.0, 10.0], [5.0, 0.0], None)]
+    ("ours", "theirs", "shown"),
+    [
+        ([0.0, 10.0], [5.0, 5.0], "1.00 (0.00 to 2.00)"),
+        ([10.0, 10.0], [5.0, 0.0], None),
+        ([None, 10.0], [5.0, 5.0], None),
+    ],
 )
-def test_a_ratio_leaves_no_repeat_out_in_which_a_value_is_zero(
-    written: Path, ours: list[float], theirs: list[float], shown: str | None
+def test_a_ratio_leaves_no_repeat_out_in_which_a_value_is_zero_or_missing(
+    written: Path, ours: list[float | None], theirs: list[float], shown: str | None
 ) -> None:
     name = "goodput, calls a minute"
     runs = []

@@ -192,11 +192,13 @@ def tokenizer(folder: Path) -> Path:
 
 
 @pytest.mark.usefixtures("any_plan")
-def test_a_family_needs_nothing_of_the_models_tokenizer(tmp_path: Path) -> None:
+def test_given_lengths_need_nothing_of_the_models_tokenizer(tmp_path: Path) -> None:
     """Some could make no texts of its lengths: that of Llama 2, of which no ordinary word is one token."""
     folder = checkpoint(tmp_path, positions=8192)
     asked = QUESTION | {"model": str(folder)}
     assert not answer(**asked, ttft_s=1.0, tpot_s=0.05).tokens_estimated
+    lengths = asked | {"source": one_turn(tmp_path, observed_tokens=30, output_tokens=5)}
+    assert not answer(**lengths, ttft_s=1.0, tpot_s=0.05).tokens_estimated
     with pytest.raises(UserError, match="text of a given length cannot be made up for it"):
         answer(**asked | {"base": folder}, ttft_s=1.0, tpot_s=0.05)
 

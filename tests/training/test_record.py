@@ -9,7 +9,7 @@ from prefillshare.training.dataset import LoadedData
 from prefillshare.training.record import RECORD_NAME, RunRecord, record_of, require_same_run
 from tests.training.tiny import ragged_examples
 
-PASSES = "bf16 and fp16, by which passes are computed in"
+PASSES = "what passes are computed in (bf16, fp16)"
 ROWS_PER_STEP = "per_device_train_batch_size * gradient_accumulation_steps * processes"
 
 
@@ -138,5 +138,5 @@ def test_rows_that_are_left_out_are_named_where_nothing_else_tells_why(tmp_path:
 
 def test_a_record_of_another_version_says_so(tmp_path: Path) -> None:
     (tmp_path / RECORD_NAME).write_text('{"format_version": 3, "base": "sha256:base"}')
-    with pytest.raises(UserError, match=r"is of another version of PrefillShare: its format_version is 3, not 4.*or "):
+    with pytest.raises(UserError, match=r"is of another version of PrefillShare: its format_version is 3, not 5.*or "):
         require_same_run(tmp_path / "checkpoint-1", record(tmp_path))

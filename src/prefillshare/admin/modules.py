@@ -66,7 +66,8 @@ def add(
 
     Start them first, with the secrets of the others (PREFILLSHARE_HANDOFF_KEY and VLLM_API_KEY):
 
-        prefillshare worker more.yaml decode-chat-0 &
+        prefillshare worker more.yaml decode-chat-0 --port 8200 --side-channel-port 5700 &
+        until curl -fs http://127.0.0.1:8200/health; do sleep 1; done
         prefillshare modules add chat --base base --worker chat-0=http://127.0.0.1:8200
 
     A LoRA module that a pool's workers host already, though it was not served so far, needs no worker but

@@ -275,8 +275,8 @@ def against(runs: Sequence[Figures]) -> list[tuple[SystemName, SystemName]]:
 def ratio(runs: Sequence[Figures], subject: str, other: str, name: str) -> str | None:
     """How many times better one system is, repeat by repeat: both then played the same sessions. None: not known.
 
-    Where the other's value is a bound, so is the ratio; where the subject's is in any repeat, nothing can be said: its
-    worst repeats would be left out. Nor can it where the worse of two values is 0 by which the better one is divided.
+    Where the other's value is a bound, so is the ratio. Where the subject has a bound or no value in any repeat,
+    nothing can be said: its worst repeats would be left out. Nor can it where the worse of two values is 0.
     """
     ours, theirs = ({run.repeat: run for run in runs if run.system == system} for system in (subject, other))
     if any(name in run.at_least for run in ours.values()):
@@ -284,7 +284,9 @@ def ratio(runs: Sequence[Figures], subject: str, other: str, name: str) -> str |
     ratios, bounded = [], False
     for repeat in ours.keys() & theirs.keys():
         one, two = ours[repeat].values[name], theirs[repeat].values[name]
-        if one is None or two is None:
+        if one is None:  # of a repeat in which nothing was answered, for instance
+            return None
+        if two is None:
             continue
         above, below = (one, two) if RATIOS[name] else (two, one)
         if below == 0:

@@ -136,8 +136,14 @@ def answer(
     names = model_names(models)
     # A family has nothing to count, and not every tokenizer can make texts of its lengths.
     counts = base or (None if source in family_names() else _with_tokenizer(model))
-    tokenise = rough_tokenise if counts is None else load_tokenise(counts)
-    workload = open_workload(source, tokenise, sessions=sessions, seed=seed)
+    try:
+        tokenise = rough_tokenise if counts is None else load_tokenise(counts)
+        workload = open_workload(source, tokenise, sessions=sessions, seed=seed)
+    except UserError:
+        if base is not None or counts is None:
+            raise
+        counts = None  # nobody asked for the model's own tokenizer: if it is to blame, it is done without
+        workload = open_workload(source, rough_tokenise, sessions=sessions, seed=seed)
     demand = Demand(shapes_of(workload, names), names, rate, workload.preamble_tokens)
     _check_fits(model, hardware, source, demand, profile)
     needs: dict[SystemName, Need | Missed] = {}

@@ -46,7 +46,7 @@ _FIELDS = {
     "kind": "use_peft",
     "start": "start_from",
     "instructions": "instructions",
-    "compute_dtype": "bf16 and fp16, by which passes are computed in",
+    "compute_dtype": "what passes are computed in (bf16, fp16)",
     "rows_per_step": "per_device_train_batch_size * gradient_accumulation_steps * processes",
 }
 _USED = "rows that are used (max_length, skip_invalid, a chat template that prints the date)"
@@ -57,7 +57,7 @@ class RunRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format_version: Literal[4] = 4
+    format_version: Literal[5] = 5
     base: str
     data: str
     kind: ModuleKind

@@ -318,5 +318,28 @@ def test_positional_arguments_of_a_text_are_compared_by_place(answer: str, right
     assert SCORERS["call"](answer, Item("question", 'f("x")')) == right
 
 
-def test_positional_arguments_beside_ground_truth_do_not_count_as_with_the_leaderboards_parser() -> None:
-    assert SCORERS["call"]('f(1, x="a")', Item("question", [{"f": {"x": ["a"]}}]))
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [
+        ('f(x="a", y="b")', True),
+        ('f(y="b", x="a")', True),
+        ('f(1, x="a", y="b")', True),
+        ('f(x="c", x="a", y="b")', True),
+        ('f(x="a", x="c", y="b")', False),
+        ('f(x="a", y="b", **more)', False),
+        ('f(x="a", **{"y": "b"})', False),
+    ],
+)
+def test_python_calls_are_read_as_by_the_leaderboards_parser(answer: str, right: bool) -> None:
+    """Its `resolve_ast_call` skips positional arguments, takes the last of two values, and keeps what is unpacked."""
+    item = Item("question", [{"f": {"x": ["a"], "y": ["b"]}}])
+    assert SCORERS["call"](answer, item) is right
+
+
+@pytest.mark.parametrize("answer", ["f(x=1, **more)", "f(x=2, x=1)", "f(1, x=1)", "f(**{'x': 1})"])
+def test_of_a_text_nothing_is_left_out_that_an_answer_gives(answer: str) -> None:
+    assert not SCORERS["call"](answer, Item("question", "f(x=1)"))
+
+
+def test_what_is_unpacked_may_stand_anywhere() -> None:
+    assert SCORERS["call"]("f(**more, x=1)", Item("question", "f(x=1, **more)"))

@@ -20,7 +20,8 @@ from prefillshare.evaluation.scorers.calls import parse_calls
         ),
         ("f(x=9**9**9)", [("f", {"x": "9 ** 9 ** 9"})]),
         ("f(x=1/0)", [("f", {"x": "1 / 0"})]),
-        ("f(1, 'b', x=2, **more)", [("f", {"*0": 1, "*1": "b", "x": 2, "**1": "more"})]),
+        ("f(1, 'b', x=2, **more)", [("f", {"*0": 1, "*1": "b", "x": 2, "**0": "more"})]),
+        ("f(**more, x=2, x=1)", [("f", {"**0": "more", "*x": 2, "x": 1})]),
         ('{"name": "f", "arguments": {"x": 1}}', [("f", {"x": 1})]),
         ('[{"name": "f", "parameters": {"x": null}}, {"name": "g"}]', [("f", {"x": None}), ("g", {})]),
         (
@@ -45,7 +46,6 @@ def test_calls_are_read_in_every_syntax(answer: str, calls: Any) -> None:
         "I would call f.",
         "f",
         "f(x=1); g()",
-        "f(x=2, x=1)",
         "x = f()",
         "[f(x=1), 3]",
         "f(x=1)(y=2)",

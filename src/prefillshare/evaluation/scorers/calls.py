@@ -5,8 +5,8 @@
     <tool_call>{"name": ..., "arguments": ...}</tool_call>       any number of times
 
 Nothing of the answer is evaluated: values are literals, arithmetic on numbers is computed here, a variable is read as
-its name and a nested call as its text. Positional arguments have no name: the first is called `*0`, and what is
-unpacked with `**` as a whole `**0`. An argument given twice makes it no call.
+its name and a nested call as its text. Of what has no name of its own, the first positional argument is called `*0`,
+what is unpacked with `**` first `**0`, and of an argument that Python syntax gives twice the earlier value `*name`.
 """
 
 import ast
@@ -19,7 +19,8 @@ from prefillshare.evaluation.scorers.text import parse_json, unfenced
 Call = tuple[str, dict[str, Any]]
 
 _OPEN = "<tool_call>"
-_PLACE = "*"  # no parameter's name begins with it
+_STAR = "*"  # no parameter's name begins with it
+_UNPACKED = "**"
 _TAG = re.compile(rf"{_OPEN}(.*?)(?:</tool_call>|\Z)", re.DOTALL)
 
 
@@ -65,19 +66,22 @@ def _python_calls(text: str) -> list[Call]:
 def _python_call(node: ast.expr) -> Call:
     if not isinstance(node, ast.Call) or not re.fullmatch(r"\w+(\.\w+)*", name := ast.unparse(node.func)):
         raise ValueError(f"not a call: {ast.unparse(node):.80}")
-    arguments = {f"{_PLACE}{number}": _value(value) for number, value in enumerate(node.args)}
-    for number, keyword in enumerate(node.keywords):
-        key = f"{_PLACE}{_PLACE}{number}" if keyword.arg is None else keyword.arg
-        if key in arguments:
-            raise ValueError(f"an argument given twice, {key}: {ast.unparse(node):.80}")
-        arguments[key] = _value(keyword.value)
+    arguments = {f"{_STAR}{number}": _value(value) for number, value in enumerate(node.args)}
+    unpacked = [keyword.value for keyword in node.keywords if keyword.arg is None]
+    arguments |= {f"{_UNPACKED}{number}": ast.unparse(value) for number, value in enumerate(unpacked)}
+    for keyword in node.keywords:
+        if keyword.arg in arguments:  # given twice: the last counts, as for the leaderboard's parser
+            arguments[f"{_STAR}{keyword.arg}"] = arguments[keyword.arg]
+        if keyword.arg is not None:
+            arguments[keyword.arg] = _value(keyword.value)
     return name, arguments
 
 
 def named_alone(call: Call) -> Call:
-    """The call without what has no name, which the leaderboard's parser does not read either."""
+    """The call without positional arguments and earlier values, which the leaderboard's parser does not keep either."""
     name, arguments = call
-    return name, {key: value for key, value in arguments.items() if not key.startswith(_PLACE)}
+    named = {key: value for key, value in arguments.items() if not key.startswith(_STAR) or key.startswith(_UNPACKED)}
+    return name, named
 
 
 def _value(node: ast.expr) -> Any:
