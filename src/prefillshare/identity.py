@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from prefillshare.errors import UserError
+from prefillshare.fields import Section
 from prefillshare.files import write_whole
 
 _CACHE_NAME = ".prefillshare-identity.json"
@@ -36,14 +37,12 @@ _NOT_TOKENIZER = frozenset(
 _AS_IN_FILE = frozenset({"TokenizersBackend", "PreTrainedTokenizer", "PythonBackend"})
 
 
-class BaseIdentity(BaseModel):
+class BaseIdentity(Section):
     """`digest` is over `parts`, which are kept so that a mismatch can say which part differs.
 
     `tokenizer_class`, `special_tokens` and `named_templates` came after the first manifests were written. They are
     there only where they change tokens, so that all other bases keep the digest that they had.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     digest: str
     parts: dict[str, str]

@@ -13,10 +13,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
 from trl import SFTConfig
 
 from prefillshare.errors import UserError
+from prefillshare.fields import Section
 from prefillshare.hardware import DType
 from prefillshare.instructions import Placement
 from prefillshare.module import ModuleKind
@@ -52,10 +52,8 @@ _FIELDS = {
 _USED = "rows that are used (max_length, skip_invalid, a chat template that prints the date)"
 
 
-class RunRecord(BaseModel):
+class RunRecord(Section):
     """What a run's checkpoints were made of: digests of base and training data, and what else is not in the weights."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     format_version: Literal[5] = 5
     base: str

@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pydantic import BaseModel, ConfigDict
-
+from prefillshare.fields import Section
 from prefillshare.router.pool import Worker
 from prefillshare.router.sessions import SessionKey
 
@@ -36,10 +35,8 @@ class Candidate:
     added: int = 0  # what this call would add to that
 
 
-class Rule(BaseModel, ABC):
+class Rule(Section, ABC):
     """One consideration. Its fields are its parameters in the deployment file, its class's docstring explains it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: ClassVar[str]  # in the deployment file, the response header and the metrics
 
