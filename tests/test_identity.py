@@ -226,6 +226,15 @@ def test_a_tokenizer_that_transformers_would_prefer_is_refused(checkpoint: Path)
         compute_identity(checkpoint)
 
 
+def test_an_adapter_that_transformers_would_put_on_top_is_refused(checkpoint: Path) -> None:
+    compute_identity(checkpoint)  # which is kept, but not believed
+    (checkpoint / "adapter_config.json").write_text("{}")
+    with pytest.raises(
+        UserError, match=r"^base: .* has adapter_config\.json beside its config\.json.*; move the adapter"
+    ):
+        compute_identity(checkpoint)
+
+
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a folder"):
         compute_identity(tmp_path / "nothing")

@@ -96,6 +96,21 @@ def test_a_lora_module_needs_its_adapter_files(module_folder: Path) -> None:
         load_module(module_folder)
 
 
+@pytest.mark.parametrize(("kind", "other"), [("full", "adapter_config.json"), ("lora", "config.json")])
+def test_files_of_another_kind_are_refused(module_folder: Path, kind: str, other: str) -> None:
+    file = module_folder / MANIFEST_NAME
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"kind": kind}))
+    for name in ("adapter_config.json", "config.json"):
+        (module_folder / name).write_text("{}")
+    write_safetensors(module_folder / "adapter_model.safetensors", {"a": b"1"})
+    with pytest.raises(
+        UserError, match=rf"module: {module_folder} is a {kind} module that also has {other}, .*; move "
+    ):
+        load_module(module_folder)
+    (module_folder / other).unlink()
+    assert load_module(module_folder).kind == kind
+
+
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a folder"):
         load_module(tmp_path / "nothing")

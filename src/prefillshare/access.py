@@ -22,7 +22,6 @@ PREFIX = "ps-"
 MIN_KEY_CHARACTERS = 32  # of a key from the environment: 128 bits even if it is written in hexadecimal digits
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
-PerMinute = Annotated[int, Field(ge=1)]
 _KEY = re.compile(r"[!-~]+")
 
 
@@ -33,8 +32,8 @@ class KeyConfig(Section):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
     models: tuple[str, ...] | None = None  # None: all
-    requests_per_minute: PerMinute | None = None
-    tokens_per_minute: PerMinute | None = None  # of prompts
+    requests_per_minute: Count | None = None
+    tokens_per_minute: Count | None = None  # of prompts
     max_concurrent: Count | None = None
     share_cache: bool = False  # with all other tenants that say so
     operator: bool = False  # may read /metrics, /status.json and all of /health, and change workers and modules

@@ -28,6 +28,7 @@ _NOT_ARCHITECTURE = frozenset(
 # Mistral's own weights, in any subfolder, with which vLLM also takes config and tokenizer from params.json,
 # tokenizer.model.v* and tekken.json; and what Transformers takes where mistral-common is, as it is beside vLLM.
 _OTHER_FORMAT = ("**/consolidated*.safetensors", "tekken.json")
+_ADAPTER = "adapter_config.json"  # with which Transformers puts an adapter on top of the weights that it loads
 # Fields of tokenizer_config.json that change with the library that saved it, not with the token ids.
 _NOT_TOKENIZER = frozenset(
     {"name_or_path", "tokenizer_class", "backend", "is_local", "local_files_only", "chat_template"}
@@ -63,8 +64,8 @@ def compute_identity(checkpoint: Path) -> BaseIdentity:
     recomputed when a file's name, size, or time of modification or replacement changes.
 
     Raises:
-        UserError: the folder lacks a readable config.json, safetensors weights or tokenizer.json, or has weights or a
-            tokenizer in Mistral's own format beside them.
+        UserError: the folder lacks a readable config.json, safetensors weights or tokenizer.json, or has an adapter, or
+            weights or a tokenizer in Mistral's own format, beside them.
     """
     files = _identity_files(checkpoint)
     stamp = {file.relative_to(checkpoint).as_posix(): _stamp(file.stat()) for file in files}
@@ -128,10 +129,20 @@ def require_one_format(checkpoint: Path, what: str) -> None:
         )
 
 
+def require_no_adapter(checkpoint: Path, what: str) -> None:
+    """Raises UserError when a checkpoint's folder also holds an adapter, which would be loaded with it unasked."""
+    if (checkpoint / _ADAPTER).is_file():
+        raise UserError(
+            f"{what}: {checkpoint} has {_ADAPTER} beside its config.json, so that Transformers would put that adapter "
+            "on top of the weights; move the adapter's files out of the folder, also where it has been merged"
+        )
+
+
 def _identity_files(checkpoint: Path) -> list[Path]:
     if not checkpoint.is_dir():
         raise UserError(f"base: {checkpoint} is not a folder; give the folder of a Hugging Face checkpoint")
     require_one_format(checkpoint, "base")
+    require_no_adapter(checkpoint, "base")
     weights = sorted(checkpoint.glob("*.safetensors"))
     if not weights:
         raise UserError(f"base: {checkpoint} has no *.safetensors weights; save it with save_pretrained()")

@@ -91,7 +91,7 @@ def load_module(folder: Path) -> DecodeModule:
 
     Raises:
         UserError: no folder, no manifest, a manifest of an unknown form, or files missing beside it, or others that
-            would be loaded in their place.
+            could be loaded in their place or on top of them.
     """
     folder = folder.resolve()
     file = folder / MANIFEST_NAME
@@ -112,6 +112,12 @@ def load_module(folder: Path) -> DecodeModule:
             raise UserError(f"module: {folder} is a {manifest.kind} module without {pattern}; copy it again")
     if manifest.kind == "full":
         require_one_format(folder, "module")
+    for kind, config in _CONFIG_NAME.items():
+        if kind != manifest.kind and (folder / config).exists():
+            raise UserError(
+                f"module: {folder} is a {manifest.kind} module that also has {config}, of another module or model, "
+                "which could be loaded in its place or on top of it; move that one's files out of the folder"
+            )
     return DecodeModule(folder, manifest)
 
 

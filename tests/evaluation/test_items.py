@@ -65,6 +65,12 @@ def test_empty_lines_are_passed_over_but_counted(tmp_path: Path) -> None:
     assert [item.line for item in read_items(file)] == [2, 4]
 
 
+def test_an_editors_mark_at_the_beginning_is_no_part_of_the_first_row(tmp_path: Path) -> None:
+    file = write(tmp_path, {"prompt": "a", "expected": 1}, {"prompt": "b", "expected": 2})
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert [(item.prompt, item.line) for item in read_items(file)] == [("a", 1), ("b", 2)]
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [

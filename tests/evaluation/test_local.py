@@ -236,6 +236,21 @@ def test_answers_on_prompts_with_the_days_date_are_of_that_day(
     assert capsys.readouterr().err == ""
 
 
+def test_another_template_that_a_checkpoint_has_learned_is_named(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = config(folder, full_fine_tuning=folder / "full")
+    LocalAnswers(settings, ITEMS, tell=True)
+    assert capsys.readouterr().err == ""
+    (folder / "full" / "chat_template.jinja").write_text("{{ messages }}")
+    LocalAnswers(settings, ITEMS)
+    assert capsys.readouterr().err == ""
+    LocalAnswers(settings, ITEMS, tell=True)
+    assert f"full_fine_tuning: {folder / 'full'} differs from the base {folder / 'base'} in the chat template; " in (
+        capsys.readouterr().err
+    )
+
+
 def test_what_answers_depend_on_follows_the_weights(folder: Path) -> None:
     def inputs() -> dict[str, Any]:
         return LocalAnswers(config(folder, full_fine_tuning=folder / "full"), ITEMS).depends_on(
@@ -296,6 +311,7 @@ def test_a_row_that_the_chat_template_refuses_is_named_by_its_line(folder: Path)
         ({"full_fine_tuning": "nowhere"}, "full_fine_tuning.*config.json"),
         ({"full_fine_tuning": "module"}, "full_fine_tuning.*is a decode module"),
         ({"full_fine_tuning": "other"}, "full_fine_tuning.*model_type 'qwen2'"),
+        ({"full_fine_tuning": "merged"}, r"full_fine_tuning.*merged has adapter_config\.json beside"),
         ({"module": "full"}, "module.*prefillshare.json"),
         ({"model_name_or_path": "nowhere"}, "base.*nowhere"),
         ({"model_name_or_path": "unproven"}, "model_name_or_path.*unproven is of architecture 'gpt_neox'"),
@@ -307,6 +323,7 @@ def test_what_cannot_be_used_is_named_before_anything_is_loaded(
 ) -> None:
     save_module(folder / "module", folder / "base", tiny_model(1))
     save_base(folder / "other", tiny_model(0, "qwen2"))
+    (save_base(folder / "merged", tiny_model(1)) / "adapter_config.json").write_text("{}")
     settings = save_base(folder / "unproven") / "config.json"
     settings.write_text(json.dumps({**json.loads(settings.read_text()), "model_type": "gpt_neox"}))
     monkeypatch.setattr("prefillshare.evaluation.local.load_base", lambda *_, **__: pytest.fail("loaded"))

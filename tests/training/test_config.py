@@ -3,8 +3,10 @@ from pathlib import Path
 import pytest
 
 from prefillshare import hardware
+from prefillshare.engine import command
 from prefillshare.errors import UserError
 from prefillshare.training.config import load_train_config
+from prefillshare.training.refusals import MAX_LORA_RANK
 
 MINIMAL = "model_name_or_path: base\ndataset_name: data.jsonl\noutput_dir: out/sql\n"
 
@@ -82,6 +84,12 @@ def test_what_cannot_be_used_is_named(tmp_path: Path, content: str, overrides: l
         ("dataset_text_field=story", "plain text have no prompt"),
         ("eval_packing=true", "one to a row"),
         ("router_aux_loss_coef=0.1", "has experts"),
+        ("neftune_noise_alpha=5", "the noise would be on the responses alone"),
+        ("include_num_input_tokens_seen=true", "num_tokens in the log"),
+        ("include_num_input_tokens_seen=non_padding", "num_tokens in the log"),
+        ("lora_r=513", "vLLM serves at most rank 512"),
+        ("lora_target_modules=[q_proj, embed_tokens]", "target the layers of the blocks"),
+        ("lora_target_modules=lm_head", "target the layers of the blocks"),
         ("torch_compile=true", "changes the names of the tensors"),
         ("torch_compile_backend=inductor", "changes the names of the tensors"),
         ("torch_compile_mode=default", "changes the names of the tensors"),
@@ -103,9 +111,18 @@ def test_names_for_what_is_done_anyway_are_taken(tmp_path: Path, option: str) ->
 
 
 def test_a_refused_option_may_have_the_value_that_takes_effect(tmp_path: Path) -> None:
-    load_train_config(
-        write(tmp_path, MINIMAL), ["dataset_text_field=text", "dataset_config=null", "eval_packing=false"]
-    )
+    overrides = ["dataset_text_field=text", "dataset_config=null", "eval_packing=false", "neftune_noise_alpha=null"]
+    overrides += ["include_num_input_tokens_seen=no", "lora_r=512", "lora_target_modules=null"]
+    load_train_config(write(tmp_path, MINIMAL), overrides)
+
+
+def test_the_highest_rank_is_that_of_a_worker() -> None:
+    assert command._LORA_RANKS[-1] == MAX_LORA_RANK
+
+
+@pytest.mark.parametrize("value", ["null", "[]", "none", "[none]"])
+def test_nothing_to_report_to_is_none(tmp_path: Path, value: str) -> None:
+    assert load_train_config(write(tmp_path, MINIMAL), [f"report_to={value}"]).arguments().report_to == []
 
 
 def test_a_trl_config_is_taken_over(tmp_path: Path) -> None:

@@ -112,7 +112,28 @@ def test_a_template_that_forgets_gives_an_example_for_each_turn() -> None:
 def test_a_template_that_does_not_write_the_end_token_gives_an_example_for_each_turn() -> None:
     tokenizer = tokenizer_with(templates.OWN_MARKER)
     examples = read_row({"messages": [USER, ANSWER, USER, ANSWER]}, tokenizer)
-    assert [responses(example, tokenizer) for example in examples] == [["Three.</turn>\n<|im_end|>"]] * 2
+    assert [responses(example, tokenizer) for example in examples] == [["Three.</turn><|im_end|>"]] * 2
+
+
+@pytest.mark.parametrize("content", ["Three.", "Three.\n", " Three"])
+@pytest.mark.parametrize("marker", ["<|im_end|>", ""])
+def test_what_is_served_is_the_context_that_was_trained(marker: str, content: str) -> None:
+    """Bases whose end token is not their template's, as Qwen 2.5's: a server leaves out special tokens, not what the
+    template puts behind them, and the next request brings the answer as it was served."""
+    tokenizer = tokenizer_with(CHATML.replace("<|im_end|>\n", f"{marker}\n"))
+    tokenizer.add_special_tokens({"eos_token": "<|endoftext|>", "additional_special_tokens": ["<|im_end|>"]})
+    answer = {"role": "assistant", "content": content}
+    first, second = read_row({"messages": [USER, answer, USER, ANSWER]}, tokenizer)
+    assert responses(first, tokenizer) == [f"{content}{marker}<|endoftext|>"]
+    ((start, end),) = first.spans
+    served = {"role": "assistant", "content": tokenizer.decode(first.ids[start:end], skip_special_tokens=True)}
+    assert second.ids[: second.spans[0][0]] == render_prompt([USER, served, USER], tokenizer)
+
+
+def test_white_space_at_the_end_of_calls_is_the_templates() -> None:
+    tokenizer = tokenizer_with(templates.TOOLS.replace("<|im_end|>\\n", "\\n\\n"))
+    (example,) = read_row({"messages": [USER, CALL]}, tokenizer)
+    assert responses(example, tokenizer) == ['<call>{"arguments": {"what": "é"}, "name": "count"}</call><|im_end|>']
 
 
 def test_instructions_behind_the_context_stand_behind_each_prompt_and_in_no_earlier_turn() -> None:

@@ -353,6 +353,36 @@ def test_a_run_that_was_killed_goes_on_with_the_same_losses(
         torch.testing.assert_close(weights[1][name], tensor)
 
 
+@pytest.mark.parametrize("use_peft", [False, True], ids=["full", "lora"])
+def test_a_run_that_goes_on_leaves_no_other_modules_files(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, use_peft: bool
+) -> None:
+    """Beside a full module's, an earlier adapter would be loaded on top of the weights."""
+    run.train(config.changed(max_steps=1, use_peft=not use_peft, lora_r=4), show_progress=False)
+    old = {file.name for file in config.output_dir.iterdir()}
+    (config.output_dir / "notes.txt").write_text("keep")
+    step = run.CacheConditionedTrainer.training_step
+
+    def die_in_step_two(trainer: run.CacheConditionedTrainer, *args: object, **kwargs: object) -> torch.Tensor:
+        if trainer.state.global_step == 1:
+            raise Killed
+        return step(trainer, *args, **kwargs)
+
+    again = one_step(config).changed(use_peft=use_peft, lora_r=4, max_steps=2)
+    with monkeypatch.context() as patched:
+        patched.setattr(run.CacheConditionedTrainer, "training_step", die_in_step_two)
+        with pytest.raises(Killed):
+            run.train(again.changed(overwrite_output_dir=True), show_progress=False)
+    assert old <= {file.name for file in config.output_dir.iterdir()}
+    module = run.train(again.changed(resume_from_checkpoint=True), show_progress=False)
+    left = {file.name for file in module.path.iterdir()}
+    full = {"config.json", "generation_config.json", "model.safetensors"}
+    lora = {"adapter_config.json", "adapter_model.safetensors"}
+    ours, others = (lora, full) if use_peft else (full, lora)
+    assert ours | {"notes.txt"} <= left
+    assert not others & left
+
+
 def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(
     config: TrainConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -584,16 +614,16 @@ def test_held_out_rows_are_evaluated_on_the_way(
     (folder / "validation.jsonl").write_text('{"prompt": "say six: ", "completion": "six"}\n')
     run.train(
         config.changed(
-            dataset_name=folder, dataset_test_split="validation", eval_strategy="steps", eval_steps=30,
-            save_strategy="steps", save_steps=60,
+            dataset_name=folder, dataset_test_split="validation", eval_strategy="steps", eval_steps=2,
+            save_strategy="steps", save_steps=4, max_steps=4, logging_steps=1,
         ),
     )  # fmt: skip
-    history = json.loads((config.output_dir / "checkpoint-60" / "trainer_state.json").read_text())["log_history"]
-    assert [entry["step"] for entry in history if "eval_loss" in entry] == [30, 60]
+    history = json.loads((config.output_dir / "checkpoint-4" / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in history if "eval_loss" in entry] == [2, 4]
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("training words: step ")]
     assert len(told) == len(history) + 1  # and the summary of the run, which comes after its last checkpoint
     assert [line.split(", ")[0] for line in told if "eval_loss" in line] == [
-        f"training words: step {step} of 60" for step in (30, 60)
+        f"training words: step {step} of 4" for step in (2, 4)
     ]
 
 

@@ -125,13 +125,9 @@ def test_shards_are_read_in_order(tmp_path: Path, folder: str) -> None:
 def test_files_without_a_split_in_their_name_are_all_for_training(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "b.jsonl", ROWS[:1])
     write_jsonl(tmp_path / "a.jsonl", ROWS[1:])
-    (tmp_path / "about.json").write_text("{}")
+    for name in ("about.md", "LICENSE", "prepare.py", "dataset_infos.json"):
+        (tmp_path / name).write_text("{}")
     assert contents(tmp_path) == [*ROWS[1:], ROWS[0]]
-
-
-def test_a_json_file_is_data_where_there_is_no_other(tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "train.json", ROWS)
-    assert contents(tmp_path) == ROWS
 
 
 def test_the_digest_is_of_the_content(tmp_path: Path) -> None:

@@ -2,11 +2,12 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig
 
 from prefillshare.errors import UserError
@@ -134,6 +135,7 @@ def test_an_adapter_goes_on_and_the_base_is_read_without_it(config: TrainConfig,
         ("tuned", True, r"start_from: .* is a checkpoint; leave use_peft out, or name an adapter"),
         ("smaller", False, r"start_from: .*smaller was not fine-tuned from .*: its num_hidden_layers is 2, not 3"),
         ("empty", False, r"start_from: .*empty has no \*.safetensors weights"),
+        ("merged", False, r"start_from: .*merged has adapter_config\.json beside its config\.json"),
     ],
 )
 def test_what_no_module_can_start_from_is_refused_before_the_model_is_loaded(
@@ -147,8 +149,11 @@ def test_what_no_module_can_start_from_is_refused_before_the_model_is_loaded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folders = {"tuned": tuned, "adapter": adapter}
-    for other in ("smaller", "empty"):
+    for other in ("smaller", "empty", "merged"):
         folder = folders[other] = save_base(tmp_path / other, tiny_model(seed=1))
+        if other == "merged":  # into the folder of the adapter
+            shutil.copy(adapter / "adapter_config.json", folder)
+            continue
         if other == "empty":
             (folder / "model.safetensors").unlink()
             continue
@@ -176,6 +181,9 @@ def test_what_no_module_can_start_from_is_refused_before_the_model_is_loaded(
         ({}, {"lora_r": 8, "lora_alpha": 4}, r"lora_alpha: the adapter .* its own; leave lora_alpha, lora_r out"),
         ({}, {"use_rslora": True}, r"use_rslora: the adapter .* its own; leave use_rslora out"),
         ({"r": 5}, {}, r"start_from: .*adapter does not fit the base"),
+        ({"r": 1024}, {}, r"start_from: .*adapter has rank 1024; vLLM serves at most 512"),
+        ({"rank_pattern": {"q_proj": 640}}, {}, r"start_from: .*adapter has rank 640; vLLM serves at most 512"),
+        ({"r": None}, {}, r"start_from: .*adapter_config\.json does not name a rank r"),
     ],
 )
 def test_an_adapter_that_cannot_go_on_is_refused(
@@ -185,6 +193,62 @@ def test_an_adapter_that_cannot_go_on_is_refused(
     file.write_text(json.dumps(json.loads(file.read_text()) | written))
     with pytest.raises(UserError, match=message):
         run.train(config.changed(start_from=adapter, use_peft=True, **fields), show_progress=False)
+
+
+def test_what_it_has_learned_of_other_tokens_is_said(
+    config: TrainConfig, tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = shutil.copytree(tuned, tmp_path / "other")
+    (other / "chat_template.jinja").write_text("{{ messages }}")
+    run.train(config.changed(start_from=tuned))
+    assert "start_from" not in capsys.readouterr().err
+    run.train(config.changed(start_from=other, overwrite_output_dir=True))
+    assert f"start_from: {other} differs from the base {config.model_name_or_path} in the chat template; " in (
+        capsys.readouterr().err
+    )
+
+
+Weights = dict[str, torch.Tensor]
+PREFIX = "base_model.model.model."
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda weights: {name.replace(PREFIX, PREFIX + "language_model."): each for name, each in weights.items()},
+            r"does not fit the base: its file and its adapter_config\.json differ in base_model\.model\.model\.lang",
+        ),
+        (
+            lambda weights: {name: each for name, each in weights.items() if "layers.1" not in name},
+            r"does not fit the base: .* differ in base_model\.model\.model\.layers\.1\.",
+        ),
+        (
+            lambda weights: weights | {PREFIX + "embed_tokens.weight": torch.zeros(258, 32)},
+            r"has base_model\.model\.model\.embed_tokens\.weight, which vLLM does not serve",
+        ),
+        (
+            lambda weights: weights | {"base_model.model.lm_head.lora_A.weight": torch.zeros(4, 32)},
+            r"has base_model\.model\.lm_head\.lora_A\.weight, which vLLM does not serve",
+        ),
+    ],
+)
+def test_an_adapters_tensors_are_those_of_its_config(
+    change: Callable[[Weights], Weights], message: str, config: TrainConfig, adapter: Path
+) -> None:
+    """PEFT warns of what it has no place for, and begins without it; embeddings it writes over the base's."""
+    file = adapter / "adapter_model.safetensors"
+    save_file(change(load_file(file)), file, {"format": "pt"})
+    with pytest.raises(UserError, match=f"start_from: {adapter} {message}"):
+        run.train(config.changed(start_from=adapter, use_peft=True), show_progress=False)
+
+
+def test_a_checkpoints_tensors_are_those_of_its_config(config: TrainConfig, tuned: Path, tmp_path: Path) -> None:
+    compiled = shutil.copytree(tuned, tmp_path / "compiled")
+    file = compiled / "model.safetensors"
+    save_file({f"_orig_mod.{name}": each for name, each in load_file(file).items()}, file, {"format": "pt"})
+    with pytest.raises(UserError, match=rf"{compiled}: its weights are not those of its config\.json"):
+        run.train(config.changed(start_from=compiled), show_progress=False)
 
 
 def test_a_module_may_go_on_but_not_one_of_another_base(

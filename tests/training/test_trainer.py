@@ -108,7 +108,7 @@ example = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=st.lists(st.lists(example, min_size=1, max_size=3), min_size=1, max_size=3),
     architecture=st.sampled_from(ARCHITECTURES),

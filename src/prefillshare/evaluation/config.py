@@ -3,15 +3,14 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from prefillshare.errors import UserError
 from prefillshare.evaluation.scorers import SCORERS
-from prefillshare.fields import RelativePath
+from prefillshare.fields import Count, RelativePath, Section
 from prefillshare.yaml_files import apply_overrides, describe_validation_error, read_yaml
 
 _PATHS = ("model_name_or_path", "module", "full_fine_tuning", "dataset_name", "output_dir")
-Positive = Annotated[int, Field(ge=1)]
 
 
 def _known_scorer(name: str) -> str:
@@ -20,22 +19,18 @@ def _known_scorer(name: str) -> str:
     return name
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-
-class EndpointConfig(_Section):
+class EndpointConfig(Section):
     """An OpenAI-compatible server, e.g. `prefillshare serve`. `api_key_env` names the variable that holds its key."""
 
     url: Annotated[str, Field(pattern=r"^https?://\S+$")]
     model: str
     api_key_env: str | None = None
-    concurrency: Positive = 8
+    concurrency: Count = 8
     timeout_s: Annotated[float, Field(gt=0)] = 600.0
     retries: Annotated[int, Field(ge=0)] = 4
 
 
-class EvaluateConfig(_Section):
+class EvaluateConfig(Section):
     """An evaluation: what answers (local weights, or an endpoint), which items, and how answers are scored.
 
     `module` is a decode module's folder, `full_fine_tuning` a checkpoint of the same base that was trained without
@@ -50,12 +45,12 @@ class EvaluateConfig(_Section):
 
     dataset_name: RelativePath
     scorer: Annotated[str, AfterValidator(_known_scorer)]
-    items: Positive | None = None
+    items: Count | None = None
     seed: int = 0
-    max_new_tokens: Positive = 256
+    max_new_tokens: Count = 256
     shares: tuple[Annotated[float, Field(ge=0, le=1)], ...] = ()
     dtype: Literal["auto", "float32", "bfloat16"] = "float32"
-    batch_size: Positive = 8
+    batch_size: Count = 8
 
     output_dir: RelativePath
     overwrite_output_dir: bool = False

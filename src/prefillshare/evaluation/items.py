@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from prefillshare.errors import UserError
+from prefillshare.json_lines import lines_of
 from prefillshare.tools import read_tools
 
 Message = dict[str, Any]
@@ -75,21 +76,22 @@ def read_items(file: Path, *, needs_expected: bool = True, expects_calls: bool =
 
 def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
-        content = file.read_bytes()
+        for line, content in lines_of(file):
+            yield line, _row(content, f"{file}, line {line}")
     except OSError as error:
         raise UserError(f"dataset_name: cannot read {file}: {error.strerror}") from None
-    for line, text in enumerate(content.split(b"\n"), start=1):
-        if not text.strip():
-            continue
-        try:
-            row = json.loads(text.decode())
-        except UnicodeDecodeError as error:
-            raise UserError(f"{file}, line {line}: not UTF-8: {error}") from None
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{file}, line {line}: not JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{file}, line {line}: expected an object, found {type(row).__name__}")
-        yield line, row
+
+
+def _row(content: bytes, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(content.decode())
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: not UTF-8: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: expected an object, found {type(row).__name__}")
+    return row
 
 
 def _item(row: dict[str, Any], line: int, needs_expected: bool, expects_calls: bool) -> Item:

@@ -20,13 +20,14 @@ from prefillshare.evaluation.items import Item
 from prefillshare.evaluation.mixed import generate_mixed
 from prefillshare.evaluation.systems import Measurement, Role
 from prefillshare.hardware import resolve_dtype
-from prefillshare.identity import compute_identity
+from prefillshare.identity import compute_identity, require_no_adapter
 from prefillshare.instructions import Placement, place_instructions
 from prefillshare.module import MANIFEST_NAME, load_module, verify_module
 from prefillshare.training.chat import prints_date
 from prefillshare.training.conversation import render_prompt
 from prefillshare.training.models import require_proven
 from prefillshare.training.reference import generate_batch, load_base, load_decode
+from prefillshare.training.tokens import other_tokens
 
 # What two checkpoints have to have in common for one to read the other's KV and tokens.
 _GEOMETRY = ("model_type", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size")
@@ -50,7 +51,7 @@ class LocalAnswers:
     """The weights that a config names. Everything is checked when it is made; weights are loaded when they answer.
 
     `weights` are digests by role. At most the base and one decode model are loaded at a time, on `compute_device()`.
-    With `tell`, a chat template that prints the date is named on stderr.
+    With `tell`, a chat template that prints the date is named on stderr, and another that a checkpoint has learned.
 
     Raises:
         UserError: a folder that is not what its field says, a base of an architecture that is not proven, a module or
@@ -73,6 +74,9 @@ class LocalAnswers:
             decoding["module"] = config.module if module.kind == "full" else self._base_path
         if config.full_fine_tuning is not None:
             _require_checkpoint_of(self._base_path, config.full_fine_tuning)
+            other = other_tokens("full_fine_tuning", self._base_path, config.full_fine_tuning)
+            if other and tell:
+                print(other, file=sys.stderr)
             decoding["full"] = config.full_fine_tuning
         self._tokenizer = AutoTokenizer.from_pretrained(self._base_path)
         self._ends = {role: self._end_tokens(folder) for role, folder in decoding.items()}
@@ -205,6 +209,7 @@ def _require_checkpoint_of(base: Path, folder: Path) -> None:
             f"full_fine_tuning: {folder} has no config.json or no model*.safetensors; give the folder of a "
             "fine-tuned Hugging Face checkpoint (merge an adapter first)"
         )
+    require_no_adapter(folder, "full_fine_tuning")
     ours, theirs = (AutoConfig.from_pretrained(path) for path in (base, folder))
     for name in _GEOMETRY:
         if getattr(ours, name, None) != getattr(theirs, name, None):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, TextColumn
 
 from prefillshare.errors import UserError
 from prefillshare.evaluation.answers import Answer, AnswerFile
@@ -22,6 +22,7 @@ from prefillshare.evaluation.report import Outcome, Report
 from prefillshare.evaluation.scorers import SCORERS
 from prefillshare.evaluation.systems import Measurement, plan
 from prefillshare.extras import missing
+from prefillshare.training.columns import bar_columns
 
 _PACKAGES = ("torch", "transformers", "peft", "openai", "bfcl-eval")
 
@@ -52,9 +53,9 @@ def evaluate(config: EvaluateConfig, *, show_progress: bool = True) -> Report:
     if config.overwrite_output_dir:
         shutil.rmtree(folder, ignore_errors=True)
     outcomes = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)  # standard output is for the figures
-    with Progress(*columns, TextColumn("{task.fields[right]}"), console=console, disable=not show_progress) as progress:
+    columns = (*bar_columns(), TextColumn("{task.fields[right]}"))
+    with Progress(*columns, console=console, disable=not show_progress) as progress:
         measurements = plan(config)
         for number, measurement in enumerate(measurements, start=1):
             label = f"{measurement.label} ({number} of {len(measurements)})"

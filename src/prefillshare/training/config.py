@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Annotated, Any, Self, get_type_hints
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from transformers.integrations import get_available_reporting_integrations
 from trl import ModelConfig, ScriptArguments, SFTConfig
 
 from prefillshare.errors import UserError
-from prefillshare.fields import ModelName, RelativePath
+from prefillshare.fields import ModelName, RelativePath, Section
 from prefillshare.hardware import DType, resolve_dtype
 from prefillshare.instructions import Placement
 from prefillshare.training.refusals import ELSEWHERE, refusal
@@ -31,15 +31,13 @@ _DEFAULTS: Mapping[str, Any] = {
 }
 
 
-class TrainConfig(BaseModel):
+class TrainConfig(Section):
     """A training run.
 
     `model_name_or_path` is the base's folder, `dataset_name` a file or folder of rows (see sources.py) and `output_dir`
     the folder that becomes the decode module. `start_from` is a fine-tuned model of the base whose weights, or whose
     adapter, training begins with. `trl` holds the other fields that were set, by TRL's names.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     model_name_or_path: RelativePath
     dataset_name: RelativePath
@@ -172,7 +170,7 @@ class TrainConfig(BaseModel):
         dtype = self.compute_dtype
         given |= {"output_dir": str(self.output_dir), "bf16": dtype == "bfloat16", "fp16": dtype == "float16"}
         given["max_length"] = None
-        given.setdefault("report_to", "none")
+        given["report_to"] = given.get("report_to") or "none"  # YAML's null is nothing, too
         given["disable_tqdm"] = True  # there is a bar of our own
         given.setdefault("use_cpu", not torch.accelerator.is_available())
         wanted = given["report_to"]

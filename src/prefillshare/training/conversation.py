@@ -86,7 +86,7 @@ def read_row(row: Row, tokenizer: PreTrainedTokenizerBase, instructions: Placeme
             _check_calls(served[place], whole[len(prompt) :], field)
             for part in ("content", "reasoning_content"):
                 _check_end(served[place].get(part) or "", field, tokenizer)
-            turns.append(_Turn(prompt, whole))
+            turns.append(_Turn(prompt, _without_white_space(prompt, whole, served[place]["content"], tokenizer)))
     except ValueError as error:
         raise BadRow(field, str(error)) from None
     if len(turns) > 1 and (example := _together(turns, tokenizer)):
@@ -165,6 +165,20 @@ def _check_calls(response: Message, rendered: str, field: str) -> None:
     for call in response.get("tool_calls", ()):
         if call["function"]["name"] not in rendered:
             raise BadRow(field, f"the base's chat template leaves tool calls out, here of {call['function']['name']!r}")
+
+
+def _without_white_space(prompt: str, whole: str, content: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The turn less the white space that the template puts behind a response where it ends that in its own way.
+
+    A module would learn to say it before its end-of-sequence token. A server leaves special tokens out of an answer
+    (`<|im_end|>` of a base that ends in `<|endoftext|>`), but not the line break behind them: the client's next request
+    would have it in the answer, where the contexts of training have none.
+    """
+    response = whole[len(prompt) :]
+    if tokenizer.eos_token in response:
+        return whole  # and is cut there
+    own = len(content) if response.startswith(content) else 0  # white space that the message itself ends in stays
+    return whole[: len(prompt) + max(own, len(response.rstrip()))]
 
 
 def _check_end(response: str, field: str, tokenizer: PreTrainedTokenizerBase) -> None:

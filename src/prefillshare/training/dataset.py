@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from transformers import PreTrainedTokenizerBase
 
 from prefillshare.errors import UserError
 from prefillshare.instructions import Placement
+from prefillshare.training.columns import bar_columns
 from prefillshare.training.conversation import BadRow, Example, read_row
 from prefillshare.training.sources import Row, files_digest, open_source
 from prefillshare.training.store import ExampleStore
@@ -105,8 +106,7 @@ def _listing(skipped: list[Skipped]) -> str:
 
 @contextmanager
 def _bar_when_slow(total: int, *, shown: bool) -> Iterator[Callable[[], None]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    progress = Progress(*columns, console=Console(stderr=True), disable=not shown)
+    progress = Progress(*bar_columns(), console=Console(stderr=True), disable=not shown)
     task = progress.add_task("reading data", total=total)
     due = time.monotonic() + _SLOW_S
 

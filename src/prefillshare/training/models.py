@@ -2,9 +2,10 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -14,6 +15,7 @@ from prefillshare.proven import unproven
 from prefillshare.training.masks import PROVEN_ARCHITECTURES, has_soft_capped_attention
 
 _RAM_EFFICIENT = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+_SHOWN = 3  # of the names of tensors
 
 
 def load_model(
@@ -22,7 +24,8 @@ def load_model(
     """The checkpoint as a model, with an attention implementation that computes all of it.
 
     Raises:
-        UserError: SDPA was asked for and the architecture soft-caps its attention scores, which SDPA leaves out.
+        UserError: SDPA was asked for and the architecture soft-caps its attention scores, which SDPA leaves out, or the
+            checkpoint does not hold the weights of the model that its config describes.
     """
     if has_soft_capped_attention(AutoConfig.from_pretrained(checkpoint)):
         if attn_implementation not in (None, "eager"):
@@ -31,8 +34,12 @@ def load_model(
                 f"{checkpoint}; leave the option out or set it to eager"
             )
         attn_implementation = "eager"
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype, attn_implementation=attn_implementation)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        checkpoint, dtype=dtype, attn_implementation=attn_implementation, output_loading_info=True
+    )
+    model, found = loaded  # what is declared is the model alone
     assert isinstance(model, PreTrainedModel)
+    _require_its_weights(checkpoint, model, found)
     return model
 
 
@@ -49,6 +56,28 @@ def whole_on_every_process() -> Iterator[None]:
     finally:
         if before is not None:
             os.environ[_RAM_EFFICIENT] = before
+
+
+def _require_its_weights(checkpoint: Path, model: PreTrainedModel, found: Mapping[str, Collection[str]]) -> None:
+    """Transformers warns of what it does not find, and takes random weights for it."""
+    kinds = (("missing", found["missing_keys"]), ("unknown", found["unexpected_keys"]))
+    if differing := [f"{kind}: {some_of(names)}" for kind, names in kinds if names]:
+        raise UserError(
+            f"{checkpoint}: its weights are not those of its config.json; {'; '.join(differing)}; save the model "
+            "itself with save_pretrained(), not what torch.compile or another wrapper made of it"
+        )
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if model.config.tie_word_embeddings and head.weight is not embeddings.weight:
+        raise UserError(
+            f"{checkpoint}: it has an lm_head.weight of its own, but tie_word_embeddings in its config.json, by which "
+            "vLLM takes the embeddings in its place; set that to false, or take the tensor out"
+        )
+
+
+def some_of(names: Collection[str]) -> str:
+    """The first few names of tensors, and how many more there are."""
+    shown = ", ".join(sorted(names)[:_SHOWN])
+    return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown
 
 
 def require_proven(checkpoint: Path) -> None:

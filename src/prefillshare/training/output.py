@@ -16,6 +16,8 @@ from prefillshare.training.record import RECORD_NAME, START_AGAIN, RunRecord
 
 UNFINISHED = ".unfinished-module"  # where a module is put together
 _LOGS = "runs"  # TensorBoard's
+# What modules of both kinds are loaded from. Left of another module, some of it could be loaded with the new one.
+_LOADED = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "adapter_config.json")
 _OF_RUN = ("checkpoint-", _LOGS, RECORD_NAME)  # what a run leaves beside its module
 
 
@@ -140,11 +142,13 @@ def start_run(output: Path, record: RunRecord) -> None:
 def publish(finished: Path, folder: Path, *, alone: bool) -> None:
     """Moves the module's files up. The manifest goes first and comes last: without it nothing is a module.
 
-    With `alone`, what else lies in the folder is removed, the run's checkpoints, their record and logs apart.
+    What another module was loaded from is removed. With `alone`, so is all else that lies in the folder, the run's
+    checkpoints, their record and logs apart.
     """
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
-    for entry in folder.iterdir() if alone else ():
-        if entry != finished and not entry.name.startswith(_OF_RUN):
+    for entry in folder.iterdir():
+        goes = not entry.name.startswith(_OF_RUN) if alone else any(map(entry.match, _LOADED))
+        if goes and entry != finished:
             shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
     for entry in sorted(finished.iterdir(), key=lambda entry: entry.name == MANIFEST_NAME):
         if entry.is_dir():

@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, TaskID, TextColumn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from prefillshare.training.columns import bar_columns
 
 _HELD_OUT = "eval_"
 _LEFT_OUT = ("total_flos", "_per_second")  # ends of names that say nothing of how well it goes
@@ -20,9 +22,8 @@ def with_progress(
     terminal is restored when training is interrupted.
     """
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     drawn = shown and console.is_terminal and console.file.isatty()  # FORCE_COLOR makes no terminal of a job's log
-    with Progress(*columns, TextColumn("{task.fields[loss]}"), console=console, disable=not drawn) as progress:
+    with Progress(*bar_columns(), TextColumn("{task.fields[loss]}"), console=console, disable=not drawn) as progress:
         if drawn:
             trainer.add_callback(_Bar(progress, progress.add_task(label, total=None, loss="")))
         elif shown:

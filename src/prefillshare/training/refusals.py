@@ -12,6 +12,12 @@ TEMPLATE = (
     "renders prompts as training did"
 )
 _ADAPTER = "vLLM does not serve such adapters; train all weights with use_peft: false"
+MAX_LORA_RANK = 512  # of vLLM's --max-lora-rank
+_NOT_ADAPTED = ("embed_tokens", "lm_head")  # what the proven architectures call what is outside of their blocks
+_ONLY_BLOCKS = (
+    f"vLLM serves adapters of {' and '.join(_NOT_ADAPTED)} for some architectures only; target the layers of "
+    "the blocks, all-linear for all of them"
+)
 _QUANTISED = "the KV of a quantised base is not the KV that a server of the base computes"
 DEEPSPEED = "not proven with two models in one step; use FSDP through `accelerate launch`"
 COMPILED = "not proven with two models in one step, and it changes the names of the tensors that are saved"
@@ -21,6 +27,10 @@ _LIGER = "it replaces the loss that is computed on base KV; leave the option out
 
 def _is_set(value: Any) -> bool:
     return bool(value)
+
+
+def _leaves_the_blocks(targets: Any) -> bool:
+    return any(name.rpartition(".")[2] in _NOT_ADAPTED for name in targets or ())
 
 
 def _is_false(value: Any) -> bool:
@@ -58,6 +68,21 @@ _REFUSED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "lora_modules_to_save": (_is_set, _ADAPTER),
     "lora_target_parameters": (_is_set, _ADAPTER),
     "use_dora": (_is_set, _ADAPTER),
+    "lora_target_modules": (_leaves_the_blocks, _ONLY_BLOCKS),
+    "lora_r": (
+        lambda value: value is not None and value > MAX_LORA_RANK,
+        f"vLLM serves at most rank {MAX_LORA_RANK}; lower it, or train all weights with use_peft: false",
+    ),
+    "neftune_noise_alpha": (
+        _is_set,
+        "the base computes prompts without noise, so the noise would be on the responses alone, and of a size that "
+        "follows their length and not the conversation's; leave it out",
+    ),
+    "include_num_input_tokens_seen": (
+        lambda value: value not in (False, "no"),
+        "it would count the columns of the decode pass, without the prompts; num_tokens in the log counts the tokens "
+        "of all conversations, so leave it out",
+    ),
     "torch_compile": (_is_set, _COMPILED),
     "torch_compile_backend": (_is_set, _COMPILED),
     "torch_compile_mode": (_is_set, _COMPILED),

@@ -47,6 +47,7 @@ from prefillshare.training.refusals import TEMPLATE
 from prefillshare.training.sources import require_splits
 from prefillshare.training.start import adapted, check_start
 from prefillshare.training.steps import before_first_step, require_last_step
+from prefillshare.training.tokens import other_tokens
 from prefillshare.training.trainer import CacheConditionedTrainer
 
 _PACKED_LENGTH = 1024  # tokens; what max_length is in TRL unless set
@@ -78,9 +79,11 @@ def train(config: TrainConfig, *, show_progress: bool = True) -> DecodeModule:
     check_output(config, resume_from)
     identity = compute_identity(config.model_name_or_path)
     tokenizer = _check_base(config)
-    if show_progress and main and (dated := prints_date(tokenizer)):
-        print(f"model_name_or_path: {config.model_name_or_path}: {dated}", file=sys.stderr)
+    if dated := prints_date(tokenizer):
+        _tell(f"model_name_or_path: {config.model_name_or_path}: {dated}", shown=show_progress and main)
     start = check_start(config)
+    if config.start_from and (other := other_tokens("start_from", config.model_name_or_path, config.start_from)):
+        _tell(other, shown=show_progress and main)
     arguments = config.arguments()
     # `do_eval` alone has Transformers evaluate nothing while it trains.
     evaluated = arguments.do_eval and (arguments.eval_strategy != "no" or arguments.eval_on_start)
@@ -139,10 +142,11 @@ def read(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, split: str, *,
         instructions=config.instructions,
         show_progress=show_progress,
     )
-    if data.skipped and show_progress:
+    if data.skipped:
         first = data.skipped[0]
         more = f" (the first: {first.where}: {first.problem})"
-        print(f"{config.dataset_name}: left out {len(data.skipped)} rows that cannot be used{more}", file=sys.stderr)
+        left_out = f"{config.dataset_name}: left out {len(data.skipped)} rows that cannot be used{more}"
+        _tell(left_out, shown=show_progress)
     return data
 
 
@@ -222,6 +226,11 @@ def save_weights(trainer: CacheConditionedTrainer, config: TrainConfig, folder: 
             shutil.copyfile(config.model_name_or_path / name, folder / name)
     if (templates := config.model_name_or_path / _NAMED_TEMPLATES).is_dir():
         shutil.copytree(templates, folder / _NAMED_TEMPLATES, dirs_exist_ok=True)
+
+
+def _tell(line: str, *, shown: bool) -> None:
+    if shown:
+        print(line, file=sys.stderr)
 
 
 def _dataset(config: TrainConfig, examples: Sequence[Example]) -> Dataset:

@@ -10,9 +10,9 @@ import pyarrow
 from pyarrow import parquet
 
 from prefillshare.errors import UserError
+from prefillshare.json_lines import lines_of
+from prefillshare.training.split_files import JSON_LINES, PARQUET, files_of_split, no_split
 
-JSON_LINES = (".jsonl", ".json", ".ndjson")
-PARQUET = ".parquet"
 # A row's fields; other columns are not read.
 FIELDS = ("messages", "prompt", "completion", "tools", "chat_template_kwargs")
 
@@ -39,12 +39,13 @@ def open_source(source: Path, split: str) -> list[Part]:
     """The parts of a data source, opened as far as it takes to know its columns.
 
     Args:
-        source: a JSONL or Parquet file; a folder written by `save_to_disk`; or a folder of JSONL and Parquet files that
-            are named by split as `datasets` names them (train.jsonl, test-00000-of-00002.parquet).
+        source: a JSONL or Parquet file; a folder written by `save_to_disk`; or a folder of JSONL and Parquet files, of
+            which split_files.py says which are a split's.
         split: which split of a folder. A file is one split, whatever it is called.
 
     Raises:
-        UserError: nothing there that can be read, no such split, or a table without the columns of a row.
+        UserError: nothing there that can be read, no such split or rows of it in files that are not read, or a table
+            without the columns of a row.
     """
     if source.is_file():
         return [_open_file(source)]
@@ -55,7 +56,7 @@ def open_source(source: Path, split: str) -> list[Part]:
         )
     if (source / "dataset_dict.json").is_file() or (source / "state.json").is_file():
         return [_open_saved(source, split)]
-    return [_open_file(file) for file in _files_of_split(source, split)]
+    return [_open_file(file) for file in files_of_split(source, split)]
 
 
 def require_splits(source: Path) -> None:
@@ -119,42 +120,11 @@ def _open_saved(folder: Path, split: str) -> Part:
     name = str(folder)
     if isinstance(saved, datasets.DatasetDict):
         if split not in saved:
-            raise _no_split(folder, split, saved)
+            raise no_split(folder, split, saved)
         name, saved = f"{folder}, split {split!r}", saved[split]
     tables = saved.select_columns(_known_columns(folder, saved.column_names)).with_format("arrow")
     files = [folder / Path(file["filename"]).relative_to(place) for file in saved.cache_files]
     return Part(files, lambda: _table_rows(name, tables.iter(_BATCH)), len(saved))
-
-
-def _files_of_split(folder: Path, split: str) -> list[Path]:
-    from datasets import data_files
-
-    place = folder.resolve()  # as above
-    try:
-        patterns = data_files.get_data_patterns(str(place))
-    except FileNotFoundError:
-        raise UserError(f"{folder}: no data files; expected {', '.join(JSON_LINES)} or {PARQUET} files") from None
-    if split not in patterns:
-        raise _no_split(folder, split, patterns)
-    found: set[Path] = set()
-    for pattern in patterns[split]:
-        try:
-            names = data_files.resolve_pattern(pattern, str(place))
-            found.update(folder / Path(name).relative_to(place) for name in names)
-        except FileNotFoundError:
-            continue
-    # A .json file may be about the data rather than data, so it counts only where there is nothing else.
-    for suffixes in ((".jsonl", ".ndjson", PARQUET), (".json",)):
-        if usable := sorted(file for file in found if file.suffix in suffixes):
-            return usable
-    names = ", ".join(sorted(file.name for file in found))
-    raise UserError(
-        f"{folder}: no {', '.join(JSON_LINES)} or {PARQUET} file for split {split!r}, only {names}; convert them"
-    )
-
-
-def _no_split(folder: Path, split: str, splits: Iterable[str]) -> UserError:
-    return UserError(f"{folder}: no split {split!r}; it has {', '.join(map(str, splits))}")
 
 
 def _known_columns(place: Path, columns: Sequence[str]) -> list[str]:
@@ -164,16 +134,14 @@ def _known_columns(place: Path, columns: Sequence[str]) -> list[str]:
 
 
 def _json_rows(file: Path) -> Iterator[Row]:
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield Row(f"{file}, line {number}", _parse(line))
+    for number, line in lines_of(file):
+        yield Row(f"{file}, line {number}", _parse(line))
 
 
 def _parse(line: bytes) -> dict[str, Any] | str:
     """The object on a line, or what is wrong with it."""
     try:
-        text = line.decode("utf-8-sig")  # editors on Windows begin a file with a mark
+        text = line.decode()
         row = json.loads(text)
         if "\\u" in text:
             # "\ud800" alone is legal JSON but not text that a tokenizer takes.

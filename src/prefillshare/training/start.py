@@ -5,19 +5,24 @@ its own KV, and goes on learning on the base's.
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
-from safetensors import SafetensorError
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedModel
 
 from prefillshare.errors import UserError
-from prefillshare.identity import compute_identity, digest_checkpoint
+from prefillshare.identity import compute_identity, digest_checkpoint, require_no_adapter
 from prefillshare.module import MANIFEST_NAME, load_module
 from prefillshare.training.config import TrainConfig
+from prefillshare.training.models import some_of
+from prefillshare.training.refusals import MAX_LORA_RANK
 
 _ADAPTER, _CHECKPOINT = "adapter_config.json", "config.json"
+_WEIGHTS = "adapter_model.safetensors"
+_OF_BLOCKS = re.compile(r"\.layers\.\d+\..*\.lora_[AB]\.weight$")
 # What adapters have that vLLM refuses to serve. With some, the base without the adapter would not be the base any more.
 _NOT_SERVED = (
     "use_dora", "modules_to_save", "bias", "lora_bias", "alora_invocation_tokens", "layer_replication", "use_bdlora",
@@ -46,7 +51,7 @@ def check_start(config: TrainConfig) -> str | None:
             raise UserError(f"start_from: {start} has no {wanted}; name the folder of a fine-tuned model of the base")
         way = "leave use_peft out, or name an adapter" if config.use_peft else "set use_peft=true, or merge it first"
         raise UserError(f"start_from: {start} is {'a checkpoint' if config.use_peft else 'an adapter'}; {way}")
-    weights = sorted(start.glob("adapter_model.safetensors" if config.use_peft else "*.safetensors"))
+    weights = sorted(start.glob(_WEIGHTS if config.use_peft else "*.safetensors"))
     if not weights:
         raise UserError(f"start_from: {start} has no *.safetensors weights; save it with save_pretrained()")
     if (start / MANIFEST_NAME).is_file():
@@ -59,6 +64,7 @@ def check_start(config: TrainConfig) -> str | None:
     if config.use_peft:
         _check_adapter(config, start)
     else:
+        require_no_adapter(start, "start_from")
         _check_checkpoint(config.model_name_or_path, start)
     return digest_checkpoint(weights, start / wanted)
 
@@ -70,9 +76,26 @@ def adapted(model: PreTrainedModel, adapter: Path) -> PeftModel:
         UserError: the adapter does not fit the model.
     """
     try:
-        return PeftModel.from_pretrained(model, adapter, is_trainable=True)
+        whole = PeftModel.from_pretrained(model, adapter, is_trainable=True)
     except (RuntimeError, ValueError, SafetensorError) as error:
         raise UserError(f"start_from: {adapter} does not fit the base: {error}") from None
+    # PEFT warns of tensors that it has no place for, and leaves those that it does not find as a new adapter's.
+    expected = get_peft_model_state_dict(whole, save_embedding_layers=False)
+    if differing := _tensors(adapter) ^ expected.keys():
+        raise UserError(
+            f"start_from: {adapter} does not fit the base: its file and its {_ADAPTER} differ in "
+            f"{some_of(differing)}; save it again with PEFT's save_pretrained(), for a model of the base's own class"
+        )
+    return whole
+
+
+def _tensors(adapter: Path) -> frozenset[str]:
+    file = adapter / _WEIGHTS
+    try:
+        with safe_open(file, framework="pt") as content:
+            return frozenset(content.keys())
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"start_from: cannot read {file}: {error}") from None
 
 
 def _check_adapter(config: TrainConfig, start: Path) -> None:
@@ -87,6 +110,19 @@ def _check_adapter(config: TrainConfig, start: Path) -> None:
     for field in _NOT_SERVED:
         if adapter.get(field) and not (field == "bias" and adapter[field] == "none"):
             raise UserError(f"start_from: {start} has {field}, which vLLM does not serve; merge it into the checkpoint")
+    ranks = [adapter.get("r"), *(adapter.get("rank_pattern") or {}).values()]
+    if not all(isinstance(rank, int) for rank in ranks):
+        raise UserError(f"start_from: {start / _ADAPTER} does not name a rank r; save it again with save_pretrained()")
+    if max(ranks) > MAX_LORA_RANK:
+        raise UserError(
+            f"start_from: {start} has rank {max(ranks)}; vLLM serves at most {MAX_LORA_RANK}; merge it into the "
+            "checkpoint"
+        )
+    if others := sorted(name for name in _tensors(start) if not _OF_BLOCKS.search(name)):
+        raise UserError(
+            f"start_from: {start} has {others[0]}, which vLLM does not serve: only what LoRA adds to the linear layers "
+            "of the base's blocks; merge it into the checkpoint"
+        )
     initial = adapter.get("init_lora_weights")
     if isinstance(initial, str) and initial.lower() not in _INITIAL:
         raise UserError(

@@ -19,9 +19,10 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from prefillshare.errors import UserError
+from prefillshare.fields import Section
 from prefillshare.workloads.rows import read_rows, write_rows
 from prefillshare.workloads.session import Session, Turn, Workload
 from prefillshare.workloads.tokens import Salad, Tokenise
@@ -29,11 +30,7 @@ from prefillshare.workloads.tokens import Salad, Tokenise
 _Name = Annotated[str, Field(min_length=1)]
 
 
-class _Row(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class _TurnRow(_Row):
+class _TurnRow(Section):
     role: _Name
     observed: str | None = None
     observed_tokens: Annotated[int, Field(ge=0)] | None = None
@@ -52,7 +49,7 @@ class _TurnRow(_Row):
         return self
 
 
-class _SessionRow(_Row):
+class _SessionRow(Section):
     session: _Name | None = None
     start_s: Annotated[float, Field(allow_inf_nan=False)] | None = None
     turns: Annotated[tuple[_TurnRow, ...], Field(min_length=1)] | None = None

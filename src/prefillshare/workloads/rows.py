@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from prefillshare.errors import UserError
 from prefillshare.files import write_whole
+from prefillshare.json_lines import lines_of
 
 Row = TypeVar("Row", bound=BaseModel)
 
@@ -19,25 +20,11 @@ def read_rows(file: Path, model: type[Row]) -> Iterator[tuple[int, Row]]:
     Raises:
         UserError: an unreadable file, or a row that is not one of the model, by file, line and field.
     """
-    for line, text in lines_of(file):
+    for line, text in _texts(file):
         try:
             yield line, model.model_validate_json(text)
         except ValidationError as error:
             raise UserError(f"{file}, line {line}: {_problems(error)}") from None
-
-
-def lines_of(file: Path) -> Iterator[tuple[int, str]]:
-    """The lines that are not empty, with their numbers. Raises UserError when the file is unreadable or not UTF-8."""
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise UserError(f"{file}: cannot read it: {error.strerror}") from None
-    for line, text in enumerate(content.split(b"\n"), start=1):
-        if text.strip():
-            try:
-                yield line, text.decode("utf-8-sig")
-            except UnicodeDecodeError as error:
-                raise UserError(f"{file}, line {line}: not UTF-8: {error}") from None
 
 
 def write_rows(file: Path, rows: Iterator[dict[str, object]]) -> None:
@@ -52,6 +39,17 @@ def write_rows(file: Path, rows: Iterator[dict[str, object]]) -> None:
             write_whole(file.resolve(), text)  # in the place of what a link leads to
     except OSError as error:
         raise UserError(f"{file}: cannot write it: {error.strerror}; give another file") from None
+
+
+def _texts(file: Path) -> Iterator[tuple[int, str]]:
+    try:
+        for line, content in lines_of(file):
+            try:
+                yield line, content.decode()
+            except UnicodeDecodeError as error:
+                raise UserError(f"{file}, line {line}: not UTF-8: {error}") from None
+    except OSError as error:
+        raise UserError(f"{file}: cannot read it: {error.strerror}") from None
 
 
 def _problems(error: ValidationError) -> str:
