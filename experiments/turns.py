@@ -2,7 +2,7 @@
 
 `shared` with four models, eight sessions at a time, without turns and with them, one after the other in each repeat:
 ten minutes a repeat on two cores. Runs are in artifacts/bench/turns, and the same command goes on where it was stopped.
-`publish` copies them to docs/results/turns and writes the table in docs/bench.md from what is there.
+`publish` copies them to docs/results/turns and writes the table in docs/flow.md from what is there.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from prefillshare.errors import UserError
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "artifacts" / "bench" / "turns"
 PUBLISHED = ROOT / "docs" / "results" / "turns"
-PAGE = ROOT / "docs" / "bench.md"
+PAGE = ROOT / "docs" / "flow.md"
 START = "<!-- table: python -m experiments.turns publish -->"
 
 TURNS_S = {"without": 0.0, "with": Machine().turn_s}
@@ -129,7 +129,7 @@ def main() -> int:
     what = parser.add_subparsers(dest="what", required=True)
     command = what.add_parser("measure", help="run what is missing")
     command.add_argument("--repeats", type=int, default=REPEATS, choices=range(1, REPEATS + 1), help="how many to have")
-    what.add_parser("publish", help="the table in docs/bench.md")
+    what.add_parser("publish", help="the table in docs/flow.md")
     options = parser.parse_args()
     try:
         if options.what == "measure":

@@ -1,7 +1,7 @@
 """Accuracy of decode modules against full fine-tuning and naive sharing, on three task families.
 
 python -m experiments.accuracy run                  trains and scores what has no record yet
-python -m experiments.accuracy table                writes docs/accuracy.md's table from the records
+python -m experiments.accuracy table                writes the tables of docs/accuracy.md from the records
 python -m experiments.accuracy sweep                accuracy by the share of the prompt's KV that is the base's
 """
 
@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m experiments.accuracy", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="train and score what has no record yet")
-    table = commands.add_parser("table", help="write the table, its JSON and the plot from the records")
+    table = commands.add_parser("table", help="write the tables, their JSON and the plot from the records")
     sweep = commands.add_parser("sweep", help="score the best checkpoints on 0 to 100 %% of base KV")
     for command in (run, table, sweep):
         command.add_argument("--results", type=Path, default=RESULTS, help="folder of the records")

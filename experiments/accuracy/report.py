@@ -1,11 +1,12 @@
-"""The table, its JSON and its plot, from the records alone."""
+"""The tables of the page, their JSON and the plot, from the records alone."""
 
 import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from experiments.accuracy.cells import Answerer, Record, read
+from experiments.accuracy.cells import Answerer, read
+from experiments.accuracy.details import COMPARED, NAMES, details
 from experiments.accuracy.families import COUNTED, FAMILIES
 from experiments.accuracy.plot import draw
 from experiments.accuracy.results import Adapters, FamilyResult, MorePasses, SameTime, family_result
@@ -13,17 +14,13 @@ from experiments.accuracy.statistics import Difference, mean, paired_difference
 from experiments.section import write_section
 from prefillshare.errors import UserError
 
-NAMES: dict[Answerer, str] = {
-    "base": "base",
-    "full": "full fine-tuning",
-    "naive": "naive sharing",
-    "decode": "decode module",
-}
 START = "<!-- table: python -m experiments.accuracy table -->"
+DETAILS = "accuracy-tables.md"  # beside the records
 
 
 def write_report(results: Path, docs: Path) -> str:
-    """Writes docs/results/accuracy.json, docs/accuracy.png and the marked section of docs/accuracy.md.
+    """Writes docs/results/accuracy.json and accuracy-tables.md, docs/accuracy.png and the marked section of
+    docs/accuracy.md, which is returned.
 
     Raises:
         UserError: no family is complete for any seed, or records of different recipes lie side by side.
@@ -34,62 +31,33 @@ def write_report(results: Path, docs: Path) -> str:
         raise UserError(
             f"{results}: no family has all systems scored for any seed; run `python -m experiments.accuracy run`"
         )
-    text = table(families, records)
+    text = table(families)
     write_section(docs / "accuracy.md", START, text)
+    (docs / "results" / DETAILS).write_text(details(families, records))
     (docs / "results" / "accuracy.json").write_text(json.dumps(as_json(families), indent=1) + "\n")
     draw([(result.family, {NAMES[key]: mean(bits) for key, bits in result.bits.items()}) for result in families], docs)
     return text
 
 
-def table(families: list[FamilyResult], records: list[Record]) -> str:
-    """Markdown: the test items at each system's best rate, the sweep on the validation items, and what was run."""
+def table(families: list[FamilyResult]) -> str:
+    """Markdown: the test items at each system's best rate, and then with longer trainings and adapters."""
     head = "| family, held out by | items x seeds | " + " | ".join(NAMES.values())
     lines = [f"{_FIRST}\n\n{head} | decode - full | naive - full |", "|---" * (len(NAMES) + 4) + "|"]
     counted = _counted(families)
     lines += [_row(result) for result in counted]
     average = " | ".join(f"{100 * sum(mean(r.bits[key]) for r in counted) / len(counted):.1f}" for key in NAMES)
-    differences = " | ".join(str(_overall(counted, key)) for key in _COMPARED)
+    differences = " | ".join(str(_overall(counted, key)) for key in COMPARED)
     lines += [f"| mean of {len(counted)} | | {average} | {differences} |"]
     lines += [_row(result) for result in families if result not in counted]
-    lines += _seeds_table(families)
-    lines += [
-        "",
-        "### Validation items, by learning rate",
-        "",
-        "Means over the seeds, and how many chose a rate:",
-        "",
-    ]
-    lines += [
-        "| family | learning rate | full fine-tuning | naive sharing | decode module | chosen: full | decode |",
-        "|---" * 7 + "|",
-    ]
-    for result in families:
-        for rate, accuracy in sorted(result.sweep.items()):
-            cells = " | ".join(f"{100 * accuracy[key]:.1f}" for key in ("full", "naive", "decode"))
-            chosen = " | ".join(str(result.rates[system].count(rate)) for system in ("full", "decode"))
-            lines.append(f"| {result.family} | {rate:g} | {cells} | {chosen} |")
     more = [
         line
         for part in (_same_time_table, _more_passes_table, _from_full_table, _adapters_table)
         for line in part(families)
     ]
-    return "\n".join([*lines, *more, "", "### What was run", "", _what_was_run(families, records)])
+    return "\n".join([*lines, *more])
 
 
 _FIRST = "### At equal steps"
-
-
-def _seeds_table(families: list[FamilyResult]) -> list[str]:
-    lines = ["", "### By seed", "", "Test items as above; each interval is over this seed's items alone:", ""]
-    head = "| family | seed | " + " | ".join(NAMES[key] for key in ("full", "naive", "decode"))
-    lines += [f"{head} | decode - full | naive - full |", "|---" * 7 + "|"]
-    for result in families:
-        for number, seed in enumerate(result.seeds):
-            bits = {key: [of_all[number]] for key, of_all in result.bits.items()}
-            cells = [f"{100 * mean(bits[key]):.1f}" for key in ("full", "naive", "decode")]
-            cells += [str(paired_difference([(bits[key], bits["full"])])) for key in _COMPARED]
-            lines.append(f"| {result.family} | {seed} | {' | '.join(cells)} |")
-    return lines
 
 
 def _same_time_table(families: list[FamilyResult]) -> list[str]:
@@ -138,7 +106,7 @@ def _more_passes_table(families: list[FamilyResult]) -> list[str]:
         bits = longer.bits
         cells = [f"{len(bits['full'][0])} x {len(bits['full'])}"]
         cells += [f"{100 * mean(bits[key]):.1f}" for key in ("full", "naive", "decode")]
-        cells += [str(paired_difference([(bits[key], bits["full"])])) for key in _COMPARED]
+        cells += [str(paired_difference([(bits[key], bits["full"])])) for key in COMPARED]
         cells += [str(sum(passes > 1 for passes in longer.passes[system])) for system in ("full", "decode")]
         cells += [f"{longer.time:.2f}x"]
         lines.append(f"| {family} | {' | '.join(cells)} |")
@@ -198,11 +166,8 @@ def _counted(families: list[FamilyResult]) -> list[FamilyResult]:
 def _row(result: FamilyResult) -> str:
     accuracies = " | ".join(f"{100 * mean(result.bits[key]):.1f}" for key in NAMES)
     items = f"{len(result.bits['full'][0])} x {len(result.seeds)}"
-    differences = " | ".join(str(paired_difference([result.pair(key, "full")])) for key in _COMPARED)
+    differences = " | ".join(str(paired_difference([result.pair(key, "full")])) for key in COMPARED)
     return f"| {result.family}, {FAMILIES[result.family].held_out} | {items} | {accuracies} | {differences} |"
-
-
-_COMPARED: tuple[Answerer, Answerer] = ("decode", "naive")
 
 
 def _overall(families: list[FamilyResult], key: Answerer) -> Difference:
@@ -217,7 +182,7 @@ def as_json(families: list[FamilyResult]) -> dict[str, Any]:
                 "accuracy": {key: mean(bits) for key, bits in result.bits.items()},
                 "accuracy_by_seed": _by_seed(result.bits),
                 "best_rates": result.rates,
-                "points": {key: asdict(paired_difference([result.pair(key, "full")])) for key in _COMPARED},
+                "points": {key: asdict(paired_difference([result.pair(key, "full")])) for key in COMPARED},
                 "validation": {f"{rate:g}": accuracy for rate, accuracy in sorted(result.sweep.items())},
                 "training_seconds": result.training_s,
                 "same_time": result.same_time and _same_time_json(result, result.same_time),
@@ -229,7 +194,7 @@ def as_json(families: list[FamilyResult]) -> dict[str, Any]:
             for result in families
         },
         "mean_of": [result.family for result in _counted(families)],
-        "points": {key: asdict(_overall(_counted(families), key)) for key in _COMPARED},
+        "points": {key: asdict(_overall(_counted(families), key)) for key in COMPARED},
     }
 
 
@@ -251,7 +216,7 @@ def _more_passes_json(longer: MorePasses) -> dict[str, Any]:
     return {
         "accuracy_by_seed": _by_seed(longer.bits),
         "passes": longer.passes,
-        "points": {key: asdict(paired_difference([(longer.bits[key], longer.bits["full"])])) for key in _COMPARED},
+        "points": {key: asdict(paired_difference([(longer.bits[key], longer.bits["full"])])) for key in COMPARED},
         "time": longer.time,
     }
 
@@ -265,16 +230,3 @@ def _adapters_json(adapters: Adapters) -> dict[str, Any]:
         },
         "validation": {f"{rate:g}": accuracy for rate, accuracy in adapters.sweep.items()},
     }
-
-
-def _what_was_run(families: list[FamilyResult], records: list[Record]) -> str:
-    names = {result.family for result in families}
-    used = [record for record in records if record.cell.family in names]
-    trainings = [record.training["seconds"] for record in used if record.training]
-    scorings = [s["seconds"] for record in used for part in record.scores.values() for s in part.values()]
-    environments = sorted({json.dumps(record.environment, sort_keys=True) for record in used})
-    settings = "; ".join(", ".join(f"{k} {v}" for k, v in json.loads(each).items()) for each in environments)
-    return (
-        f"{len(trainings)} trainings of {sum(trainings) / 3600:.1f} hours and {len(scorings)} scorings of "
-        f"{sum(scorings) / 3600:.1f} hours. Settings: {settings}."
-    )

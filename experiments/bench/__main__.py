@@ -9,18 +9,20 @@ limits | models | float32 | small-steps | short-contexts | repeats | publish | g
     limits          every family on `shared` and ordinary vLLMs, which are up at the same time, at loads that `shared`
                     just keeps up with on two cores of an EPYC, and then on `shared-lora` and disaggregation without
                     sharing, for which there is a folder limits-more; three times: 18 hours
-    models          whole tool-heavy sessions of one, two and four models, three times: four hours
+    models          ReAct in float32 on one, two and four models, twice with other sessions: an hour
     float32         whole tool-heavy sessions in float32, for cores without bfloat16 units: two hours
     small-steps     four of these, drawn twice, on `shared` and ordinary vLLMs whose steps are of 256 tokens: an hour
     short-contexts  ReAct and Reflexion in float32: 75 minutes
     repeats         ReAct in float32, three times with other sessions, also on one ordinary vLLM with all adapters: an
                     hour
-    publish         writes tables and plots of docs/bench-results.md, and of README.md if it has a place for them, from
-                    the records in docs/results/bench, or from those of a folder, which are copied there, with the runs
-                    of further folders in place of its own (`publish artifacts/bench/full artifacts/bench/together`).
-                    All but `full` and `together` have folders and tables of their own, but for `short` and `models`,
-                    which have none: their reports are in artifacts/bench/
-    glance          the table of all machines in README.md and docs/bench.md; `publish` writes it too
+    publish         writes tables and plots of docs/bench-results.md, and of README.md if it has a place for them, and
+                    tables.md with all figures beside the records, from these in docs/results/bench, or from those of a
+                    folder, which are copied there, with the runs of further folders in place of its own
+                    (`publish artifacts/bench/full artifacts/bench/together`). All but `full` and `together` have
+                    folders and tables of their own, but for `short` and `models`, which have none: their reports are
+                    in artifacts/bench/
+    glance          the tables of all machines: in README.md the ranges, in docs/bench.md what sharing is worth on each,
+                    in docs/bench-results.md what they are; `publish` writes them too
 
 All but the last two make the base when it is missing, measure what work costs here, run, and leave a report in
 artifacts/bench/. Timings are worth something on a machine that does nothing else.
@@ -64,7 +66,7 @@ def main() -> int:
         "together": ((TOGETHER,), None),
         "both-cores": ((BOTH_CORES,), None),
         "limits": ((LIMITS, LIMITS_MORE), None),
-        "models": ((MODELS,), None),
+        "models": ((MODELS,), LONGEST_OF_REACT),
         "short-contexts": ((SHORT_CONTEXTS,), None),
         "repeats": ((REPEATS,), LONGEST_OF_REACT),
     }
@@ -77,7 +79,7 @@ def main() -> int:
     command.add_argument(
         "results", type=Path, nargs="*", default=[places.PUBLISHED], help="folders of `prefillshare bench run`"
     )
-    what.add_parser("glance", help="the table of all machines, from their records")
+    what.add_parser("glance", help="the tables of all machines, from their records")
     options = parser.parse_args()
     try:
         if options.what == "publish":

@@ -1,63 +1,82 @@
-"""The table of all machines: what `shared` is worth on each."""
+"""What `shared` is worth on every machine: a row each, and the ranges of all."""
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from os.path import relpath
 from pathlib import Path
 
 from experiments.bench import places
+from experiments.bench.machines import MACHINES, machines
 from experiments.bench.tables import title
 from experiments.section import write_section
 from prefillshare.bench.cells import Panel, by_load, by_panel, by_system, in_figures
 from prefillshare.bench.figures import Figures, Slo, read_runs
-from prefillshare.bench.report import arrived, loads_kept_up, ratio
+from prefillshare.bench.report import arrived, loads_kept_up, ratio, ratios
 from prefillshare.bench.systems import SystemName
 
 GLANCE_START = "<!-- table: python -m experiments.bench glance -->"
-# Folders of results, what they were measured on, and where the page has them.
-MACHINES = {
-    "bench-limits": ("EPYC, bfloat16", "two-cores-of-an-epyc"),
-    "bench": ("Xeon, bfloat16", "two-cores-of-a-xeon-whose-memory-is-slow"),
-    "bench-both-cores": ("Xeon, bfloat16, decode workers on both cores", "decode-workers-on-both-cores"),
-    "bench-epyc": ("EPYC with faster memory, bfloat16", "on-a-machine-with-faster-memory"),
-    "bench-float32": ("AVX2, float32", "on-cores-without-bfloat16-units"),
-    "bench-small-steps": ("AVX2, float32, steps of 256 tokens", "ordinary-vllms-with-short-steps"),
-    "bench-short-contexts": ("AVX2, float32", "short-contexts-without-bfloat16-units"),
-    "bench-repeats": ("AVX2, float32", "react-with-repeats-and-one-ordinary-vllm-with-all-adapters"),
-}
-# The pages that show machines at a glance, with which of them and whether with open loops. README.md has a table of the
-# first of its own; the fourth is of older code.
-GLANCES: Mapping[Path, tuple[Sequence[str], bool]] = {
-    places.ROOT / "README.md": ([name for name in MACHINES if name not in ("bench-limits", "bench-epyc")], False),
-    places.ROOT / "docs" / "bench.md": (list(MACHINES), True),
-}
 BASELINES: Mapping[SystemName, str] = {"per-model": "`per-model`", "colocated": "ordinary vLLMs"}
+_BETTER = {"sessions a minute": "throughput", "session s p95": "p95"}
+_COLUMNS = len(BASELINES) * len(_BETTER)
 
 
 def write_glances() -> None:
-    """What `shared` is worth on every machine, into the pages that have a place for it."""
-    for page in GLANCES:
+    """Into the pages that have a place for it."""
+    for page, table in GLANCES.items():
         if page.exists() and GLANCE_START in page.read_text():
-            write_section(page, GLANCE_START, glance(page))
+            write_section(page, GLANCE_START, table(page))
 
 
 def glance(page: Path) -> str:
-    """A row a workload, at the highest load at which `shared` stands beside a baseline; of open loops, of those that it
-    kept up with."""
-    names = [f"against {each}: {name}" for each in BASELINES.values() for name in ("throughput", "p95")]
-    lines = [f"| machine | sessions | {' | '.join(names)} | details |", f"|---|---|{'---|' * len(names)}---|"]
-    folders, with_open_loops = GLANCES[page]
-    for folder in folders:
-        machine, anchor = MACHINES[folder]
+    """A row a machine and workload, at the highest load at which `shared` stands beside a baseline; of open loops, of
+    those that it kept up with."""
+    lines = [f"| machine | sessions | {_head()} | details |", f"|---|---|{'---|' * _COLUMNS}---|"]
+    for folder, (machine, anchor) in MACHINES.items():
         where = f"[tables]({relpath(places.PAGES[1], page.parent)}#{anchor})"
-        runs = read_runs(places.PUBLISHED.with_name(folder), Slo())
-        for panel, shown in by_panel(runs).items():
-            if panel.is_open and not with_open_loops:
-                continue
-            for load, within in _highest_beside_baselines(panel, shown).items():
-                size = f"{arrived(within)} arriving a minute" if panel.is_open else f"{in_figures(load)} at a time"
-                cells = [text for baseline in BASELINES for text in _worth(panel, within, baseline)]
-                lines.append(f"| {' | '.join([machine, f'{title(panel, runs)}, {size}', *cells, where])} |")
+        for name, panel, load, within in _compared(folder):
+            size = f"{arrived(within)} arriving a minute" if panel.is_open else f"{in_figures(load)} at a time"
+            cells = [text for baseline in BASELINES for text in _worth(panel, within, baseline)]
+            lines.append(f"| {' | '.join([machine, f'{name}, {size}', *cells, where])} |")
     return "\n".join(lines)
+
+
+def ranges(_: Path) -> str:
+    """A row a workload, closed loops alone: the lowest and the highest of all machines and repeats, each at the highest
+    load at which `shared` stands beside the baseline."""
+    loads: dict[str, set[str]] = defaultdict(set)
+    found: dict[tuple[str, SystemName, str], list[tuple[list[float], bool]]] = defaultdict(list)
+    for folder in MACHINES:
+        for name, panel, load, within in _compared(folder):
+            if not panel.is_open:
+                loads[name].add(in_figures(load))
+                for baseline in BASELINES:
+                    for figure in _BETTER:
+                        found[name, baseline, figure].append(ratios(within, "shared", baseline, figure))
+    lines = [f"| sessions | at a time | {_head()} |", f"|---|---|{'---|' * _COLUMNS}"]
+    for name, sizes in loads.items():
+        cells = [_range(found[name, baseline, figure]) for baseline in BASELINES for figure in _BETTER]
+        lines.append(f"| {name} | {', '.join(sorted(sizes, key=float))} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+# What is written on which page.
+GLANCES: Mapping[Path, Callable[[Path], str]] = {
+    places.ROOT / "README.md": ranges,
+    places.ROOT / "docs" / "bench.md": glance,
+    places.ROOT / "docs" / "bench-results.md": machines,
+}
+
+
+def _head() -> str:
+    return " | ".join(f"against {each}: {name}" for each in BASELINES.values() for name in _BETTER.values())
+
+
+def _compared(folder: str) -> Iterator[tuple[str, Panel, str, list[Figures]]]:
+    """The rows of one machine: the workload's name, where it is shown, its load, and the runs."""
+    runs = read_runs(places.PUBLISHED.with_name(folder), Slo())
+    for panel, shown in by_panel(runs).items():
+        for load, within in _highest_beside_baselines(panel, shown).items():
+            yield title(panel, runs), panel, load, within
 
 
 def _highest_beside_baselines(panel: Panel, runs: Sequence[Figures]) -> dict[str, list[Figures]]:
@@ -74,7 +93,18 @@ def _highest_beside_baselines(panel: Panel, runs: Sequence[Figures]) -> dict[str
 
 def _worth(panel: Panel, runs: Sequence[Figures], baseline: SystemName) -> list[str]:
     """How many times better `shared` is in throughput and in p95; an open loop's throughput is its load."""
-    names = ("sessions a minute", "session s p95")
     return [
-        "-" if panel.is_open and name == names[0] else ratio(runs, "shared", baseline, name) or "-" for name in names
+        "-" if panel.is_open and name == "sessions a minute" else ratio(runs, "shared", baseline, name) or "-"
+        for name in _BETTER
     ]
+
+
+def _range(found: Sequence[tuple[list[float], bool]]) -> str:
+    """Of bounds nobody knows the highest."""
+    values = [value for several, _ in found for value in several]
+    if not values:
+        return "-"
+    low, high = (f"{value:.2f}" if value < 1 else f"{value:.1f}" for value in (min(values), max(values)))
+    if any(bounded for _, bounded in found):
+        return f">= {low}"
+    return low if low == high else f"{low} to {high}"

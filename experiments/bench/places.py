@@ -5,3 +5,4 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PUBLISHED = ROOT / "docs" / "results" / "bench"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "bench-results.md")
+ALL_FIGURES = "tables.md"  # beside the records

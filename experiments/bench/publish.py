@@ -1,4 +1,4 @@
-"""Records into docs/results, their tables into the pages, and the plots that these show."""
+"""Records into docs/results, their tables beside them and into the pages, and the plots that these show."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,14 +9,21 @@ from experiments.bench.glance import write_glances
 from experiments.bench.plots import PLOTS, plot
 from experiments.bench.records import check_one_kind, copy_runs, replace_records
 from experiments.bench.summary import summary
-from experiments.bench.tables import tables
+from experiments.bench.tables import all_tables, tables
 from experiments.section import around_section, write_section
-from prefillshare.bench.figures import Slo, read_runs
+from prefillshare.bench.figures import Figures, Slo, read_runs
 from prefillshare.bench.matrix import FULL, load_matrix
 from prefillshare.bench.run import MATRIX
 
 START = "<!-- table: python -m experiments.bench publish -->"
 OWN_START = "<!-- table: python -m experiments.bench publish docs/results/{folder} -->"
+_FILE = """# {folder}: all figures
+`python -m experiments.bench publish docs/results/{folder}` writes them from the records in `runs/`.
+[What they mean](../../bench.md#what-is-measured), [what follows from them](../../bench-results.md). A cell is one run,
+or the median of several with the lowest and the highest.
+
+{tables}
+"""
 
 
 def publish(results: Path, further: Sequence[Path] = ()) -> None:
@@ -53,6 +60,12 @@ def publish(results: Path, further: Sequence[Path] = ()) -> None:
     for file, names in PLOTS.items():
         if f"results/{folder.name}/{file}" in written:  # no pictures that nobody sees
             plot(runs, folder / file, names)
+    (folder / places.ALL_FIGURES).write_text(all_figures(folder.name, runs))
     for each, text in texts.items():
         write_section(each, start, text)
     write_glances()
+
+
+def all_figures(folder: str, runs: Sequence[Figures]) -> str:
+    """The file beside the records: more than a page has room for."""
+    return _FILE.format(folder=folder, tables=all_tables(runs))

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from experiments.bench.tables import RATIOS, TABLES, title
+from experiments.bench.tables import PAGE, RATIOS, title
 from prefillshare.bench.cells import ARRIVING, by_load, by_panel, by_system, in_figures
 from prefillshare.bench.figures import Figures
 from prefillshare.bench.report import against, arrived, cell, kept_up_cells, loads_kept_up, ratio
@@ -10,7 +10,7 @@ from prefillshare.bench.systems import SystemName
 
 # What a baseline is compared with in the summary, where that is not `shared`: what has adapters with what has them too.
 LIKE: dict[SystemName, SystemName] = {"colocated-lora": "shared-lora"}
-SUMMARY = ("goodput, calls a minute", "session s p95", "prefix hit ratio")
+SUMMARY = ("goodput, calls a minute", "session s p95")
 
 
 def summary(runs: Sequence[Figures]) -> str:
@@ -38,9 +38,5 @@ def summary(runs: Sequence[Figures]) -> str:
             better = [ratio(within, ours, other, name) if name in RATIOS else None for ours, other in pairs]
             first = f"{title(panel, runs)}, {how}" if name == names[0] else ""
             more = [f"{text} x" if text else "" for text in better]
-            lines.append(f"| {first} | {_name(name)} | {' | '.join([*cells, *more])} |")
+            lines.append(f"| {first} | {PAGE[name]} | {' | '.join([*cells, *more])} |")
     return "\n".join(lines)
-
-
-def _name(name: str) -> str:
-    return next(columns[name] for columns in TABLES if name in columns)

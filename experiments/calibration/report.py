@@ -5,11 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.calibration.runs import FIGURES, OF_SESSIONS, SIDES, Compared
-from prefillshare.simulate.calibrate import Pace
 
 _VALUES = (*SIDES, "least", "most")  # of a ratio
+_HITS = "hit_ratio"
 RATIOS = {OF_SESSIONS: False, "calls_per_s": True}  # of `shared` to other systems; whether more is better
-_GOAL = 0.15  # by which a predicted ratio may be off
 
 
 def table(runs: Sequence[Compared]) -> str:
@@ -21,7 +20,7 @@ def table(runs: Sequence[Compared]) -> str:
         for name in FIGURES:
             cells.append(_cell(within, name))
         lines.append(f"| {title} | {system} | {' | '.join(cells)} |")
-    found = _medians(runs)
+    found = medians(runs)
     if not found:
         return "\n".join(lines)
     with_ranges = bool(runs[0].ranges)
@@ -50,7 +49,7 @@ def _cell(runs: Sequence[Compared], name: str) -> str:
     return f"{one:.3g}, {two:.3g} ({two / one - 1:+.0%})" if one else "-"
 
 
-def _medians(runs: Sequence[Compared]) -> dict[tuple[str, str, str], dict[str, float]]:
+def medians(runs: Sequence[Compared]) -> dict[tuple[str, str, str], dict[str, float]]:
     """Of each run, other system and figure, what `ratios` knows of the ratio; medians over repeats."""
     found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for ratio in ratios(runs):
@@ -85,41 +84,42 @@ def ratios(runs: Sequence[Compared]) -> list[dict[str, Any]]:
     return found
 
 
-def what_the_fit_is_worth(as_measured: Sequence[Compared], fitted: Sequence[Compared], pace: Pace) -> str:
-    """Of the runs that were not fitted to, simulated with costs as they were measured and at the fitted pace, both with
-    ranges."""
-    both = (as_measured, fitted)
-    beside = f", and a step {pace.beside:.2f} times more beside work on another core" if pace.beside > 1 else ""
+def table_of_changes(as_it_was: Sequence[Compared], changed: Mapping[str, Sequence[Compared]]) -> str:
+    """How many times better `shared` is than each other system, and in brackets what both have: measured, simulated and
+    simulated with every change; medians over repeats. `changed` is by title, of the same runs."""
+    shown = [("as measured", as_it_was, "measured"), ("as simulated", as_it_was, "simulated")]
+    shown += [(title, runs, "simulated") for title, runs in changed.items()]
     lines = [
-        f"Fitted: everything takes {pace.factor:.2f} times as long as when costs were measured{beside}.",
-        "",
-        "| of the runs that were not fitted to | costs as measured | fitted |",
-        "|---|---|---|",
+        f"| workload, load | against | | {' | '.join(FIGURES[name] for name in RATIOS)} | {FIGURES[_HITS]} |",
+        f"|---|---|---|{'---|' * len(RATIOS)}---|",
     ]
-    for figure in RATIOS:
-        cells = [_mean_error(runs, figure) for runs in both]
-        lines.append(f"| {FIGURES[figure]}, mean error of a run | {' | '.join(cells)} |")
-    medians = [_medians(runs) for runs in both]
-    for against in dict.fromkeys(system for _, system, _ in medians[0]):
-        of_both = [[values for (_, system, _), values in each.items() if system == against] for each in medians]
-        cells = [_ratios_within(each) for each in of_both]
-        lines.append(f"| ratios of `shared` to `{against}` within {_GOAL:.0%}; the worst | {' | '.join(cells)} |")
-        cells = [_ratios_in_range(each) for each in of_both]
-        lines.append(f"| and within what a machine 5 % faster or slower in either run makes | {' | '.join(cells)} |")
+    for title, against in dict.fromkeys((run.title, run.system) for run in as_it_was):
+        for name, runs, side in shown:
+            if pairs := _beside_shared(runs, title, against):
+                cells = [title, against, name, *(_times(pairs, figure, side) for figure in RATIOS)]
+                cells.append(", ".join(f"{value:.3g}" for value in _both(pairs, _HITS, side)))
+                lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _mean_error(runs: Sequence[Compared], figure: str) -> str:
-    known = [run for run in runs if figure != OF_SESSIONS or not run.at_least]
-    errors = [run.simulated[figure] / run.measured[figure] - 1 for run in known]
-    return f"{statistics.mean(map(abs, errors)):.1%} ({min(errors):+.0%} to {max(errors):+.0%})"
+def _beside_shared(runs: Sequence[Compared], title: str, against: str) -> list[tuple[Compared, Compared]]:
+    """Runs of `shared`, each with that of the other system on the same sessions."""
+    within = [run for run in runs if run.title == title]
+    others = {run.repeat: run for run in within if run.system == against != "shared"}
+    return [(run, others[run.repeat]) for run in within if run.system == "shared" and run.repeat in others]
 
 
-def _ratios_within(medians: Sequence[Mapping[str, float]]) -> str:
-    errors = [values["simulated"] / values["measured"] - 1 for values in medians]
-    within = sum(abs(error) <= _GOAL for error in errors)
-    return f"{within} of {len(errors)}; {max(errors, key=abs):+.0%}"
+def _times(pairs: Sequence[tuple[Compared, Compared]], figure: str, side: str) -> str:
+    values = ", ".join(f"{value:.3g}" for value in _both(pairs, figure, side))
+    if figure == OF_SESSIONS and any(side in run.at_least for pair in pairs for run in pair):
+        return f"- ({values}, or longer)"
+    found = [(getattr(shared, side)[figure], getattr(other, side)[figure]) for shared, other in pairs]
+    if not all(one and two for one, two in found):
+        return f"- ({values})"
+    times = [one / two if RATIOS[figure] else two / one for one, two in found]
+    return f"{statistics.median(times):.2f} ({values})"
 
 
-def _ratios_in_range(medians: Sequence[Mapping[str, float]]) -> str:
-    return f"{sum(each['least'] <= each['measured'] <= each['most'] for each in medians)} of {len(medians)}"
+def _both(pairs: Sequence[tuple[Compared, Compared]], figure: str, side: str) -> list[float]:
+    """What `shared` has, and what the other system has."""
+    return [statistics.median(getattr(run, side)[figure] for run in runs) for runs in zip(*pairs, strict=True)]

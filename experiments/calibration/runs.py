@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.calibration.changes import AS_IT_WAS, Change
 from prefillshare.bench.costs import read
 from prefillshare.bench.drive import salted
 from prefillshare.bench.figures import finished
@@ -75,11 +76,20 @@ class Compared:
         return f"{self.workload}, {self.models} models, {self.load}"
 
 
-def played(facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], tokenise: Tokenise, costs: Path) -> Played:
+def played(
+    facts: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    tokenise: Tokenise,
+    costs: Path,
+    change: Change = AS_IT_WAS,
+) -> Played:
     """The run, with the sessions that it played.
 
+    Args:
+        change: of what is simulated; what was measured stays.
+
     Raises:
-        UserError: a run of a system whose costs are not known.
+        UserError: a run of a system whose costs are not known, or a change that leaves a worker no room for a prompt.
     """
     if facts["system"] == NOT_SIMULATED:
         raise UserError(WHY_NOT)
@@ -96,23 +106,24 @@ def played(facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], tokenise
         # Runs that do not say which roles there were had those of the sessions that were drawn.
         declared=tuple(facts.get("roles", ())),
     )
-    names = model_names(run.models)
     records = Records()
     calls = [row for row in rows if row["kind"] == "call" and row["error"] is None]
     records.calls += map(of_client, calls)
     sessions = [row for row in rows if row["kind"] == "session"]
     records.sessions += [(row["at"], row["at"] + row["latency_s"]) for row in sessions if finished(row)]
-    start, message = _template_tokens(calls, workload, names)
+    start, message = _template_tokens(calls, workload, model_names(run.models))
     preamble = workload.preamble_tokens + start
     fitted = read(costs, machine, facts["environment"]["kv_bytes_per_token"], adapters=run.system == "shared-lora")
+    was = _layout(run, machine)
+    layout = _layout(replace(run, models=change.models or run.models), machine)
     measured = Measured(
-        _layout(run, machine),
-        _of_one_worker(fitted, facts["workers"]),
-        shapes_of(replace(workload, preamble_tokens=preamble), names, message),
+        layout,
+        change.of_worker(_of_one_worker(fitted, facts["workers"]), was, layout, machine.max_model_len),
+        shapes_of(replace(workload, preamble_tokens=preamble), layout.models, message),
         run.arrivals(workload),
         records,
         preamble,
-        flow_of(machine),
+        change.of_router(flow_of(machine)),
         facts["limit_s"],
     )
     return Played(run, measured, [row["latency_s"] for row in sessions if not finished(row)])

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -7,7 +8,7 @@ import pytest
 from prefillshare.bench.cells import by_models, size_of
 from prefillshare.bench.figures import Figures, Slo, read_runs
 from prefillshare.bench.plots import draw, plots
-from prefillshare.bench.report import highest_kept_up, ratio, write_report
+from prefillshare.bench.report import highest_kept_up, minutes_apart, ratio, write_report
 from prefillshare.errors import UserError
 from tests.bench.written import CALL, PREFILL, SESSION, write_run
 
@@ -110,7 +111,27 @@ def test_ratios_are_of_repeats_on_the_same_sessions(written: Path) -> None:
     assert "- session s p95, shared against per-model: 3.00 (3.00 to 3.00) times better" in text
     assert "- sessions a minute, shared against per-model: 3.00 (3.00 to 3.00) times better" in text
     assert "- prefill tokens a session, shared against per-model: 2.50 (2.50 to 2.50) times better" in text
-    assert "Ratios within one run" in text
+    assert "\nRatios, on the same sessions:\n" in text  # these do not say when they began
+
+
+def test_ratios_say_how_far_apart_their_runs_began(tmp_path: Path) -> None:
+    def began(system: str, when: str, repeat: int = 0) -> None:
+        write_run(tmp_path, [CALL, SESSION], system=system, repeat=repeat)
+        file = tmp_path / "runs" / f"{system}-m4-closed4-r{repeat}.json"
+        facts = json.loads(file.read_text())
+        facts["environment"]["when"] = f"2026-11-29T{when}+00:00"
+        file.write_text(json.dumps(facts))
+
+    began("shared", "23:50:00")
+    began("colocated", "23:48:00")
+    assert "one began up to 2 minutes after the other:" in report_of(tmp_path)
+    for repeat, (ours, theirs) in enumerate((("10:00:00", "11:05:00"), ("13:00:00", "12:30:00"), ("01:00:00", None))):
+        began("shared", ours, repeat)
+        if theirs:
+            began("per-model", theirs, repeat)
+    runs = read_runs(tmp_path, Slo())
+    assert minutes_apart(runs, "shared", "per-model") == 65  # of the repeats that both have, the longest
+    assert minutes_apart(runs, "shared", "shared-lora") is None
 
 
 def test_what_is_only_known_to_be_longer_is_marked(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import html
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -255,7 +256,8 @@ def _without_none(values: Iterable[float | None]) -> list[float]:
 
 def _ratios(runs: Sequence[Figures]) -> str:
     lines = []
-    for subject, other in against(runs):
+    pairs = against(runs)
+    for subject, other in pairs:
         lines += [
             f"- {name}, {subject} against {other}: {text} times better"
             for name in RATIOS
@@ -263,7 +265,9 @@ def _ratios(runs: Sequence[Figures]) -> str:
         ]
     if not lines:
         return ""
-    return "\n".join(["Ratios within one run of this command, on the same sessions:", "", *lines])
+    apart = _without_none(minutes_apart(runs, *pair) for pair in pairs)
+    when = f"; of two that are compared, one began up to {max(apart):,.0f} minutes after the other" if apart else ""
+    return "\n".join([f"Ratios, on the same sessions{when}:", "", *lines])
 
 
 def against(runs: Sequence[Figures]) -> list[tuple[SystemName, SystemName]]:
@@ -273,27 +277,52 @@ def against(runs: Sequence[Figures]) -> list[tuple[SystemName, SystemName]]:
 
 
 def ratio(runs: Sequence[Figures], subject: str, other: str, name: str) -> str | None:
-    """How many times better one system is, repeat by repeat: both then played the same sessions. None: not known.
+    """How many times better one system is (`ratios`), as tables show it."""
+    found, bounded = ratios(runs, subject, other, name)
+    return (">= " if bounded else "") + with_spread(found, 2) if found else None
 
-    Where the other's value is a bound, so is the ratio. Where the subject has a bound or no value in any repeat,
-    nothing can be said: its worst repeats would be left out. Nor can it where the worse of two values is 0.
+
+def ratios(runs: Sequence[Figures], subject: str, other: str, name: str) -> tuple[list[float], bool]:
+    """How many times better one system is, repeat by repeat: both then played the same sessions. Of what is not
+    known there are none.
+
+    Where the other's value is a bound, so is the ratio, which the second part says. Where the subject has a bound or no
+    value in any repeat, nothing can be said: its worst repeats would be left out. Nor can it where the worse of two
+    values is 0.
     """
-    ours, theirs = ({run.repeat: run for run in runs if run.system == system} for system in (subject, other))
+    ours, theirs = _by_repeat(runs, subject), _by_repeat(runs, other)
     if any(name in run.at_least for run in ours.values()):
-        return None
-    ratios, bounded = [], False
+        return [], False
+    found, bounded = [], False
     for repeat in ours.keys() & theirs.keys():
         one, two = ours[repeat].values[name], theirs[repeat].values[name]
         if one is None:  # of a repeat in which nothing was answered, for instance
-            return None
+            return [], False
         if two is None:
             continue
         above, below = (one, two) if RATIOS[name] else (two, one)
         if below == 0:
-            return None
-        ratios.append(above / below)
+            return [], False
+        found.append(above / below)
         bounded |= name in theirs[repeat].at_least
-    return (">= " if bounded else "") + with_spread(ratios, 2) if ratios else None
+    return found, bounded
+
+
+def minutes_apart(runs: Sequence[Figures], subject: str, other: str) -> float | None:
+    """How long after each other the runs of a ratio began, of the repeats the longest: a machine that others share
+    changes meanwhile. None if they do not say when, or no repeat has both."""
+    ours, theirs = _by_repeat(runs, subject), _by_repeat(runs, other)
+    both = [(_began(ours[repeat]), _began(theirs[repeat])) for repeat in ours.keys() & theirs.keys()]
+    return max((abs(one - two).total_seconds() / 60 for one, two in both if one and two), default=None)
+
+
+def _by_repeat(runs: Sequence[Figures], system: str) -> dict[int, Figures]:
+    return {run.repeat: run for run in runs if run.system == system}
+
+
+def _began(run: Figures) -> datetime | None:
+    when = run.facts["environment"].get("when")
+    return datetime.fromisoformat(when) if when else None
 
 
 def _page(markdown: str) -> str:

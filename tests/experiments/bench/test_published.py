@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from experiments.bench import glance
+from experiments.bench.machines import MACHINES
 from experiments.bench.matrices import BOTH_CORES, FLOAT32, LIMITS, REPEATS, SHORT_CONTEXTS, SMALL_STEPS
-from experiments.bench.places import PAGES, ROOT
-from experiments.bench.publish import OWN_START, START
+from experiments.bench.places import ALL_FIGURES, PAGES, ROOT
+from experiments.bench.publish import OWN_START, START, all_figures
 from experiments.bench.summary import summary
 from experiments.bench.tables import tables
 from experiments.section import END
@@ -40,6 +41,7 @@ def test_what_is_published_is_what_its_records_give(name: str) -> None:
     readme, page = PAGES
     assert [each for each in texts if start in texts[each]] == [readme] * (name == IN_README) + [page]
     assert f"{start}\n{tables(runs)}\n{END}" in texts[page]
+    assert (folder / ALL_FIGURES).read_text() == all_figures(name, runs)
     if name == IN_README:
         assert f"{start}\n{summary(runs)}\n{END}" in texts[readme]
 
@@ -55,10 +57,13 @@ def test_every_table_of_the_pages_is_checked() -> None:
 
 @pytest.mark.parametrize("page", list(glance.GLANCES), ids=lambda page: page.name)
 def test_machines_at_a_glance_are_as_their_records_say(page: Path) -> None:
-    assert f"{glance.GLANCE_START}\n{glance.glance(page)}\n{END}" in page.read_text()
+    assert f"{glance.GLANCE_START}\n{glance.GLANCES[page](page)}\n{END}" in page.read_text()
+
+
+def test_every_machine_has_a_place_on_the_page() -> None:
     headings = {_anchor(line) for line in PAGES[1].read_text().splitlines() if line.startswith("#")}
-    assert {anchor for _, anchor in glance.MACHINES.values()} <= headings
-    assert set(glance.MACHINES) == set(FOLDERS)
+    assert {anchor for _, anchor in MACHINES.values()} <= headings
+    assert set(MACHINES) == set(FOLDERS)
 
 
 def _anchor(heading: str) -> str:

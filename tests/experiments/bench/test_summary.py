@@ -16,7 +16,6 @@ def test_the_summary_is_of_the_highest_load(results: Path, pages: tuple[Path, Pa
         "6.00 (6.00 to 6.00) x |",
         "|  | goodput, calls a minute | 1.0 (1.0 to 1.0) | 0.3 (0.3 to 0.3) | 3.00 (3.00 to 3.00) x |",
         "|  | session p95, s | 20.0 (20.0 to 20.0) | >= 60.0 (60.0 to 60.0) | >= 3.00 (3.00 to 3.00) x |",
-        "|  | prefix hit ratio | 0.900 (0.900 to 0.900) | 0.900 (0.900 to 0.900) |  |",
     ]
 
 
