@@ -1,7 +1,7 @@
 """Trains two decode modules, serves them over one shared prefill, plays a session and shows what sharing saved.
 
 What was made is kept in artifacts/ and used again; the figures go to artifacts/demo.json. The exit code is 1 when an
-answer was wrong, or the base computed another number of tokens than counting says.
+answer was served other than Transformers has it, or the base computed another number of tokens than counting says.
 """
 
 import argparse
@@ -16,8 +16,9 @@ from pathlib import Path
 from openai import OpenAIError
 from rich.console import Console
 
+from examples.demo.blame import answers_in_transformers
 from examples.demo.play import Call, Message, Player, Turn
-from examples.demo.savings import as_json, calls_table, count_savings, savings_table, shortcomings
+from examples.demo.savings import as_json, calls_table, count_savings, own_mistakes, savings_table, shortcomings
 from examples.demo.steps import HERE, make_base, make_module, shown
 from examples.demo.tasks import TASKS, session
 from prefillshare.config import Deployment, load_deployment
@@ -139,9 +140,13 @@ def _show(calls: list[Call], deployment: Deployment, console: Console) -> int:
     console.rule("4  what sharing saved", align="left")
     console.print(calls_table(calls))
     console.print(savings_table(savings))
-    FIGURES.write_text(json.dumps(as_json(calls, savings), indent=2) + "\n")
+    with console.status("asking Transformers about wrong answers"):
+        in_transformers = answers_in_transformers(calls, deployment)
+    FIGURES.write_text(json.dumps(as_json(calls, savings, in_transformers), indent=2) + "\n")
     console.print(f"figures: {shown(FIGURES)}")
-    found = shortcomings(calls, savings)
+    if text := own_mistakes(calls, in_transformers):
+        console.print(f"note: {text}", style="yellow", markup=False, soft_wrap=True)
+    found = shortcomings(calls, savings, in_transformers)
     for text in found:
         console.print(f"error: {text}", style="red", markup=False, soft_wrap=True)
     return 1 if found else 0

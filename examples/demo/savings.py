@@ -6,7 +6,7 @@ earlier calls. At least one token of a prompt is always computed. Counted in the
 all models share, the cost must be what the base's worker reported; `count_agrees` says whether it was.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import takewhile
 from typing import Any
@@ -103,15 +103,20 @@ def savings_table(savings: Savings) -> Table:
     return table
 
 
-def shortcomings(calls: Sequence[Call], savings: Savings) -> list[str]:
-    """What a demonstration must not show, and what it would mean; empty when every answer is right and the counts
-    agree."""
+def shortcomings(calls: Sequence[Call], savings: Savings, in_transformers: Mapping[int, str]) -> list[str]:
+    """What a demonstration must not show, and what it would mean; empty when the counts agree and nothing was served
+    other than Transformers has it.
+
+    `in_transformers` has the reference's answer to every call that was answered wrong (see blame.py).
+    """
     found = []
-    if wrong := [number for number, call in enumerate(calls, 1) if not call.correct]:
-        found.append(
-            f"{len(wrong)} of {len(calls)} answers were wrong (call {', '.join(map(str, wrong))}): the modules were "
-            "not trained far enough, or were served other KV than they were trained on"
-        )
+    for number, text in in_transformers.items():
+        if calls[number - 1].answer != text:
+            found.append(
+                f"call {number}: {calls[number - 1].model} answered {calls[number - 1].answer!r}, in Transformers, in "
+                f"float32, it answers {text!r}: it was served other KV than it was trained on, or, in bfloat16, two "
+                "tokens were nearly as probable"
+            )
     if not savings.count_agrees:
         found.append(
             f"the base's worker computed {savings.shared:,} prompt tokens, by counting it should have been "
@@ -121,12 +126,23 @@ def shortcomings(calls: Sequence[Call], savings: Savings) -> list[str]:
     return found
 
 
-def as_json(calls: Sequence[Call], savings: Savings) -> dict[str, Any]:
+def own_mistakes(calls: Sequence[Call], in_transformers: Mapping[int, str]) -> str | None:
+    """What there is to say of wrong answers that the modules give in Transformers, too; None without one."""
+    own = [number for number, text in in_transformers.items() if calls[number - 1].answer == text]
+    if not own:
+        return None
+    return (
+        f"{len(own)} of {len(calls)} answers were wrong (call {', '.join(map(str, own))}), as they are in "
+        "Transformers: a minute's training was not enough for them, serving did not change them"
+    )
+
+
+def as_json(calls: Sequence[Call], savings: Savings, in_transformers: Mapping[int, str]) -> dict[str, Any]:
     rows = []
-    for call in calls:
+    for number, call in enumerate(calls, 1):
         row = asdict(call)
         del row["prompt_token_ids"]
-        rows.append(row | {"correct": call.correct})
+        rows.append(row | {"correct": call.correct, "in_transformers": in_transformers.get(number)})
     return {
         "calls": rows,
         "prefill_tokens": {

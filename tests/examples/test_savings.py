@@ -9,7 +9,15 @@ from rich.console import Console
 
 from examples.demo import __main__ as demo
 from examples.demo.play import Call
-from examples.demo.savings import as_json, calls_table, computed_tokens, count_savings, savings_table, shortcomings
+from examples.demo.savings import (
+    as_json,
+    calls_table,
+    computed_tokens,
+    count_savings,
+    own_mistakes,
+    savings_table,
+    shortcomings,
+)
 
 
 def call(model: str, ids: list[int], computed: int, others: int = 0) -> Call:
@@ -71,30 +79,47 @@ def test_a_base_that_reports_something_else_is_noticed() -> None:
     assert not count_savings([*SESSION[:2], UNCACHED], block_size=4).count_agrees
 
 
+OWN = {2: SESSION[1].answer}  # what Transformers answers to the wrong call
+SERVED_WRONG = "call 2: b answered 'yes\\n', in Transformers, in float32, it answers 'no'"
+COUNTED_WRONG = "computed 29 prompt tokens, by counting it should have been 17"
+
+
 @pytest.mark.parametrize(
-    ("calls", "code", "said"),
+    ("calls", "in_transformers", "code", "said"),
     [
-        (RIGHT, 0, []),
-        (SESSION, 1, ["1 of 3 answers were wrong (call 2)"]),
-        ([*RIGHT[:2], UNCACHED], 1, ["computed 29 prompt tokens, by counting it should have been 17"]),
-        (
-            [*SESSION[:2], UNCACHED],
-            1,
-            ["1 of 3 answers were wrong (call 2)", "computed 29 prompt tokens, by counting it should have been 17"],
-        ),
+        (RIGHT, {}, 0, []),
+        (SESSION, OWN, 0, []),
+        (SESSION, {2: "no"}, 1, [SERVED_WRONG]),
+        ([*RIGHT[:2], UNCACHED], {}, 1, [COUNTED_WRONG]),
+        ([*SESSION[:2], UNCACHED], {2: "no"}, 1, [SERVED_WRONG, COUNTED_WRONG]),
     ],
 )
-def test_a_wrong_answer_or_count_is_an_error_that_the_exit_code_tells(
-    calls: list[Call], code: int, said: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_was_served_wrong_or_counted_wrong_is_an_error_that_the_exit_code_tells(
+    calls: list[Call],
+    in_transformers: dict[int, str],
+    code: int,
+    said: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    found = shortcomings(calls, count_savings(calls, block_size=4))
+    found = shortcomings(calls, count_savings(calls, block_size=4), in_transformers)
     assert [text in each for text, each in zip(said, found, strict=True)] == [True] * len(said)
 
     monkeypatch.setattr(demo, "FIGURES", tmp_path / "demo.json")
+    monkeypatch.setattr(demo, "answers_in_transformers", lambda calls, deployment: in_transformers)
     output, deployment = io.StringIO(), SimpleNamespace(workers=SimpleNamespace(block_size=4))
     assert demo._show(calls, deployment, Console(file=output, width=120)) == code
     assert output.getvalue().count("error: ") == len(said)
+    assert output.getvalue().count("note: ") == (in_transformers == OWN)
     assert len(json.loads((tmp_path / "demo.json").read_text())["calls"]) == 3
+
+
+def test_a_modules_own_mistakes_are_named_as_such() -> None:
+    assert own_mistakes(RIGHT, {}) is None
+    assert own_mistakes(SESSION, {2: "no"}) is None
+    text = own_mistakes(SESSION, OWN)
+    assert text is not None
+    assert "1 of 3 answers were wrong (call 2), as they are in Transformers" in text
 
 
 def test_tables_show_rows_and_totals() -> None:
@@ -110,7 +135,8 @@ def test_tables_show_rows_and_totals() -> None:
 
 
 def test_json_is_complete_and_without_token_ids() -> None:
-    data = json.loads(json.dumps(as_json(SESSION, count_savings(SESSION, block_size=4))))
+    data = json.loads(json.dumps(as_json(SESSION, count_savings(SESSION, block_size=4), OWN)))
     assert [row["correct"] for row in data["calls"]] == [True, False, True]
+    assert [row["in_transformers"] for row in data["calls"]] == [None, "yes\n", None]
     assert "prompt_token_ids" not in data["calls"][0]
     assert data["prefill_tokens"]["unshared_counted"] == 29
