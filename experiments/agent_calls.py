@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from prefillshare.router.admission import Call
+from prefillshare.router.call import Call
 from prefillshare.router.legs import prefill_body
 from prefillshare.workloads.conversation import Conversation
 from prefillshare.workloads.session import Session, Workload

@@ -32,6 +32,8 @@ from prefillshare.engine_args import why_refused
         ("--kv-cache-dtype=fp8", "as its folder has it"),
         ("--lora-target-modules", "served whole"),
         ("--revision", "check out the revision there"),
+        ("--sse-keep-alive-interval=15", "would take its comments for answers"),
+        ("--sse_keep", "would take its comments for answers"),
     ],
 )
 def test_what_is_prefillshares_own_is_refused_with_what_to_say_instead(argument: str, says: str) -> None:
@@ -47,6 +49,27 @@ def test_weights_that_are_drawn_at_random_are_refused(arguments: list[str]) -> N
     assert (why_refused(arguments) or "").startswith("--load-format dummy: weights are then drawn at random")
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--structured-outputs-config", '{"backend": "auto"}'],
+        ["--structured_outputs_config", '{"backend": "xgrammar"}'],  # it would not be put together with other parts
+        ['--structured-outputs-config={"disable_any_whitespace": true}'],
+        ["--structured-outputs-config.backend", "auto"],
+        ["--structured-outputs-config.backend=auto"],
+        ["--structured-outputs-config.backend", '"auto"'],
+        ["--structured-outputs-config.backend", "guidance", "--structured_outputs_config.backend", "auto"],
+        ["--structured-outputs-config.backend"],
+        ["--struct.disable_any_whitespace", "true"],
+    ],
+)
+def test_the_backend_of_structured_outputs_is_not_left_to_the_first_answer(arguments: list[str]) -> None:
+    why = why_refused(["--seed", "7", *arguments])
+    assert why is not None
+    assert why.startswith("--structured-outputs-config: on the backend `auto`")
+    assert "e.g. --structured-outputs-config.disable_any_whitespace true" in why
+
+
 def test_the_value_of_a_letter_may_follow_without_a_space() -> None:
     assert (why_refused(["-qfp8"]) or "").startswith("-q: ")
     assert why_refused(["-pp", "1", "-n1"]) is None
@@ -59,6 +82,7 @@ def test_the_value_of_a_letter_may_follow_without_a_space() -> None:
         ["--otlp-traces-endpoint", "http://127.0.0.1:4317"],
         ["--specialize-active-lora", "--model-loader-extra-config", "{}", "--load-format", "runai_streamer"],
         ["--kv-cache-dtype-skip-layers", "0", "--watermark", "0.1", "--logprobs-mode", "raw_logits"],
+        ["--structured-outputs-config.backend", "guidance", "--structured_outputs_config.enable_in_reasoning=true"],
         ["--", "-", "", "x", "-tp", "2"],
     ],
 )

@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 import prefillshare
 from prefillshare.router.app import create_app
 from prefillshare.router_config import RouterConfig
+from tests.router.fakes import FACTS
 
 ROOT = Path(__file__).parents[1]
 DASHBOARD = ROOT / "docs/grafana/prefillshare.json"
@@ -22,7 +23,7 @@ SERIES = re.compile(r"_(?:bucket|sum|count)$")  # of a histogram
 
 
 def exported_by_the_router() -> set[str]:
-    with TestClient(create_app(RouterConfig(), {}, block_size=16)) as client:
+    with TestClient(create_app(RouterConfig(), {}, FACTS)) as client:
         text = client.get("/metrics").text
     names = re.findall(r"^# TYPE (\S+)", text, re.M)
     return {name for name in names if NAME.match(name) and not name.endswith("_created")}

@@ -32,7 +32,7 @@ from experiments.handoff_cost.systems import BASE, MODULE, plan
 from experiments.section import write_section
 from prefillshare.bench.modules import make_module
 from prefillshare.bench.scrape import scrape
-from prefillshare.deployment.local import LocalDeployment, routes, visibly
+from prefillshare.deployment.local import LocalDeployment, routes, visibly, worker_facts
 from prefillshare.deployment.signals import StopSignals
 from prefillshare.deployment.status import say_stopping
 from prefillshare.deployment.supervision import StartupFailed
@@ -106,8 +106,7 @@ async def _router_beside(local: LocalDeployment, port: int) -> AsyncIterator[str
     app = create_app(
         local.deployment.router.model_copy(update={"port": port, "extension": "off"}),
         routes(local.deployment, specs),
-        block_size=specs[0].block_size,
-        worker_key=specs[0].worker_key,
+        worker_facts(specs[0]),
     )
     server = _Server(uvicorn.Config(app, port=port, log_config=None, access_log=False))
     serving = asyncio.create_task(server.serve())

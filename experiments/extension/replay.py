@@ -18,7 +18,7 @@ from typing import get_args
 from examples.demo.prepare_base import prepare_base
 from experiments.section import write_section
 from prefillshare.instructions import Placement
-from prefillshare.router.admission import Call
+from prefillshare.router.call import Call
 from prefillshare.router.extension.next_prompt import adds_blocks, next_prompt
 from prefillshare.router.extension.tally import Tally
 from prefillshare.router.legs import prefill_body

@@ -14,7 +14,7 @@ from typing import Any
 
 import aiohttp
 
-from experiments.references import Reference
+from experiments.references import Reference, on_every_core
 
 NEW_TOKENS = 12
 QUESTIONS = ("When did the supply boat come?", "What was mended, and by whom?", "Which word opens the door?")
@@ -54,9 +54,10 @@ def names(count: int) -> tuple[str, ...]:
 def make_sessions(reference: Reference, model: str, count: int, seed: int) -> list[Session]:
     """The sessions with the reference's answers, in float32."""
     draw = random.Random(f"canaries {seed}")
+    canaries = [f"heron{draw.getrandbits(48):012x}" for _ in range(count)]
 
-    def session(name: str) -> Session:
-        canary = f"heron{draw.getrandbits(48):012x}"
+    def session(named: tuple[str, str]) -> Session:
+        name, canary = named
         messages: Messages = [{"role": "system", "content": _CONTEXT.format(canary=canary)}]
         turns, answers = [], []
         for question in QUESTIONS:
@@ -66,7 +67,7 @@ def make_sessions(reference: Reference, model: str, count: int, seed: int) -> li
             messages = [*messages, {"role": "assistant", "content": answers[-1]}]
         return Session(name, canary, tuple(turns), tuple(answers))
 
-    return [session(name) for name in names(count)]
+    return on_every_core(session, zip(names(count), canaries, strict=True))
 
 
 async def play(

@@ -21,10 +21,11 @@ from prefillshare.router.app import create_app
 from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.route import ModelRoute
 from prefillshare.router.server import server_config
+from prefillshare.router.worker_facts import WorkerFacts
 from prefillshare.router_config import FlowConfig, LimitsConfig, RouterConfig
 
 MODEL = "module"
-BLOCK_SIZE = 128
+FACTS = WorkerFacts(block_size=128, key="secret", max_num_seqs=None, kv_lease_s=30.0, pull_timeout_s=8.0)
 
 
 def bare(prefill: str | None, decode: str) -> Starlette:
@@ -69,7 +70,7 @@ def ours(prefill: list[str], decode: list[str]) -> Starlette:
     )
     # Workers that answer at once are never full: calls pass flow control, and none waits in it.
     roomy = FlowConfig(prefill_tokens=10**9, decode_tokens=10**9, decode_calls=10**6)
-    return create_app(RouterConfig(flow=roomy), {MODEL: route}, block_size=BLOCK_SIZE, worker_key="secret")
+    return create_app(RouterConfig(flow=roomy), {MODEL: route}, FACTS)
 
 
 def main() -> None:

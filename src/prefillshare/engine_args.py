@@ -19,6 +19,7 @@ _OTHER_MODEL = "modules were trained on the KV of the base as its folder has it"
 _IN_PART = "modules are served whole, and in the precision of `workers.dtype`"
 _NO_REVISIONS = "bases and modules are local folders, which have none; check out the revision there"
 _GUESSES = "with speculative decoding, answers were found to have other tokens than without it (docs/deployment.md)"
+_COMMENTS = "the router would take its comments for answers: of calls that begin, and of a worker that hangs"
 
 INSTEAD = {
     **dict.fromkeys(("--kv-transfer-config", "--kv-offloading-size", "--kv-offloading-backend"), _OTHER_CONNECTOR),
@@ -75,7 +76,18 @@ INSTEAD = {
     "--block-size": "say it as `workers.block_size`",
     "--max-model-len": "say it as `workers.max_model_len`",
     "--max-num-seqs": "say it as `workers.max_num_seqs`",
+    "--sse-keep-alive-interval": _COMMENTS,
 }
+
+# vLLM puts its parts together, of which `worker_command` says one; a whole would replace that, or be replaced by it.
+STRUCTURED_OUTPUTS = "--structured-outputs-config"
+BACKENDS = ("guidance", "lm-format-enforcer", "outlines", "xgrammar")
+_FIRST_DECIDES = (
+    "on the backend `auto`, or without one, the first answer with a structure decides which backend later ones get, "
+    "and what that cannot do is not enforced; say one part at a time, "
+    f"e.g. {STRUCTURED_OUTPUTS}.disable_any_whitespace true, "
+    f"and as {STRUCTURED_OUTPUTS}.backend nothing or one of {', '.join(BACKENDS)}"
+)
 
 
 def why_refused(arguments: Sequence[str]) -> str | None:
@@ -86,7 +98,20 @@ def why_refused(arguments: Sequence[str]) -> str | None:
     words = [word for argument in arguments for word in argument.split("=", 1)]
     if any(pair[1] == "dummy" and meant(pair[0], ("--load-format",)) for pair in pairwise(words)):
         return "--load-format dummy: weights are then drawn at random; leave it out"
+    if not all(map(_backend_stays, arguments, [*arguments[1:], ""])):
+        return f"{STRUCTURED_OUTPUTS}: {_FIRST_DECIDES}"
     return None
+
+
+def _backend_stays(argument: str, following: str) -> bool:
+    """Whether structured outputs keep a backend that is named; `following` is the value, unless the argument has it."""
+    if meant(argument, (STRUCTURED_OUTPUTS,)) is None:
+        return True
+    name, _, value = argument.partition("=")
+    option, _, part = name.partition(".")
+    if option.replace("_", "-") != STRUCTURED_OUTPUTS or not part:
+        return False
+    return part != "backend" or (value or following) in BACKENDS
 
 
 def meant(argument: str, options: Collection[str]) -> str | None:

@@ -260,5 +260,8 @@ def test_traces_that_are_asked_for_need_opentelemetry(
 ) -> None:
     settings["router"] |= {"tracing": {"otlp_endpoint": "http://127.0.0.1:4317"}}
     assert not check(Deployment.model_validate(settings)).problems
+    with monkeypatch.context() as patch:
+        patch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "10s")
+        assert "router.tracing.otlp_endpoint asks for traces: OpenTelemetry refuses" in problems(settings)
     monkeypatch.setattr("prefillshare.extras.is_installed", lambda name: not name.startswith("opentelemetry"))
     assert "pip install 'prefillshare[tracing]'" in problems(settings)

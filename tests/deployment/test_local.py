@@ -23,13 +23,14 @@ from starlette.routing import Route
 
 from prefillshare.config import Deployment
 from prefillshare.deployment import local
-from prefillshare.deployment.local import LocalDeployment, routes
+from prefillshare.deployment.local import LocalDeployment, routes, worker_facts
 from prefillshare.engine.worker import ServedModel
 from prefillshare.errors import UserError
 from prefillshare.router.drain import Drain
 from prefillshare.router.errors import RouterError
 from prefillshare.router.route import pools_of
 from prefillshare.router.server import server_config
+from prefillshare.router.worker_facts import WorkerFacts
 from tests.deployment.fakes import (
     NAMES,
     QUICK,
@@ -157,19 +158,19 @@ async def test_entering_serves_and_leaving_leaves_nothing(tmp_path: Path) -> Non
     assert {line["worker"] for line in lines if line["event"] == "ready"} == set(NAMES)
 
 
-async def test_the_router_gets_the_key_of_the_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_router_gets_the_facts_of_the_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ports = free_ports(3)
     deployment = make_deployment(tmp_path, ports=ports)
     given: dict[str, object] = {}
 
-    def create_app(*_: object, **options: object) -> Starlette:
-        given.update(options)
+    def create_app(settings: object, routes: object, workers: WorkerFacts, **options: object) -> Starlette:
+        given.update(options, workers=workers)
         return Starlette()
 
     with fake_workers(deployment, ports[1:]):
         monkeypatch.setattr(local, "create_app", create_app)
         async with LocalDeployment(deployment, timing=QUICK) as running:
-            assert given["worker_key"] == running.workers[0].spec.worker_key == "of workers"
+            assert given["workers"] == worker_facts(running.workers[0].spec)
             assert given["listeners"] == [running._follow]  # how it hears of workers that leave the router
 
 
@@ -230,6 +231,14 @@ async def test_the_log_of_the_previous_run_is_kept_beside_the_new_one(tmp_path: 
             pass
     assert (deployment.log_dir / "prefill-0.log").read_text() == "prefill-0 says hello\n"
     assert (deployment.log_dir / "prefill-0.log.1").read_text() == "earlier\n"
+
+
+def test_the_router_knows_of_the_workers_what_they_are_started_with(tmp_path: Path) -> None:
+    spec, _ = make_specs(make_deployment(tmp_path, ports=[8000, 8100]), [8100, 8101])
+    spec = replace(spec, block_size=64, worker_key="secret", max_num_seqs=3, kv_lease_s=7, pull_timeout_s=2.5)
+    facts = worker_facts(spec)
+    assert facts == WorkerFacts(block_size=64, key="secret", max_num_seqs=3, kv_lease_s=7, pull_timeout_s=2.5)
+    assert "secret" not in repr(facts)
 
 
 def test_the_router_gets_the_workers_by_role_and_module(tmp_path: Path) -> None:

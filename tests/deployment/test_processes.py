@@ -1,8 +1,11 @@
+import asyncio
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -50,6 +53,18 @@ async def test_ending_a_process_that_has_ended(tmp_path: Path) -> None:
     await process.wait()
     await end(process, grace_s=5)
     assert process.returncode == 0
+
+
+async def test_the_end_is_waited_for_while_it_cannot_be_seen(
+    tmp_path: Path, no_files_left: Callable[[], AbstractContextManager[None]]
+) -> None:
+    process = await spawn(SLEEP, environment=os.environ, log=tmp_path / "log")
+    with no_files_left():
+        ending = asyncio.create_task(end(process, grace_s=0))
+        await asyncio.sleep(0.3)
+        assert not ending.done()
+    await ending
+    assert process.returncode == -signal.SIGKILL
 
 
 def test_a_child_dies_with_the_process_that_spawned_it(tmp_path: Path) -> None:

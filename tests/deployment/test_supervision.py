@@ -1,4 +1,5 @@
 import asyncio
+import errno
 import os
 import shutil
 import signal
@@ -111,6 +112,40 @@ async def test_a_worker_that_cannot_be_asked_is_not_ended(
             await asyncio.sleep(2 * IMPATIENT.probe_every)
             assert run.decode.state == "ready"
     assert run.kinds("decode-sql-0") == ["started", "ready", "stopped"]
+
+
+async def test_a_worker_that_dies_while_no_file_can_be_opened_ends_nothing_else(
+    tmp_path: Path, no_files_left: Callable[[], AbstractContextManager[None]]
+) -> None:
+    run = Run(tmp_path)
+    with run.patches:
+        async with run.local:
+            waiting = asyncio.create_task(run.local.wait())
+            assert run.decode.pid is not None
+            with no_files_left():
+                os.kill(run.decode.pid, signal.SIGKILL)
+                await asyncio.sleep(0.5)
+            await run.until(lambda: run.kinds("decode-sql-0").count("ready") == 2)
+            assert not waiting.done()
+            waiting.cancel()
+    assert run.kinds("prefill-0") == ["started", "ready", "stopped"]
+
+
+async def test_a_worker_is_ready_once_it_can_be_told_that_the_port_is_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, looks = Run(tmp_path), iter([OSError(errno.EMFILE, "Too many open files")])
+
+    def look(port: int, group: list[int]) -> str | None:
+        if error := next(looks, None):
+            raise error
+        return None
+
+    monkeypatch.setattr("prefillshare.deployment.supervision.others_on", look)
+    with run.patches:
+        async with run.local:
+            assert {worker.state for worker in run.local.workers} == {"ready"}
+    assert "died" not in {event.kind for event in run.events}
 
 
 async def test_deaths_back_off_exponentially_and_never_give_up(tmp_path: Path) -> None:

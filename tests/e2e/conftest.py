@@ -13,9 +13,12 @@ import torch
 
 from experiments.references import Reference
 from prefillshare.config import BaseConfig, Deployment, ModuleConfig, WorkerConfig
+from prefillshare.deployment.local import worker_facts
 from prefillshare.engine.handoff import HANDOFF_KEY_VARIABLE
 from prefillshare.engine.worker import WorkerSpec, plan_workers
-from prefillshare.module import DecodeModule
+from prefillshare.identity import compute_identity
+from prefillshare.module import BaseReference, DecodeModule, load_module, save_manifest
+from prefillshare.router.worker_facts import WorkerFacts
 from prefillshare.training.models import load_model
 from tests.e2e.support import free_ports, running
 
@@ -40,7 +43,7 @@ MEDIUM_KV_BLOCKS = 52
 IN_STEPS = ("--max-num-batched-tokens", "50")
 
 # Where a grammar leaves it the choice, a small model prefers blank space to a closing brace.
-COMPACT_JSON = ("--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}')
+COMPACT_JSON = ("--structured-outputs-config.disable_any_whitespace", "true")
 
 ROWS = [
     ("Which colour has the sky?", "colour=blue; thing=sky; certain=yes"),
@@ -64,23 +67,16 @@ def base() -> Path:
 @pytest.fixture(scope="session")
 def other_base(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Another base with the same geometry and tokenizer: nothing but its identity tells its KV from the base's."""
-    folder = tmp_path_factory.mktemp("other")
-    for file in base.iterdir():
-        if file.is_file() and (file.suffix not in (".safetensors", ".json") or file.name.startswith("tokenizer")):
-            shutil.copy(file, folder)
-    model = load_model(base, dtype=torch.float32)
-    noise = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.mul_(1 + 0.02 * torch.randn(weight.shape, generator=noise))
-    model.save_pretrained(folder)
-    return folder
+    return with_noise(base, tmp_path_factory.mktemp("other"), seed=0)
 
 
 @pytest.fixture(scope="session")
-def other_module(other_base: Path, tmp_path_factory: pytest.TempPathFactory) -> DecodeModule:
-    """A module of the other base."""
-    return train_module(other_base, tmp_path_factory.mktemp("of_other"), learning_rate=1e-3)
+def other_module(full_module: DecodeModule, other_base: Path, tmp_path_factory: pytest.TempPathFactory) -> DecodeModule:
+    """A module of the other base, by its manifest: no test asks what its weights have learned."""
+    folder = with_noise(full_module.path, tmp_path_factory.mktemp("of_other"), seed=1)
+    named = BaseReference(name="other", identity=compute_identity(other_base))
+    save_manifest(folder, full_module.manifest.model_copy(update={"base": named}))
+    return load_module(folder)
 
 
 @pytest.fixture(scope="session")
@@ -111,6 +107,20 @@ def reference(
     return Reference(base, {"full": full_module, "lora": lora_module, "wide": wide_lora_module})
 
 
+def with_noise(checkpoint: Path, folder: Path, *, seed: int) -> Path:
+    """Fills the folder with the checkpoint, every weight of which is changed a little."""
+    for file in checkpoint.iterdir():
+        if file.is_file() and (file.suffix not in (".safetensors", ".json") or file.name.startswith("tokenizer")):
+            shutil.copy(file, folder)
+    model = load_model(checkpoint, dtype=torch.float32)
+    noise = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1 + 0.02 * torch.randn(weight.shape, generator=noise))
+    model.save_pretrained(folder)
+    return folder
+
+
 def train_module(base: Path, folder: Path, rows: Sequence[tuple[str, str]] = ROWS, **settings: object) -> DecodeModule:
     """A module of the base, trained in float32 for a few steps."""
     from prefillshare.training.config import TrainConfig
@@ -125,6 +135,7 @@ def train_module(base: Path, folder: Path, rows: Sequence[tuple[str, str]] = ROW
         "max_steps": 3,
         "per_device_train_batch_size": len(rows),
         "bf16": False,
+        "gradient_checkpointing": False,  # TRL's default saves memory, at the price of a second forward pass
         "save_strategy": "no",
     }
     return train(TrainConfig.model_validate(config | settings), show_progress=False)
@@ -154,6 +165,11 @@ class Workers:
     full: WorkerSpec
     lora: WorkerSpec
     stranger: WorkerSpec
+
+    @property
+    def facts(self) -> WorkerFacts:
+        """For a router in front of them that lets their engines queue the calls which are too many at a time."""
+        return replace(worker_facts(self.prefill), max_num_seqs=None)
 
 
 @pytest.fixture(scope="session")

@@ -20,9 +20,10 @@ import psutil
 import pytest
 import yaml
 
-from experiments.references import Reference
+from experiments.references import Reference, on_every_core
 from prefillshare.instructions import place_instructions
 from prefillshare.module import DecodeModule, load_module, save_manifest
+from tests.e2e.failing import wait_until
 from tests.e2e.support import free_ports, samples
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
@@ -51,6 +52,16 @@ class Served:
     def events(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (self.log_dir / "events.jsonl").read_text().splitlines()]
 
+    def pids(self, worker: str) -> list[int]:
+        """Of its API servers that have become ready, the last one at the end."""
+        return [event["pid"] for event in self.events() if event["event"] == "ready" and event["worker"] == worker]
+
+    def down(self) -> set[str]:
+        """The workers that have died and are not ready again."""
+        events = [event for event in self.events() if event["event"] in ("died", "ready")]
+        last = {event["worker"]: event["event"] for event in events}
+        return {worker for worker, event in last.items() if event == "died"}
+
 
 @pytest.fixture(scope="module")
 def bases(base: Path, other_base: Path) -> dict[str, Path]:
@@ -72,9 +83,10 @@ def modules(
 
 
 @pytest.fixture(scope="module")
-def served(
+def starting(
     bases: dict[str, Path], modules: dict[str, DecodeModule], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Served]:
+    """It has just been started: nothing is served yet."""
     folder = tmp_path_factory.mktemp("deployment")
     port = free_ports(11)
     deployment = {
@@ -107,19 +119,34 @@ def served(
         process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT)
     url = f"http://127.0.0.1:{port}"
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0, timeout=120.0)
-    served = Served(process, output, url, log_dir, client)
     try:
-        deadline = time.monotonic() + STARTUP_TIMEOUT_S
-        while not _is_serving(served):
-            if process.poll() is not None or time.monotonic() > deadline:
-                process.kill()
-                pytest.fail(f"did not start:\n{output.read_text()}")
-            time.sleep(0.5)
-        yield served
+        yield Served(process, output, url, log_dir, client)
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGINT)
             process.wait(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def expected(
+    starting: Served, bases: dict[str, Path], modules: dict[str, DecodeModule], request: pytest.FixtureRequest
+) -> "Expected":
+    """Made while the workers start, which leaves a core idle at the end.
+
+    The reference is asked for by name: as an argument pytest would make it, for the whole session, before them.
+    """
+    return Expected(bases, modules, request.getfixturevalue("reference"))
+
+
+@pytest.fixture(scope="module")
+def served(starting: Served, expected: "Expected") -> Served:
+    deadline = time.monotonic() + STARTUP_TIMEOUT_S
+    while not _is_serving(starting):
+        if starting.process.poll() is not None or time.monotonic() > deadline:
+            starting.process.kill()
+            pytest.fail(f"did not start:\n{starting.output.read_text()}")
+        time.sleep(0.5)
+    return starting
 
 
 def _is_serving(served: Served) -> bool:
@@ -127,11 +154,6 @@ def _is_serving(served: Served) -> bool:
         return any(event["event"] == "serving" for event in served.events())
     except FileNotFoundError:
         return False
-
-
-@pytest.fixture(scope="module")
-def expected(bases: dict[str, Path], modules: dict[str, DecodeModule], reference: Reference) -> "Expected":
-    return Expected(bases, modules, reference)
 
 
 class Expected:
@@ -223,7 +245,7 @@ def test_models_of_one_device_take_turns_and_each_gets_its_own_answer(served: Se
     before = turn_waits(served)
     with ThreadPoolExecutor(len(calls)) as clients:
         answers = list(clients.map(lambda call: ask(served, *call), calls))
-    assert [text for text, _ in answers] == [expected.answer(*call) for call in calls]
+    assert [text for text, _ in answers] == on_every_core(lambda call: expected.answer(*call), calls)
     waits = [float(headers["x-prefillshare-turn-ms"]) for _, headers in answers]
     assert max(waits) > 50
     after = turn_waits(served)
@@ -303,31 +325,23 @@ def test_transfer_parameters_of_a_client_are_refused(served: Served) -> None:
 
 
 def test_an_engine_does_not_outlive_its_api_server(served: Served) -> None:
-    """It would go on computing, and nobody could reach it: the supervisor ends what is left of the worker."""
+    """It would go on computing, and nobody could reach it: the supervisor ends what is left of the worker.
 
-    def pids() -> list[int]:
-        return [event["pid"] for event in served.events() if event["event"] == "ready" and event["worker"] == name]
-
+    That it comes back is for the next test to see, whose own worker starts again beside it.
+    """
     name = "decode-foreign-0"
-    api_server = psutil.Process(pids()[-1])
+    api_server = psutil.Process(served.pids(name)[-1])
     engine = api_server.children(recursive=True)
     assert engine
     api_server.kill()
-    deadline = time.monotonic() + STARTUP_TIMEOUT_S
-    while pids()[-1] == api_server.pid and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert pids()[-1] != api_server.pid
+    wait_until(lambda: name in served.down(), 60.0, f"the death of {name} to be noticed")
     assert [process for process in engine if lives(process)] == []
 
 
 def test_a_decode_worker_whose_engine_dies_ends_the_call_and_comes_back(served: Served, expected: Expected) -> None:
     """Its API server lives on for a moment, and has to say so."""
-
-    def pids() -> list[int]:
-        return [event["pid"] for event in served.events() if event["event"] == "ready" and event["worker"] == name]
-
     name = "decode-full-0"
-    victim = pids()[-1]
+    victim = served.pids(name)[-1]
     api_server = psutil.Process(victim)
     engine = api_server.children(recursive=True)
     stream = served.client.chat.completions.create(
@@ -350,11 +364,12 @@ def test_a_decode_worker_whose_engine_dies_ends_the_call_and_comes_back(served: 
     messages = question("What was mended?")
     assert ask(served, "lora", messages)[0] == expected.answer("lora", messages)
 
-    deadline = time.monotonic() + STARTUP_TIMEOUT_S
-    while pids()[-1] == victim and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert pids()[-1] != victim
+    def all_are_back() -> bool:
+        return served.pids(name)[-1] != victim and not served.down()
+
+    wait_until(all_are_back, STARTUP_TIMEOUT_S, "every worker that died to be ready again")
     assert not any(map(lives, [api_server, *engine]))
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
             answer = ask(served, "full", messages)[0]

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from experiments.references import Reference
+from experiments.references import Reference, on_every_core
 from prefillshare.config import BaseConfig, Deployment, ModuleConfig
 from prefillshare.engine.worker import WorkerSpec, plan_workers
 from prefillshare.module import DecodeModule
@@ -32,7 +32,8 @@ CALL_LIMIT_S = 10.0  # from the failure to the end of every call
 LEASE_END_S = LEASE_S + 3.0  # by when a prefill worker has taken blocks back that nobody fetched
 
 PROMPT_BLOCKS = 6
-LONG_ANSWER = 100  # tokens, about 4 s
+SHORT_ANSWER = 8  # tokens
+LONG_ANSWER = 100  # about 4 s
 # Four leases of a prompt fit on the prefill worker, two long answers on the decode worker; one block is vLLM's own.
 PREFILL_BLOCKS = 4 * PROMPT_BLOCKS + 1 + 1
 DECODE_BLOCKS = 2 * (PROMPT_BLOCKS + LONG_ANSWER // BLOCK_SIZE + 1) + 1
@@ -66,10 +67,10 @@ class Pair:
         params: dict[str, Any] = prefill(self.prefill, prompt)["kv_transfer_params"]
         return params
 
-    def call(self, prompt: list[int], handoff: dict[str, Any], max_tokens: int = 8) -> Call:
+    def call(self, prompt: list[int], handoff: dict[str, Any], max_tokens: int = SHORT_ANSWER) -> Call:
         return Call(self.decode, prompt, {"max_tokens": max_tokens, "kv_transfer_params": handoff})
 
-    def fresh_call(self, max_tokens: int = 8) -> Call:
+    def fresh_call(self, max_tokens: int = SHORT_ANSWER) -> Call:
         prompt = self.fresh_prompt()
         return self.call(prompt, self.handoff(prompt), max_tokens)
 
@@ -94,25 +95,37 @@ class Pair:
     def hold(self, point: str) -> Hold:
         return Hold(self.hold_dir, point)
 
-    def served_right(self, call: Call, max_tokens: int = 8) -> bool:
+    def served_right(self, call: Call, max_tokens: int = SHORT_ANSWER) -> bool:
         return call.finished and call.tokens == self.oracle(call.prompt, max_tokens)
 
     def nothing_wrong(self, call: Call) -> bool:
         """Whether the answer is right as far as it goes."""
         return call.tokens == self.oracle(call.prompt, len(call.tokens))
 
-    def next_call_is_served(self) -> None:
-        """By what a test has left behind. To prompts in turn, since a right answer takes the reference seconds: before
-        one comes again, the others have taken its place in the caches."""
+    def next_check_prompt(self) -> list[int]:
+        """In turn, since a right answer takes the reference seconds: before one comes again, the others have taken its
+        place in the caches."""
         self._checks += 1
         turned = CHECK_PROMPTS_AT + self._checks % CHECK_PROMPTS
-        prompt = self.text[turned:] + self.text[:turned]
+        return self.text[turned:] + self.text[:turned]
+
+    def require_served(self, prompt: list[int]) -> None:
+        """A call to the prompt, by the workers as a test has left them."""
         call = self.call(prompt, self.handoff(prompt))
         call.join(CALL_LIMIT_S)
         assert self.served_right(call), call
 
     def wait_empty(self, *specs: WorkerSpec) -> None:
         wait_until(lambda: not any(map(kv_usage, specs)), LEASE_END_S, "empty KV pools")
+
+
+@contextmanager
+def meanwhile(oracle: Oracle, prompt: list[int], max_tokens: int) -> Iterator[None]:
+    """Inside, where a test waits anyway, the reference computes the right answer; afterwards the oracle knows it."""
+    with ThreadPoolExecutor(1) as pool:
+        computed = pool.submit(oracle, prompt, max_tokens)
+        yield
+    computed.result()
 
 
 def refused(call: Call, *reasons: str) -> bool:
@@ -157,9 +170,11 @@ def pair(shared_pair: Pair) -> Iterator[Pair]:
     yield shared_pair
     for point in (BEFORE_READ, AFTER_READ):
         shared_pair.hold(point).release()
-    shared_pair.fleet.start(shared_pair.prefill, shared_pair.decode)
-    shared_pair.wait_empty(shared_pair.prefill, shared_pair.decode)
-    shared_pair.next_call_is_served()
+    prompt = shared_pair.next_check_prompt()
+    with meanwhile(shared_pair.oracle, prompt, SHORT_ANSWER):
+        shared_pair.fleet.start(shared_pair.prefill, shared_pair.decode)
+        shared_pair.wait_empty(shared_pair.prefill, shared_pair.decode)
+    shared_pair.require_served(prompt)
     shared_pair.wait_empty(shared_pair.prefill, shared_pair.decode)
 
 
@@ -181,10 +196,11 @@ def test_the_prefill_worker_dies_in_every_phase_of_the_pull(pair: Pair) -> None:
     assert pair.served_right(unacknowledged) or refused(unacknowledged, "pull_failed"), unacknowledged
     assert refused(during, "pull_failed"), during
     assert refused(before, "pull_failed"), before
-    assert pair.served_right(after, LONG_ANSWER), after
     pair.wait_empty(pair.decode)
 
-    pair.fleet.start(pair.prefill)  # on the same ports, as another engine
+    with meanwhile(pair.oracle, after.prompt, LONG_ANSWER):
+        pair.fleet.start(pair.prefill)  # on the same ports, as another engine
+    assert pair.served_right(after, LONG_ANSWER), after
     restarted = pair.call(late_prompt, late)
     restarted.join(CALL_LIMIT_S)
     assert refused(restarted, "pull_failed", "lease_expired"), restarted
@@ -317,7 +333,8 @@ def test_the_decode_worker_is_full(pair: Pair) -> None:
         calls = list(clients.map(lambda prompt: pair.call(prompt, pair.handoff(prompt), max_tokens), prompts))
     for call in calls:
         call.join(3 * CALL_LIMIT_S)
-        assert pair.nothing_wrong(call), call
+    for call, right in zip(calls, on_every_core(pair.nothing_wrong, calls), strict=True):
+        assert right, call
         assert call.finished or call.reason in {"preempted", "lease_expired"}, call
     assert any(call.finished and len(call.tokens) == max_tokens for call in calls)
 

@@ -23,7 +23,7 @@ from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.route import ModelRoute
 from prefillshare.router.server import server_config
 from prefillshare.router_config import LimitsConfig, RouterConfig
-from tests.e2e.conftest import BLOCK_SIZE, LEASE_S, Workers
+from tests.e2e.conftest import Workers
 from tests.e2e.support import free_ports, healthy, url
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
@@ -47,8 +47,7 @@ def target(workers: Workers) -> Iterator[tuple[Target, dict[str, str]]]:
         ),
     )
     route = ModelRoute("base", _pool("prefill", workers.prefill), _pool("decode/full", workers.full))
-    worker_key = workers.prefill.worker_key
-    app = create_app(settings, {"full": route}, block_size=BLOCK_SIZE, worker_key=worker_key, kv_lease_s=LEASE_S)
+    app = create_app(settings, {"full": route}, workers.facts)
     limits = LimitsConfig(head_timeout_s=2)
     server = uvicorn.Server(server_config(app, limits, port=port, log_config=None, access_log=False))
     thread = threading.Thread(target=server.run, daemon=True)
@@ -78,7 +77,7 @@ def target(workers: Workers) -> Iterator[tuple[Target, dict[str, str]]]:
             model="full",
             honest_key=keys["honest"],
             operator_key=keys["operator"],
-            secrets=(keys["honest"], keys["operator"], worker_key),
+            secrets=(keys["honest"], keys["operator"], workers.prefill.worker_key),
             attackers_keys=(keys["mallory"], keys["trudy"]),
             worker_urls=tuple(url(spec) for spec in specs.values()),
             pids=pids,

@@ -14,7 +14,7 @@ from prefillshare.router.app import create_app
 from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.route import ModelRoute
 from prefillshare.router_config import RouterConfig
-from tests.e2e.conftest import BLOCK_SIZE, LEASE_S, Workers
+from tests.e2e.conftest import BLOCK_SIZE, Workers
 from tests.e2e.support import url
 from tests.router.fakes import Served
 
@@ -26,6 +26,7 @@ ENOUGH = 80  # for a tool call
 ON: Any = {"ignore_eos": True}  # so that every answer is as long as may be
 SHOWN: Any = ON | {"skip_special_tokens": False}
 CONTEXT = "You keep the logbook of a lighthouse. " * 6
+TOO_LONG = "word " * 600
 MESSAGES: Any = [{"role": "system", "content": CONTEXT}, {"role": "user", "content": "Which colour has the sky?"}]
 
 
@@ -63,8 +64,7 @@ def api(workers: Workers) -> Iterator[str]:
     parser = workers.lora.parsers.tool_call_parser
     routes = {name: ModelRoute("base", prefill, adapters, tool_call_parser=parser) for name in ("lora", "wide")}
     routes["full"] = ModelRoute("base", prefill, pool("decode/full", workers.full))
-    key = workers.prefill.worker_key
-    app = create_app(RouterConfig(), routes, block_size=BLOCK_SIZE, worker_key=key, kv_lease_s=LEASE_S)
+    app = create_app(RouterConfig(), routes, workers.facts)
     served = Served(app)
     try:
         yield f"{served.url}/v1"
@@ -231,8 +231,9 @@ def test_refusals_are_the_clients_exceptions(client: openai.OpenAI) -> None:
         ask(client, model="other")
     with pytest.raises(openai.NotFoundError, match="POST /v1/chat/completions"):
         client.responses.create(model="lora", input="hi")
-    with pytest.raises(openai.BadRequestError, match=r"max_model_len|context"):
-        ask(client, messages=[{"role": "user", "content": "word " * 600}])
+    with pytest.raises(openai.BadRequestError, match="The prompt is too long: ") as refusal:
+        ask(client, messages=[{"role": "user", "content": TOO_LONG}])
+    assert refusal.value.code == "context_length_exceeded"
     assert {model.id for model in client.models.list()} == {"lora", "wide", "full"}
 
 
@@ -286,3 +287,12 @@ async def test_litellm_completes_streams_and_calls_tools(litellm: Any, api: str,
     sight(forced.choices[0].message.tool_calls[0].function.arguments)
     two = litellm.completion(**given, max_tokens=4, n=2)
     assert [choice.index for choice in two.choices] == [0, 1]
+
+
+def test_frameworks_know_a_prompt_that_is_too_long(chat: Any, litellm: Any, api: str) -> None:
+    overflow = pytest.importorskip("langchain_core.exceptions").ContextOverflowError
+    with pytest.raises(overflow):
+        chat.invoke(TOO_LONG)
+    messages = [{"role": "user", "content": TOO_LONG}]
+    with pytest.raises(litellm.ContextWindowExceededError):
+        litellm.completion(model="openai/lora", api_base=api, api_key=KEY, messages=messages)

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from prefillshare.router.app import create_app
 from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.route import ModelRoute
 from prefillshare.router_config import RouterConfig
-from tests.e2e.conftest import BLOCK_SIZE, LEASE_S, Workers
+from tests.e2e.conftest import Workers
 from tests.e2e.failing import wait_until
 from tests.e2e.support import Fleet, free_ports, samples, url
 from tests.router.fakes import Served
@@ -45,15 +46,13 @@ def router(workers: Workers) -> Iterator[str]:
 
     prefill, decode = pool("prefill", workers.prefill), pool("decode/full", workers.full)
     route = ModelRoute("base", prefill, decode, identity=workers.prefill.base_identity)
-    settings, key = RouterConfig(admin=True), workers.prefill.worker_key
-    app = create_app(settings, {"full": route}, block_size=BLOCK_SIZE, worker_key=key, kv_lease_s=LEASE_S)
+    app = create_app(RouterConfig(admin=True), {"full": route}, workers.facts)
     served = Served(app)
     yield served.url
     served.stop()
 
 
-@pytest.fixture(scope="module")
-def expected(base: Path, reference: Reference) -> dict[str, str]:
+def right_answers(base: Path, reference: Reference) -> dict[str, str]:
     """What `full` continues each prompt with, by the Transformers reference."""
     tokenizer = AutoTokenizer.from_pretrained(base)
     answers = on_every_core(lambda ids: reference.tokens("full", ids, NEW_TOKENS), tokenizer(PROMPTS)["input_ids"])
@@ -148,14 +147,16 @@ def retries(router: str) -> float:
 
 
 def test_a_prefill_worker_is_replaced_under_load_and_no_call_fails(
-    router: str, workers: Workers, expected: dict[str, str], tmp_path: Path
+    router: str, workers: Workers, base: Path, reference: Reference, tmp_path: Path
 ) -> None:
     """Another one starts by hand and joins, the first one drains, leaves and comes back; then the other one dies."""
     first = workers.prefill
     ports = free_ports(2)
     second = replace(first, name="prefill-by-hand", port=ports, side_channel_port=ports + 1)
     with Fleet(tmp_path) as fleet:
-        fleet.start(second)  # before the load: it takes a core for itself
+        with ThreadPoolExecutor(1) as pool:
+            expected = pool.submit(right_answers, base, reference)
+            fleet.start(second)  # before the load: it takes a core for itself
         with Load(router) as load:
             changed(router, "workers", "add", second.name, url(second), "--pool", "prefill", "--wait")
             load.until(lambda used: second.name in used)
@@ -176,7 +177,8 @@ def test_a_prefill_worker_is_replaced_under_load_and_no_call_fails(
             changed(router, "workers", "remove", second.name, "--wait", "--timeout", "60")
             load.until(lambda used: len(used) > 5)
     assert len(load.served) > 30
-    assert [(answer, expected[prompt]) for prompt, answer, _ in load.served if answer != expected[prompt]] == []
+    right = expected.result()
+    assert [(answer, right[prompt]) for prompt, answer, _ in load.served if answer != right[prompt]] == []
 
 
 def test_a_worker_that_is_something_else_is_refused_with_the_reason(router: str, workers: Workers) -> None:

@@ -1,14 +1,20 @@
 """Whatever reaches a worker: it never prefills with a decode module's weights, and it lives on."""
 
+import shutil
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from prefillshare.engine.handoff import STATUS
-from tests.e2e.conftest import BLOCK_SIZE, Workers
+from prefillshare.engine.worker import ServedModel
+from prefillshare.identity import compute_identity
+from tests.e2e.conftest import BLOCK_SIZE, MAX_MODEL_LEN, Workers
 from tests.e2e.failing import kv_usage, wait_until
-from tests.e2e.support import REMOTE_DECODE, complete, decode, healthy, prefill
+from tests.e2e.support import REMOTE_DECODE, complete, decode, free_ports, healthy, prefill, running
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -84,6 +90,50 @@ def test_a_worker_refuses_kv_of_another_base(workers: Workers) -> None:
 def test_a_prefill_worker_takes_no_kv(workers: Workers) -> None:
     response = complete(workers.prefill, PROMPT, max_tokens=2, kv_transfer_params=handoff(workers))
     assert refused(response) == "malformed_handoff"
+    assert serves(workers)
+
+
+def test_a_prefill_worker_survives_tokens_that_its_tokenizer_knows_and_its_model_does_not(
+    workers: Workers, base: Path, tmp_path: Path
+) -> None:
+    """As with the image tokens of Gemma 3's text models: computed, one would end the engine."""
+    known = 64 * BLOCK_SIZE  # of the tokenizer's; vLLM rounds an embedding up to multiples of 64
+    size = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
+    model = Qwen3Config(
+        vocab_size=known, num_hidden_layers=1, head_dim=32, max_position_embeddings=MAX_MODEL_LEN, **size
+    )
+    Qwen3ForCausalLM(model).save_pretrained(tmp_path / "base")
+    for file in base.iterdir():
+        if file.name.startswith(("tokenizer", "chat_template")):
+            shutil.copy(file, tmp_path / "base")
+    ports = free_ports(2)
+    small = replace(
+        workers.prefill,
+        name="small",
+        model=tmp_path / "base",
+        base=tmp_path / "base",
+        base_identity=compute_identity(tmp_path / "base").digest,
+        models=(ServedModel("small"),),
+        port=ports,
+        side_channel_port=ports + 1,
+        engine_args=(),
+    )
+    with running([small], tmp_path):
+        for prompt in ([known], [*PROMPT, known], [*PROMPT, known, 7]):
+            refusal = complete(small, prompt, max_tokens=1, kv_transfer_params=REMOTE_DECODE)
+            assert refused(refusal) == "unknown_token"
+            assert f"token {known}," in refusal.json()["error"]["message"]
+        assert prefill(small, [*PROMPT, known - 1])["kv_transfer_params"]
+
+
+def test_a_structure_that_would_not_be_enforced_is_refused(workers: Workers) -> None:
+    """On vLLM's own choice of backends it would be let through, and then be passed over by the one that is running."""
+    schema = {"allOf": [{"type": "string"}, {"enum": ["yes", "no"]}]}
+    response = complete(
+        workers.full, PROMPT, max_tokens=2, kv_transfer_params=handoff(workers), structured_outputs={"json": schema}
+    )
+    assert response.status_code == 400
+    assert "not supported by xgrammar" in response.json()["error"]["message"]
     assert serves(workers)
 
 

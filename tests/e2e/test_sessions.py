@@ -44,7 +44,7 @@ ONE_BY_ONE = range(100_000, 100_002)
 CROWDING = range(200_000, 200_200, 10)
 OUTGROWING = range(300_000, 300_020, 10)  # of two groups, so that they share no start
 
-CONTROLS = 6  # calls of a model, those with the longest answers, that are computed on KV of its own as well
+CONTROLS = 4  # calls of a model, those with the longest answers, that are computed on KV of its own as well
 SHORT_ANSWER = 4  # tokens, where the prompt is what matters
 FLOAT32_BYTES = 4
 

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from prefillshare.module import base_kv_length
-from prefillshare.router.admission import Call, Endpoint
+from prefillshare.router.call import Call, Endpoint
 from prefillshare.router.legs import decode_body, prefill_body, read_prefill
 from prefillshare.router.tenants import salt_of
 from tests.e2e.conftest import BLOCK_SIZE, Workers

@@ -5,12 +5,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from prefillshare.announcement import PATH, Announcement
+from prefillshare.engine import hooks
 from prefillshare.engine.announcement import AnnouncementMiddleware, announce, fingerprint
 from prefillshare.module import load_module, save_manifest
 from tests.conftest import write_safetensors
@@ -28,7 +30,7 @@ def state(kv_role: str, **args: Any) -> SimpleNamespace:
             kv_role=kv_role, kv_connector_extra_config={"base_identity": "sha256:base", "modules": {}}
         ),
         cache_config=SimpleNamespace(block_size=32, cache_dtype="auto"),
-        model_config=SimpleNamespace(max_model_len=512, dtype="torch.float32"),
+        model_config=SimpleNamespace(max_model_len=512, dtype=torch.bfloat16, get_head_size=lambda: 64),
         parallel_config=SimpleNamespace(tensor_parallel_size=1),
     )
     flags = {"lora_modules": None, "enable_auto_tool_choice": False, "tool_call_parser": None}
@@ -40,7 +42,20 @@ def test_a_prefill_worker_announces_its_base() -> None:
     assert (said.role, said.base_identity) == ("prefill", "sha256:base")
     assert [model.name for model in said.models] == ["base"]
     assert (said.block_size, said.max_model_len) == (32, 512)
-    assert said.kv == {"dtype": "torch.float32", "cache_dtype": "auto", "tensor_parallel_size": "1"}
+    assert said.kv.items() >= {"dtype": "torch.bfloat16", "cache_dtype": "auto", "tensor_parallel_size": "1"}.items()
+
+
+@pytest.mark.parametrize("has_amx", [True, False])
+def test_a_worker_on_a_cpu_announces_how_its_kv_lies_in_a_block(has_amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
+    said = announce(state("kv_producer", served_model_name=["base"], model="/nowhere"))
+    assert (said.kv["attention_isa"] == "amx") is has_amx
+
+
+def test_a_worker_on_another_device_announces_no_instructions_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hooks, "current_platform", SimpleNamespace(is_cpu=lambda: False))
+    said = announce(state("kv_producer", served_model_name=["base"], model="/nowhere"))
+    assert "attention_isa" not in said.kv
 
 
 def test_a_decode_worker_announces_its_module_as_the_manifest_has_it(checkpoint: Path, tmp_path: Path) -> None:

@@ -7,10 +7,11 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from string import ascii_letters
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from pydantic import ValidationError
+from vllm.config.structured_outputs import StructuredOutputsBackend, StructuredOutputsConfig
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -18,7 +19,7 @@ from prefillshare.config import BaseConfig, Deployment, ModuleConfig
 from prefillshare.engine import command as command_module
 from prefillshare.engine.command import worker_command, worker_environment
 from prefillshare.engine.worker import WorkerSpec, plan_workers
-from prefillshare.engine_args import INSTEAD, meant
+from prefillshare.engine_args import BACKENDS, INSTEAD, meant, why_refused
 from prefillshare.errors import UserError
 from prefillshare.identity import compute_identity
 from tests.conftest import write_checkpoint
@@ -245,6 +246,39 @@ def test_prompts_and_usage_stay_on_the_machine(specs: dict[str, WorkerSpec]) -> 
 def test_engine_arguments_of_the_deployment_come_last_and_win(specs: dict[str, WorkerSpec]) -> None:
     spec = replace(specs["prefill-0"], engine_args=("--no-enforce-eager", "--seed", "7"))
     assert worker_command(spec)[-3:] == ["--no-enforce-eager", "--seed", "7"]
+
+
+def structured_outputs(spec: WorkerSpec, *engine_args: str) -> StructuredOutputsConfig:
+    """What vLLM makes of what the command, and a deployment, say of them."""
+    command = worker_command(replace(spec, engine_args=engine_args))
+    read = make_arg_parser(FlexibleArgumentParser()).parse_args(command[command.index("--model") :])
+    found: StructuredOutputsConfig = read.structured_outputs_config
+    return found
+
+
+def test_structured_outputs_have_one_backend_from_the_start(specs: dict[str, WorkerSpec]) -> None:
+    for spec in specs.values():
+        assert option(spec, "--structured-outputs-config.backend") == "xgrammar"
+
+
+@pytest.mark.parametrize(
+    ("engine_args", "backend", "compact"),
+    [
+        ((), "xgrammar", False),
+        (("--structured-outputs-config.disable_any_whitespace", "true"), "xgrammar", True),
+        (("--structured_outputs_config.backend=guidance",), "guidance", False),
+    ],
+)
+def test_a_deployment_adds_to_what_is_said_of_structured_outputs(
+    specs: dict[str, WorkerSpec], engine_args: tuple[str, ...], backend: str, compact: bool
+) -> None:
+    found = structured_outputs(specs["decode-json-0"], *engine_args)
+    assert (found.backend, found.disable_any_whitespace) == (backend, compact)
+    assert why_refused(engine_args) is None
+
+
+def test_all_backends_but_the_one_that_changes_are_let_through() -> None:
+    assert set(BACKENDS) == set(get_args(StructuredOutputsBackend)) - {"auto"}
 
 
 def test_models_are_compiled_where_there_are_gpus(

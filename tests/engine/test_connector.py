@@ -19,7 +19,7 @@ from vllm.v1.request import RequestStatus
 
 from prefillshare.engine import connector as module
 from prefillshare.engine.connector import SharedPrefillConnector
-from prefillshare.engine.handoff import HANDOFF_KEY_VARIABLE, seal
+from prefillshare.engine.handoff import HANDOFF_KEY_VARIABLE, seal, token_refusal
 from prefillshare.engine.refusals import REFUSALS
 from prefillshare.errors import UserError
 from tests.engine.test_provenance import BLOCK, known, make_manager, make_request, serve
@@ -27,6 +27,7 @@ from tests.engine.test_provenance import BLOCK, known, make_manager, make_reques
 BLOCK_SIZE = 32
 KEY = "the deployment's secret"
 PROMPT = list(range(70))
+VOCABULARY = 100  # rows of the model's embedding
 NUMBERS = count()
 
 UNSEALED = {
@@ -80,7 +81,7 @@ def vllm_config(role: str = "kv_consumer", **transfer: Any) -> Any:
             data_parallel_index=0,
         ),
         cache_config=SimpleNamespace(block_size=BLOCK_SIZE),
-        model_config=SimpleNamespace(model="/module", max_model_len=4096),
+        model_config=SimpleNamespace(model="/module", max_model_len=4096, get_vocab_size=lambda: VOCABULARY),
         scheduler_config=SimpleNamespace(disable_hybrid_kv_cache_manager=True),
         num_prefill_lookahead_tokens=0,
     )
@@ -290,6 +291,31 @@ def test_a_handoff_of_another_prompt_of_the_same_length_is_refused() -> None:
     request = Request(HANDOFF)
     request.prompt_token_ids[3] = 9
     assert outcome(make_connector(), request) == "wrong_prompt"
+
+
+@pytest.mark.parametrize(("token", "becomes"), [(VOCABULARY - 1, "computed here"), (VOCABULARY, "unknown_token")])
+@pytest.mark.parametrize("params", [None, {"do_remote_decode": True, "do_remote_prefill": False}])
+def test_a_prefill_worker_refuses_a_token_that_its_model_does_not_know(params: Any, token: int, becomes: str) -> None:
+    """Computed, it would end the engine."""
+    request = Request(params)
+    request.prompt_token_ids[3] = token
+    assert outcome(make_connector("kv_producer"), request) == becomes
+
+
+def test_a_decode_worker_refuses_a_token_that_its_model_does_not_know() -> None:
+    """Its own embedding may be smaller than that of the base."""
+    prompt = [*PROMPT[:-1], VOCABULARY]
+    request = Request(seal(UNSEALED, prompt, 1e9, KEY))
+    request.prompt_token_ids = prompt
+    assert outcome(make_connector(), request) == "unknown_token"
+
+
+def test_the_refusal_of_a_token_names_it_and_how_many_there_are() -> None:
+    refusal = token_refusal([7, 262144, 3], 262144)
+    assert refusal is not None
+    assert "token 262144" in refusal.message
+    assert "262144 tokens, from 0 on" in refusal.message
+    assert token_refusal([], 1) is None
 
 
 @pytest.mark.parametrize("attribute", ["skip_reading_prefix_cache", "resumable"])

@@ -12,11 +12,13 @@ from typing import Any
 
 import msgspec
 import pytest
+import torch
 import zmq
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl import base_scheduler, base_worker, pull_scheduler
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.base_scheduler import NixlBaseConnectorScheduler
 from vllm.distributed.nixl_utils import NixlWrapper, nixl_agent_config
 from vllm.sampling_params import StructuredOutputsParams
+from vllm.v1.attention.backends import cpu_attn
 from vllm.v1.engine.core import EngineCoreProc
 from vllm.v1.request import RequestStatus
 from vllm.v1.structured_output.request import StructuredOutputRequest
@@ -103,7 +105,7 @@ def test_an_engine_that_computes_or_has_no_requests_does_not_wait(waiting: None,
     assert time.monotonic() - started < 1
 
 
-def vllm_config(path: str = "/some/path", block_size: int = 32, dtype: str = "float32", **text: Any) -> Any:
+def vllm_config(path: str = "/some/path", block_size: int = 32, dtype: Any = "float32", **text: Any) -> Any:
     return SimpleNamespace(
         model_config=SimpleNamespace(
             model=path,
@@ -130,6 +132,20 @@ def test_the_form_of_kv_follows_what_kv_depends_on_and_not_the_path() -> None:
         hooks.kv_form(vllm_config(), "another backend"),
     ]
     assert len({form, *others}) == 6
+
+
+def test_the_form_of_kv_follows_the_instructions_by_which_it_lies_in_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two hosts with the same vLLM, one whose CPU has AMX and one whose CPU has not."""
+
+    def forms(dtype: torch.dtype) -> set[str]:
+        found = set()
+        for has_amx in (True, False):
+            monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda has_amx=has_amx: has_amx)
+            found.add(hooks.kv_form(vllm_config(dtype=dtype), "CPU_ATTN"))
+        return found
+
+    assert len(forms(torch.bfloat16)) == 2
+    assert len(forms(torch.float32)) == 1  # AMX has no use for it
 
 
 def test_a_worker_announces_its_base() -> None:
@@ -247,6 +263,9 @@ def _quietly(listen: Any, *arguments: Any) -> None:
 
 # What the hooks and the connector name in vLLM's source. A rename would silently switch a guard off.
 NAMED = {
+    cpu_attn: [
+        "self.isa = _get_attn_isa(\n            self.dtype,\n            self.block_size,\n            self.head_dim,"
+    ],
     base_worker: [
         "def _log_failure(",
         '"NIXL compatibility hash mismatch. "',

@@ -1,7 +1,7 @@
 """A whole router with fake workers, on loopback."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
@@ -12,7 +12,7 @@ from prefillshare.router.app import create_app
 from prefillshare.router.pool import Pool
 from prefillshare.router.route import ModelRoute
 from prefillshare.router_config import RouterConfig
-from tests.router.fakes import BLOCK_SIZE, FakeWorker, Served, decode_worker, prefill_worker
+from tests.router.fakes import FACTS, FakeWorker, Served, decode_worker, prefill_worker
 
 
 @dataclass
@@ -68,7 +68,8 @@ def serve() -> Iterator[Callable[[ASGIApp], Served]]:
 def start(serve: Callable[[ASGIApp], Served]) -> Iterator[Callable[..., Cluster]]:
     """Starts fake workers by name, and a router with the routes that `routes` makes of their pools.
 
-    A pool's workers are those whose names start with its name and "-". `router` has more fields of its configuration.
+    A pool's workers are those whose names start with its name and "-". `router` has more fields of its configuration,
+    `facts` other values than FACTS.
     """
     clients: list[httpx.Client] = []
 
@@ -78,6 +79,7 @@ def start(serve: Callable[[ASGIApp], Served]) -> Iterator[Callable[..., Cluster]
         *,
         timeout_s: float = 10.0,
         router: Mapping[str, Any] | None = None,
+        facts: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Cluster:
         servers = {name: serve(fake.app()) for name, fake in fakes.items()}
@@ -89,8 +91,9 @@ def start(serve: Callable[[ASGIApp], Served]) -> Iterator[Callable[..., Cluster]
             return Pool(title, [make(worker, servers[worker].url) for worker in members])
 
         settings = RouterConfig(request_timeout_s=timeout_s, connect_timeout_s=1.0, **(router or {}))
-        url = serve(create_app(settings, routes(pool), block_size=BLOCK_SIZE, **options)).url
-        clients.append(httpx.Client(base_url=url, timeout=20))
+        url = serve(create_app(settings, routes(pool), replace(FACTS, **(facts or {})), **options)).url
+        # It would read the machine's certificates, which takes longer than most of these tests.
+        clients.append(httpx.Client(base_url=url, timeout=20, verify=False))
         return Cluster(url, fakes, clients[-1], servers)
 
     yield start

@@ -9,7 +9,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,9 +21,14 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from prefillshare.announcement import PATH
+from prefillshare.router.flow.ticket import Ticket
+from prefillshare.router.placement.chunks import chain_of_request
+from prefillshare.router.placement.placement import HasRoom, Placed
 from prefillshare.router.pool import Worker
+from prefillshare.router.worker_facts import WorkerFacts
 
 BLOCK_SIZE = 16
+FACTS = WorkerFacts(block_size=BLOCK_SIZE, key=None, max_num_seqs=None, kv_lease_s=30.0, pull_timeout_s=8.0)
 
 
 class Served:
@@ -312,3 +317,47 @@ def prefill_worker(name: str = "prefill-0", url: str = "http://127.0.0.1:1") -> 
 
 def decode_worker(name: str = "sql-0", url: str = "http://127.0.0.1:1") -> Worker:
     return Worker(name, "decode", url)
+
+
+class UnlimitedTicket(Ticket):
+    """One that reserves nothing: there is always room, and nobody learns what becomes of it."""
+
+    def __init__(self, prompt: str = "hello") -> None:
+        self.prompt = chain_of_request({"prompt": prompt})
+        self.waited_s = 0.0
+
+    def room_to_prefill(self) -> HasRoom:
+        return lambda worker, tokens: True
+
+    def prefills_on(self, worker: Worker) -> None:
+        pass
+
+    def full(self) -> Collection[Worker]:
+        return ()
+
+    def prefilled_by(self, worker: Worker) -> None:
+        pass
+
+    def room_to_decode(self) -> HasRoom:
+        return lambda worker, tokens: True
+
+    def decodes_on(self, placed: Placed) -> Placed:
+        return placed
+
+    def prefilled(self) -> None:
+        pass
+
+    def sent(self) -> None:
+        pass
+
+    def not_taken(self) -> None:
+        pass
+
+    def pulled(self) -> None:
+        pass
+
+    def decoded(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from starlette.requests import Request
 
-from prefillshare.router.admission import Call, Endpoint, admit, read_body
+from prefillshare.router.admission import admit, read_body
+from prefillshare.router.call import Call, Endpoint
 from prefillshare.router.errors import RouterError
 from prefillshare.router.flow.need import need_of
 from prefillshare.router.legs import prefill_body

@@ -110,10 +110,15 @@ def rewritten(answer: object) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("details", [None, {}, {"cached_tokens": 8}])
+@pytest.mark.parametrize("details", [None, {}, {"cached_tokens": 8}, {"cached_tokens": 8, "created_cache_tokens": 1}])
 def test_usage_reports_the_prefill_sides_cached_tokens(details: object) -> None:
     usage = {"prompt_tokens": 9, "prompt_tokens_details": details}
     assert rewritten({"usage": usage})["usage"] == {"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 5}}
+
+
+async def test_a_streams_usage_does_not_tell_of_a_decode_workers_cache() -> None:
+    out, _ = await run(USAGE.replace(b'"cached_tokens":8', b'"cached_tokens":8,"created_cache_tokens":1') + DONE)
+    assert out == USAGE.replace(b'"cached_tokens":8', b'"cached_tokens":5') + DONE
 
 
 def test_internal_fields_are_removed() -> None:

@@ -4,6 +4,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from prefillshare.errors import UserError
@@ -17,7 +21,7 @@ from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.route import ModelRoute
 from prefillshare.router_config import PlacementConfig, RouterConfig
 from tests.router.conftest import Cluster
-from tests.router.fakes import FakeWorker, Served, prefill_worker, wait_for
+from tests.router.fakes import FACTS, FakeWorker, Served, prefill_worker, wait_for
 
 
 def test_models_are_the_decode_modules(cluster: Cluster) -> None:
@@ -28,6 +32,32 @@ def test_models_are_the_decode_modules(cluster: Cluster) -> None:
     missing = cluster.http.get("/v1/models/base")
     assert missing.status_code == 404
     assert "json, sql" in missing.json()["error"]["message"]
+
+
+class Telling(FakeWorker):
+    """Says how long a call may be."""
+
+    def app(self) -> Starlette:
+        async def models(request: Request) -> Response:
+            return JSONResponse({"data": [{"id": self.model, "max_model_len": 4096}]})
+
+        app = super().app()
+        app.routes.append(Route("/v1/models", models))
+        return app
+
+
+def test_models_have_what_vllms_have(start: Callable[..., Cluster]) -> None:
+    """`vllm bench serve` reads `root`, LiteLLM `max_model_len`."""
+
+    def routes(pool: Callable[[str], Pool]) -> dict[str, ModelRoute]:
+        base = pool("prefill")
+        return {model: ModelRoute("base", base, pool(model)) for model in ("sql", "json")}
+
+    cluster = start({"prefill-0": Telling("base"), "sql-0": Telling("sql"), "json-0": FakeWorker("json")}, routes)
+    known, unknown = cluster.http.get("/v1/models").json()["data"]
+    assert (known["root"], known["parent"], known["max_model_len"]) == ("sql", None, 4096)
+    assert (unknown["root"], unknown["parent"], unknown["max_model_len"]) == ("json", None, None)
+    assert cluster.http.get("/v1/models/sql").json() == known
 
 
 def test_health_lists_the_workers_of_each_pool(cluster: Cluster) -> None:
@@ -50,7 +80,7 @@ def test_health_lists_the_workers_of_each_pool(cluster: Cluster) -> None:
 async def test_startup_knows_the_workers_that_are_up(serve: Callable[[ASGIApp], Served]) -> None:
     workers = [prefill_worker("prefill-0", serve(FakeWorker("base").app()).url), prefill_worker("prefill-1")]
     route = ModelRoute("base", Pool("prefill", workers), Pool("decode/sql", []))
-    app = create_app(RouterConfig(), {"sql": route}, block_size=16)
+    app = create_app(RouterConfig(), {"sql": route}, FACTS)
     async with app.router.lifespan_context(app):
         assert b'prefillshare_workers_healthy{pool="prefill"} 1.0' in app.state.services.metrics.render()
 
@@ -58,7 +88,7 @@ async def test_startup_knows_the_workers_that_are_up(serve: Callable[[ASGIApp], 
 def test_the_rules_of_placement_are_those_of_the_settings() -> None:
     placement = PlacementConfig.model_validate({"prefill": ["nearest"]})
     with pytest.raises(UserError, match=r"router\.placement\.prefill\.0: there is no rule 'nearest'"):
-        create_app(RouterConfig(placement=placement), {}, block_size=16)
+        create_app(RouterConfig(placement=placement), {}, FACTS)
 
 
 def test_a_pool_without_a_worker_makes_only_its_model_unavailable(cluster: Cluster) -> None:

@@ -6,7 +6,7 @@ import httpx
 import openai
 import pytest
 
-from prefillshare.router.admission import Call
+from prefillshare.router.call import Call
 from prefillshare.router.choices import split
 from prefillshare.router.errors import RouterError
 from tests.router.conftest import Cluster

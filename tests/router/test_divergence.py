@@ -10,7 +10,7 @@ import pytest
 
 from prefillshare.instructions import Message, Placement, place_instructions
 from prefillshare.router import divergence as divergence_module
-from prefillshare.router.admission import Call
+from prefillshare.router.call import Call
 from prefillshare.router.divergence import Divergence
 from prefillshare.router.legs import Handoff, Prefilled
 from prefillshare.router.placement.chunks import chain_of_tokens

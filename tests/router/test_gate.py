@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
 from typing import Any
 
 import httpx
@@ -16,7 +17,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from prefillshare.access import digest
 from prefillshare.errors import UserError
-from prefillshare.router import endpoint
+from prefillshare.router import endpoint, serving
 from prefillshare.router.auth import Keyring
 from prefillshare.router.gate import Gate
 from prefillshare.router.rates import RateLimits, Rates
@@ -50,7 +51,7 @@ def keyed(start_cluster: Callable[..., Cluster], monkeypatch: pytest.MonkeyPatch
             entry(BOB, "bob", models=["json"]),
             entry(OPS, "ops", models=[], operator=True),
         ]
-        return start_cluster(router={"keys": keys, **(router or {})}, worker_key="worker-secret")
+        return start_cluster(router={"keys": keys, **(router or {})}, facts={"key": "worker-secret"})
 
     return start
 
@@ -393,11 +394,11 @@ def misadventures(cluster: Cluster) -> None:
     cluster.http.get("/v1/models", headers=key | {"x-a": SECRET_TEXT * 1000})
 
 
-def break_the_router(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+def break_the_router(monkeypatch: pytest.MonkeyPatch, module: ModuleType, where: str) -> None:
     def fail(*arguments: object, **fields: object) -> None:
         raise ValueError(f"cannot take {SECRET_TEXT} and {ANN}")
 
-    monkeypatch.setattr(endpoint, where, fail)
+    monkeypatch.setattr(module, where, fail)
 
 
 def test_no_log_holds_a_prompt_or_a_key(
@@ -409,9 +410,9 @@ def test_no_log_holds_a_prompt_or_a_key(
         for name in ("httpx", "httpcore", "asyncio", "hypothesis"):  # the client's side of this test
             logging.getLogger(name).setLevel(logging.WARNING)
         misadventures(cluster)
-        for where in ("_headers", "check_body", "admit"):
+        for module, where in ((serving, "_headers"), (endpoint, "check_body"), (endpoint, "admit")):
             with monkeypatch.context() as patch:
-                break_the_router(patch, where)
+                break_the_router(patch, module, where)
                 response = ask(cluster, ANN, prompt=SECRET_TEXT)
                 assert (response.status_code, response.json()["error"]["code"]) == (500, "internal_error")
                 shown.append(response.text)

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from prefillshare.router.admission import Call, Endpoint
+from prefillshare.router.call import Call, Endpoint
 from prefillshare.router.errors import RouterError
 from prefillshare.router.legs import Handoff, asks_for_usage, decode_body, prefill_body, read_prefill
 from tests.router.fakes import prefill_worker

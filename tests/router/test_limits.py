@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from prefillshare.router.admission import admit
 from prefillshare.router.errors import RouterError
 from prefillshare.router.legs import prefill_body
-from prefillshare.router.limits import MAX_CONTAINERS, check_body, check_headers
+from prefillshare.router.limits import MAX_CONTAINERS, MAX_REPETITION, MAX_STOP_TOKEN_IDS, check_body, check_headers
 from prefillshare.router_config import LimitsConfig
 
 LIMITS = LimitsConfig(max_headers=8, max_header_bytes=1024, max_depth=10, max_messages=3, max_tools=2)
@@ -85,6 +85,50 @@ def test_a_grammar_is_limited_in_size_and_tools_that_are_only_shown_are_not() ->
         with pytest.raises(RouterError, match=r"has \d+ bytes; at most 256") as caught:
             check_body({field: value}, limits)
         assert (caught.value.status, caught.value.param) == (400, field)
+
+
+def test_a_worker_looks_through_no_more_tokens_to_stop_at_than_it_can_between_two_tokens() -> None:
+    check_body({"stop_token_ids": [7] * MAX_STOP_TOKEN_IDS}, LIMITS)
+    error = refusal({"stop_token_ids": [7] * (MAX_STOP_TOKEN_IDS + 1)})
+    assert (error.status, error.param) == (400, "stop_token_ids")
+    assert error.message == "`stop_token_ids` has 1025 entries; at most 1024 are accepted."
+
+
+@pytest.mark.parametrize(
+    ("size", "count", "says"),
+    [
+        (129, 2, "`max_pattern_size` 129 x `min_count` 2; at most 256 is accepted"),
+        (2, 129, "`max_pattern_size` 2 x `min_count` 129"),
+        (8000.0, 2.0, "`max_pattern_size` 8000.0 x"),  # a worker reads it as 8000
+        (10**400, 2.5, "at most 256"),
+        ("8000", 2, "`repetition_detection.max_pattern_size` must be a number"),
+        (8000, "2", "`repetition_detection.min_count` must be a number"),
+    ],
+)
+def test_a_worker_looks_for_no_longer_repetitions_than_it_can_between_two_tokens(
+    size: object, count: object, says: str
+) -> None:
+    error = refusal({"repetition_detection": {"max_pattern_size": size, "min_count": count}})
+    assert (error.status, error.param) == (400, "repetition_detection")
+    assert says in error.message
+    assert len(error.message) < 200
+
+
+@pytest.mark.parametrize(
+    "detection",
+    [
+        {"max_pattern_size": MAX_REPETITION // 2, "min_count": 2, "min_pattern_size": 1},
+        {"max_pattern_size": 20, "min_count": 4},
+        {"max_pattern_size": -(10**400), "min_count": 2.5},  # this and the rest a worker refuses, or does not use
+        {"max_pattern_size": 8000},
+        {"max_pattern_size": None, "min_count": [2]},
+        {},
+        None,
+        "text",
+    ],
+)
+def test_other_repetitions_are_left_to_the_worker(detection: object) -> None:
+    check_body({"repetition_detection": detection, "stop_token_ids": None}, LIMITS)
 
 
 def test_a_field_of_a_long_name_is_not_repeated_in_full() -> None:

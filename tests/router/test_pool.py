@@ -66,22 +66,41 @@ def test_calls_in_flight_are_cut_when_nobody_should_wait_any_longer(pool: Pool) 
     assert cut == ["first"]
 
 
-def test_silence_counts_from_the_last_sign_of_life_or_the_first_call(
+def test_a_call_that_comes_is_no_sign_of_life(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, pool_module)
+    pool.heard(A)
+    clock.now += 5
+    with pool.lease(A), pool.waiting(A, lambda: None) as call:
+        pool.wait_for(A, call)
+        assert pool.silence_s(A) == pytest.approx(5)
+        pool.heard(A)
+        assert pool.silence_s(A) == 0
+
+
+def test_a_worker_keeps_calls_waiting_from_the_first_of_them_on_and_since_its_last_sign_of_life(
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch, pool_module)
-    clock.now += 5
-    assert pool.silence_s(A) >= 5
-    with pool.lease(A), pool.waiting(A, lambda: None) as call:
+    clock.now += 50
+    with pool.waiting(A, lambda: None) as call:
         assert pool.is_awaited(A)
-        assert pool.silence_s(A) == 0
         clock.now += 3
-        with pool.lease(A):
-            assert pool.silence_s(A) == pytest.approx(3)
+        with pool.waiting(A, lambda: None):
+            assert pool.keeps_waiting_s(A) == pytest.approx(3)
         pool.heard(A)
-        assert pool.silence_s(A) == 0
+        assert pool.keeps_waiting_s(A) == 0
         call.for_worker = False
         assert not pool.is_awaited(A)
+        clock.now += 10
+        pool.wait_for(A, call)
+        assert (pool.is_awaited(A), pool.keeps_waiting_s(A)) == (True, 0)
+        clock.now += 4
+    clock.now += 1
+    with pool.waiting(A, lambda: None):  # somebody tries again
+        assert pool.keeps_waiting_s(A) == pytest.approx(5)
+    clock.now += 20
+    with pool.waiting(A, lambda: None):
+        assert pool.keeps_waiting_s(A) == 0
 
 
 def test_what_is_said_of_a_worker_that_was_removed_is_ignored(pool: Pool) -> None:

@@ -2,7 +2,7 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from starlette.types import ASGIApp
 
-from prefillshare.router.admission import Call
+from prefillshare.router.call import Call
 from prefillshare.router.errors import KV_LOST, RouterError
-from prefillshare.router.flow.ticket import UNLIMITED, Ticket
+from prefillshare.router.flow.ticket import Ticket
 from prefillshare.router.health.breaker import Breaker
 from prefillshare.router.placement.chunks import Chain
 from prefillshare.router.placement.placement import HasRoom, Placed, Placement
@@ -22,11 +22,12 @@ from prefillshare.router.retry import Attempts
 from prefillshare.router.route import ModelRoute
 from prefillshare.router.turns import Turns
 from prefillshare.router_config import RetryConfig, RouterConfig
-from tests.router.fakes import FakeWorker, Served, decode_worker, prefill_worker, wait_for
+from tests.router.fakes import FakeWorker, Served, UnlimitedTicket, decode_worker, prefill_worker, wait_for
 
 CALL = Call("id", "completions", "sql", {"model": "sql", "prompt": "hello"}, False, ("user", "u"))
 STREAM = Call("id", "completions", "sql", {"model": "sql", "prompt": "hello", "stream": True}, True, None)
 SETTINGS = RouterConfig(request_timeout_s=5.0, connect_timeout_s=1.0)
+UNLIMITED = UnlimitedTicket()
 
 
 class Bench:
@@ -100,9 +101,9 @@ def attempts() -> Attempts:
 
 
 async def complete(relay: Relay, tries: Attempts | None = None, ticket: Ticket = UNLIMITED) -> bytes:
-    tries, call = tries or attempts(), replace(CALL, ticket=ticket)
-    prefilled = await relay.prefill(call, tries)
-    async with relay.decode(call, prefilled, tries) as decoding:
+    tries = tries or attempts()
+    prefilled = await relay.prefill(CALL, ticket, tries)
+    async with relay.decode(CALL, ticket, prefilled, tries) as decoding:
         return await decoding.answer()
 
 
@@ -131,19 +132,20 @@ async def test_the_next_try_meets_another_prefill_worker(
     error = await failure(relay, tries)
     assert (error.status, error.retry, error.headers["retry-after"]) == (503, "not_connected", "1")
     assert bench.down() == ["prefill-0"]
-    assert (await relay.prefill(CALL, tries)).worker.name == "prefill-1"
-    assert (await relay.prefill(CALL, attempts())).worker.name == "prefill-1"  # the session has moved with its KV
+    assert (await relay.prefill(CALL, UNLIMITED, tries)).worker.name == "prefill-1"
+    # The session has moved with its KV.
+    assert (await relay.prefill(CALL, UNLIMITED, attempts())).worker.name == "prefill-1"
 
 
 async def test_the_next_try_meets_another_decode_worker_with_the_kv_that_is_there(bench: Bench, dead: str) -> None:
     base, sql = FakeWorker("base"), FakeWorker("sql")
     relay = bench.relay([bench.worker(base, "prefill-0")], [decode_worker("sql-0", dead), bench.worker(sql, "sql-1")])
     tries = attempts()
-    prefilled = await relay.prefill(CALL, tries)
+    prefilled = await relay.prefill(CALL, UNLIMITED, tries)
     with pytest.raises(RouterError, match="sql-0: cannot connect"):
-        async with relay.decode(CALL, prefilled, tries):
+        async with relay.decode(CALL, UNLIMITED, prefilled, tries):
             pass
-    async with relay.decode(CALL, prefilled, tries) as decoding:
+    async with relay.decode(CALL, UNLIMITED, prefilled, tries) as decoding:
         assert b"sql read hello" in await decoding.answer()
     assert bench.down() == ["sql-0"]
 
@@ -166,7 +168,7 @@ async def test_kv_that_could_not_be_read_is_sought_at_another_prefill_worker(
     relay, tries = bench.relay(workers, [bench.worker(sql, "sql-0")]), attempts()
     error = await failure(relay, tries)
     assert (error.code, error.retry) == ("kv_lost", reason)
-    assert (await relay.prefill(CALL, tries)).worker.name == second
+    assert (await relay.prefill(CALL, UNLIMITED, tries)).worker.name == second
 
 
 async def test_a_session_stays_where_it_was_served_whoever_was_asked_besides(bench: Bench) -> None:
@@ -174,19 +176,20 @@ async def test_a_session_stays_where_it_was_served_whoever_was_asked_besides(ben
     workers = [bench.worker(slow, "prefill-0"), bench.worker(slower, "prefill-1")]
     settings = SETTINGS.model_copy(update={"retry": RetryConfig(hedge_after_s=0.05)})
     relay = bench.relay(workers, [decode_worker()], settings)
-    serving = asyncio.create_task(relay.prefill(CALL, attempts()))
+    serving = asyncio.create_task(relay.prefill(CALL, UNLIMITED, attempts()))
     await asyncio.to_thread(wait_for, lambda: slower.bodies)
     assert slow.pause
     slow.pause.set()
     assert (await serving).worker.name == "prefill-0"
-    assert (await relay.prefill(CALL, attempts())).placed_by == "session"
+    assert (await relay.prefill(CALL, UNLIMITED, attempts())).placed_by == "session"
     assert len(slower.bodies) == 1
 
 
-class Hedged(Ticket):
+class Hedged(UnlimitedTicket):
     """Notes who had the faster leg 1, where that was not the first."""
 
     def __init__(self, full: Collection[Worker] = ()) -> None:
+        super().__init__()
         self._full = full
         self.faster: list[str] = []
 
@@ -202,11 +205,11 @@ async def test_whoever_was_asked_besides_has_room_and_is_told_of_when_it_was_fas
     workers = [bench.worker(slow, "prefill-0"), bench.worker(other, "prefill-1")]
     settings = SETTINGS.model_copy(update={"retry": RetryConfig(hedge_after_s=0.05)})
     relay, ticket = bench.relay(workers, [decode_worker()], settings), Hedged()
-    assert (await relay.prefill(replace(CALL, ticket=ticket), attempts())).worker.name == "prefill-1"
+    assert (await relay.prefill(CALL, ticket, attempts())).worker.name == "prefill-1"
     assert ticket.faster == ["prefill-1"]
 
     relay, ticket = bench.relay(workers, [decode_worker()], settings), Hedged(full=workers)
-    serving = asyncio.create_task(relay.prefill(replace(CALL, ticket=ticket), attempts()))
+    serving = asyncio.create_task(relay.prefill(CALL, ticket, attempts()))
     await asyncio.sleep(0.3)
     assert not serving.done()
     assert slow.pause
@@ -226,7 +229,7 @@ async def test_without_a_decode_worker_nothing_is_prefilled(bench: Bench, dead: 
     assert len(base.bodies) == 1
 
 
-class Untaken(Ticket):
+class Untaken(UnlimitedTicket):
     """Notes whether leg 2 is said to be taken up by nobody."""
 
     told = False
@@ -242,13 +245,12 @@ async def test_a_router_that_can_open_no_more_files_blames_no_worker(
     base, sql = FakeWorker("base"), FakeWorker("sql")
     relay = bench.relay([bench.worker(base, "prefill-0")], [bench.worker(sql, "sql-0")])
     ticket, tries = Untaken(), attempts()
-    call = replace(CALL, ticket=ticket)
 
     async def serve() -> None:
         with no_files_left() if leg == "base" else nullcontext():
-            prefilled = await relay.prefill(call, tries)
+            prefilled = await relay.prefill(CALL, ticket, tries)
         with no_files_left():
-            async with relay.decode(call, prefilled, tries):
+            async with relay.decode(CALL, ticket, prefilled, tries):
                 pass
 
     with pytest.raises(RouterError) as caught:
@@ -287,7 +289,7 @@ async def test_a_stream_ends_when_its_worker_is_found_down(bench: Bench) -> None
     got = []
 
     async def read() -> None:
-        async with relay.decode(STREAM, await relay.prefill(STREAM, tries), tries) as decoding:
+        async with relay.decode(STREAM, UNLIMITED, await relay.prefill(STREAM, UNLIMITED, tries), tries) as decoding:
             async for events in decoding.stream():
                 got.append(events)
 
@@ -346,7 +348,7 @@ async def test_an_answer_says_how_long_its_turn_was_waited_for(
 
     async def called() -> None:
         tries = attempts()
-        async with relay.decode(CALL, await relay.prefill(CALL, tries), tries) as decoding:
+        async with relay.decode(CALL, UNLIMITED, await relay.prefill(CALL, UNLIMITED, tries), tries) as decoding:
             waits.append(decoding.turn_s)
 
     async with another_computes(turns):
@@ -375,7 +377,7 @@ async def test_a_worker_that_goes_down_ends_the_calls_that_wait_for_their_turn(
     assert sql.bodies == []
 
 
-async def test_a_worker_is_silent_from_its_turn_on(
+async def test_a_worker_keeps_a_call_waiting_from_its_turn_on(
     bench: Bench, turned: tuple[Relay, Turns, FakeWorker, Worker]
 ) -> None:
     relay, turns, sql, worker = turned
@@ -387,24 +389,20 @@ async def test_a_worker_is_silent_from_its_turn_on(
         turn_at = time.monotonic()
     await asyncio.to_thread(wait_for, lambda: sql.bodies)
     assert bench.pools[1].is_awaited(worker)
-    assert bench.pools[1].silence_s(worker) <= time.monotonic() - turn_at
+    assert bench.pools[1].keeps_waiting_s(worker) <= time.monotonic() - turn_at
     call.cancel()
     await asyncio.gather(call, return_exceptions=True)
 
 
-class Noting(Ticket):
-    """Notes what is in flight on decode workers when leg 2 is said to be over, and what leg 1 is placed by."""
+class Noting(UnlimitedTicket):
+    """Notes what is in flight on decode workers when leg 2 is said to be over."""
 
     sends = 0
 
     def __init__(self, bench: Bench) -> None:
+        super().__init__()
         self.in_flight: list[int] = []
-        self.prompts: list[Chain] = []
         self._bench = bench
-
-    def chain(self, body: Mapping[str, Any]) -> Chain:
-        self.prompts.append(super().chain({"prompt": "a chain of the ticket's"}))
-        return self.prompts[-1]
 
     def sent(self) -> None:
         self.sends += 1
@@ -420,10 +418,9 @@ async def test_the_ticket_learns_when_leg_2_is_over_however_it_ends(
     base = bench.worker(FakeWorker("base"), "prefill-0")
     relay = bench.relay([base], [bench.worker(FakeWorker("sql", refusals=refusals), "sql-0")])
     ticket, tries, ended = Noting(bench), attempts(), None
-    call = replace(CALL, ticket=ticket)
-    prefilled = await relay.prefill(call, tries)
+    prefilled = await relay.prefill(CALL, ticket, tries)
     try:
-        async with relay.decode(call, prefilled, tries) as decoding:
+        async with relay.decode(CALL, ticket, prefilled, tries) as decoding:
             await decoding.answer()
             assert ticket.in_flight == []
     except RouterError as error:
@@ -441,15 +438,16 @@ async def test_leg_1_is_placed_by_the_chain_that_the_ticket_has(bench: Bench, mo
         return place(self, model, session, chain, *rest)
 
     monkeypatch.setattr(Placement, "prefill", noted)
-    ticket = Noting(bench)
-    await relay.prefill(replace(CALL, ticket=ticket), attempts())
-    assert placed_by == ticket.prompts
+    ticket = UnlimitedTicket("another prompt")
+    await relay.prefill(CALL, ticket, attempts())
+    assert placed_by == [ticket.prompt]
 
 
-class Choosy(Ticket):
+class Choosy(UnlimitedTicket):
     """Has room on the second worker of each pool alone. Notes what it is asked and told, in order."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.heard: list[str] = []
 
     def room_to_prefill(self) -> HasRoom:
@@ -475,21 +473,20 @@ async def test_workers_are_chosen_by_the_tickets_room_which_is_told_of_the_choic
     prefill, decode = ([bench.worker(fake, f"{fake.model}-{n}") for n in range(2)] for fake in (base, sql))
     relay, tries, ticket = bench.relay(prefill, decode), attempts(), Choosy()
     tries.failed_workers.update((prefill[1], decode[1]))  # so that the choice takes two tries, and ends with -0
-    call = replace(CALL, ticket=ticket)
-    prefilled = await relay.prefill(call, tries)
-    async with relay.decode(call, prefilled, tries) as decoding:
+    prefilled = await relay.prefill(CALL, ticket, tries)
+    async with relay.decode(CALL, ticket, prefilled, tries) as decoding:
         assert bench.pools[1].load(decode[0]) == 999
         await decoding.answer()
     assert ticket.heard == ["to prefill", "base-0", "to decode", "sql-0"]
     tries.failed_workers.clear()
-    await relay.prefill(call, tries)
+    await relay.prefill(CALL, ticket, tries)
     assert ticket.heard[-2:] == ["to prefill", "base-1"]
 
 
 async def test_a_client_that_does_not_read_is_not_the_workers_silence(bench: Bench) -> None:
     worker = bench.worker(FakeWorker("sql", behaviour="stalls"), "sql-0")
     relay, tries = bench.relay([bench.worker(FakeWorker("base"), "prefill-0")], [worker]), attempts()
-    async with relay.decode(STREAM, await relay.prefill(STREAM, tries), tries) as decoding:
+    async with relay.decode(STREAM, UNLIMITED, await relay.prefill(STREAM, UNLIMITED, tries), tries) as decoding:
         assert bench.pools[1].is_awaited(worker)
         stream = aiter(decoding.stream())
         await anext(stream)
@@ -576,7 +573,7 @@ async def test_leaving_a_stream_early_makes_the_worker_abort(bench: Bench) -> No
     base, sql = FakeWorker("base"), FakeWorker("sql", behaviour="stalls")
     relay = bench.relay([bench.worker(base, "prefill-0")], [bench.worker(sql, "sql-0")])
     tries = attempts()
-    async with relay.decode(STREAM, await relay.prefill(STREAM, tries), tries) as decoding:
+    async with relay.decode(STREAM, UNLIMITED, await relay.prefill(STREAM, UNLIMITED, tries), tries) as decoding:
         assert bench.in_flight() == 1
         async for events in decoding.stream():
             assert b'"text":"sql"' in events

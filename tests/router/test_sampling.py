@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from prefillshare.router.admission import Endpoint
+from prefillshare.router.call import Endpoint
 from prefillshare.router.errors import RouterError
 from prefillshare.router.sampling import RANGES, check_sampling
 
@@ -60,6 +60,15 @@ def test_a_chats_length_is_what_its_worker_goes_by() -> None:
     check_sampling("chat/completions", {"max_completion_tokens": 5, "max_tokens": 0})
 
 
+def tool(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name}}
+
+
+def schema(**parts: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": parts}
+
+
+NAMED, TOOLS = tool("f"), [tool("f")]
 CHAT: Endpoint = "chat/completions"
 TEXT: Endpoint = "completions"
 
@@ -73,13 +82,21 @@ TEXT: Endpoint = "completions"
         (TEXT, {"min_tokens": 17, "max_tokens": None}, "min_tokens", "which is 16"),
         (CHAT, {"top_logprobs": 3}, "top_logprobs", "is there without `logprobs`; it needs `logprobs: true`"),
         (CHAT, {"top_logprobs": -1, "logprobs": False}, "top_logprobs", "logprobs: true"),
-        (CHAT, {"logprob_token_ids": [1]}, "logprob_token_ids", "logprobs: true"),
-        (TEXT, {"logprob_token_ids": [1]}, "logprob_token_ids", "logprobs: 0"),
-        (TEXT, {"logprob_token_ids": [1] * 129, "logprobs": 0}, "logprob_token_ids", "has 129 tokens"),
         (CHAT, {"stop": ""}, "stop", "has an empty text"),
         (TEXT, {"stop": ["a", ""]}, "stop", "has an empty text"),
         (CHAT, {"bad_words": [""]}, "bad_words", "has an empty text"),
         (TEXT, {"allowed_token_ids": []}, "allowed_token_ids", "is empty"),
+        (CHAT, {"stop": list("abcde")}, "stop", "has 5 texts; it must have at most 4"),
+        (CHAT, {"tool_choice": "auto"}, "tool_choice", "is there without `tools`; it must be left out then"),
+        (CHAT, {"tool_choice": "required", "tools": None}, "tool_choice", "without `tools`"),
+        (CHAT, {"tool_choice": NAMED}, "tool_choice", "without `tools`"),
+        (CHAT, {"tool_choice": NAMED, "tools": [tool("g"), 7, {}]}, "tool_choice", "of one of `tools`"),
+        (CHAT, {"tool_choice": {"type": "allowed_tools"}, "tools": TOOLS}, "tool_choice", "is {'type': 'allowed_"),
+        (CHAT, {"tool_choice": "any", "tools": TOOLS}, "tool_choice", "is 'any'; it must be"),
+        (TEXT, {"response_format": {"type": "json_schema"}}, "response_format", "has no `json_schema.name`"),
+        (CHAT, {"response_format": schema(name="x")}, "response_format", "has no `json_schema.schema`; it must"),
+        (CHAT, {"response_format": schema(name="x", schema=None)}, "response_format", "has no `json_schema.schema`"),
+        (CHAT, {"response_format": schema(schema={})}, "response_format", "has no `json_schema.name`"),
         (CHAT, {"stream_options": {"include_usage": True}}, "stream_options", "without `stream: true`"),
         (TEXT, {"stream_options": {"include_usage": True}, "stream": False}, "stream_options", "must be left out"),
     ],
@@ -100,12 +117,29 @@ def test_what_does_not_go_together_or_says_nothing_is_refused(
         (TEXT, {"min_tokens": 16}),
         (TEXT, {"min_tokens": 17, "max_tokens": 20}),
         (CHAT, {"top_logprobs": 21, "logprobs": True}),  # `--max-logprobs` of the worker
-        (CHAT, {"top_logprobs": 0, "logprob_token_ids": []}),
-        (TEXT, {"logprob_token_ids": [1] * 128, "logprobs": 0}),
+        (CHAT, {"top_logprobs": 0}),
         (CHAT, {"stop": [], "bad_words": [], "stream_options": {}}),
         (CHAT, {"stop": None, "allowed_token_ids": None, "stream_options": None}),
         (TEXT, {"stream_options": {"include_usage": True}, "stream": True}),
+        (TEXT, {"stop": list("abcd")}),
+        (CHAT, {"stop": "abcde"}),
+        (CHAT, {"tool_choice": None}),
+        (CHAT, {"tool_choice": "none"}),
+        (CHAT, {"tool_choice": "auto", "tools": TOOLS}),
+        (CHAT, {"tool_choice": "required", "tools": TOOLS}),
+        (CHAT, {"tool_choice": NAMED, "tools": [tool("g"), *TOOLS]}),
+        (CHAT, {"tool_choice": NAMED, "tools": "no list, as a prefill worker says"}),
+        (TEXT, {"tool_choice": "auto"}),
+        (TEXT, {"response_format": schema(name="x", schema={})}),
+        (CHAT, {"response_format": {"type": "text"}}),
+        (CHAT, {"response_format": "json_schema"}),
     ],
 )
 def test_what_goes_together_is_let_through(endpoint: Endpoint, body: dict[str, Any]) -> None:
     check_sampling(endpoint, body)
+
+
+def test_workers_may_be_told_to_take_more_stop_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_MAX_STOP_STRINGS", "5")
+    check_sampling(CHAT, {"stop": list("abcde")})
+    assert "at most 5" in refusal(CHAT, {"stop": list("abcdef")}).message

@@ -6,10 +6,11 @@ from prefillshare.router.sessions import Affinity, session_digest, session_key
 @pytest.mark.parametrize(
     ("headers", "body", "key"),
     [
-        ({"x-session-id": "a"}, {"prompt_cache_key": "b", "user": "c"}, ("x-session-id", "a")),
+        ({"x-session-id": "a"}, {"session_id": "d", "prompt_cache_key": "b"}, ("x-session-id", "a")),
+        ({}, {"session_id": "d", "prompt_cache_key": "b", "user": "c"}, ("session_id", "d")),
         ({}, {"prompt_cache_key": "b", "user": "c"}, ("prompt_cache_key", "b")),
         ({}, {"user": "c"}, ("user", "c")),
-        ({"x-session-id": ""}, {"prompt_cache_key": "", "user": 7}, None),
+        ({"x-session-id": ""}, {"session_id": 7, "prompt_cache_key": "", "user": 7}, None),
         ({}, {}, None),
     ],
 )
@@ -37,7 +38,7 @@ def test_a_session_takes_no_more_room_for_a_long_key() -> None:
     assert [len(key) for key in affinity._workers] == [16]
 
 
-@pytest.mark.parametrize("field", ["x-session-id", "prompt_cache_key", "user"])
+@pytest.mark.parametrize("field", ["x-session-id", "session_id", "prompt_cache_key", "user"])
 def test_sessions_of_tenants_stay_apart_whatever_field_names_them(field: str) -> None:
     tenants = ("acme-sales", "acme-support", "zulu")
     assert len({session_digest((f"{field}@{tenant}", "1")) for tenant in tenants}) == len(tenants)

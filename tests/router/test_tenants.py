@@ -1,7 +1,7 @@
 from typing import Any
 
 from prefillshare.access import Key, KeyConfig, digest
-from prefillshare.router.admission import Call
+from prefillshare.router.call import Call
 from prefillshare.router.tenants import Caller, Visit, make_keyring, salt_of
 
 CALL = Call("id", "completions", "sql", {"model": "sql"}, False, ("user", "u"))

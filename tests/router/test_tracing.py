@@ -1,13 +1,16 @@
 import asyncio
 import importlib.util
 import json
-from collections.abc import Callable
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import httpx
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 from starlette.applications import Starlette
@@ -19,10 +22,10 @@ from starlette.types import ASGIApp
 from prefillshare.errors import UserError
 from prefillshare.router import app, assembly, tracing
 from prefillshare.router.record import CallRecord
-from prefillshare.router.tracing import OpenTelemetry, Tracing, check_installed, open_tracing
+from prefillshare.router.tracing import OpenTelemetry, Tracing, check_tracing, open_tracing
 from prefillshare.router_config import RouterConfig, TracingConfig
 from tests.router.conftest import Cluster
-from tests.router.fakes import Served, wait_for
+from tests.router.fakes import FACTS, Served, wait_for
 
 CHAT: dict[str, Any] = {"model": "sql", "messages": [{"role": "user", "content": "hello"}], "user": "ann"}
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -228,12 +231,59 @@ def test_asking_for_traces_without_opentelemetry_is_an_error_that_says_what_to_i
 
     monkeypatch.setattr(importlib.util, "find_spec", missing)
     with pytest.raises(UserError, match=named) as caught:
-        check_installed(settings, environment)
+        check_tracing(settings, environment)
     assert "pip install 'prefillshare[tracing]'" in str(caught.value)
-    check_installed(TracingConfig(), {})  # nothing is needed when nothing is asked for
+    check_tracing(TracingConfig(), {})  # nothing is needed when nothing is asked for
     if settings.otlp_endpoint:
         with pytest.raises(UserError, match="prefillshare\\[tracing\\]"):
-            app.create_app(RouterConfig(tracing=settings), {}, block_size=16)
+            app.create_app(RouterConfig(tracing=settings), {}, FACTS)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "10s"),
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "brotli"),
+        ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "many"),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "0"),
+    ],
+)
+def test_a_variable_that_opentelemetry_refuses_is_found_before_anything_starts(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(UserError, match=rf"otlp_endpoint asks for traces: OpenTelemetry refuses .*{variable}"):
+        check_tracing(ENDPOINT, os.environ)
+    with pytest.raises(UserError):
+        app.create_app(RouterConfig(tracing=ENDPOINT), {}, FACTS)
+
+
+def test_a_check_of_what_is_right_leaves_nothing_running() -> None:
+    before = threading.active_count()
+    check_tracing(ENDPOINT, {})
+    assert threading.active_count() == before
+
+
+def test_a_collector_that_does_not_answer_keeps_no_router_from_stopping(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tracing, "_CLOSE_S", 0.1)
+    answers = threading.Event()
+
+    class Hanging(InMemorySpanExporter):
+        def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+            answers.wait(20)
+            return super().export(spans)
+
+    provider = TracerProvider()
+    provider.add_span_processor(BatchSpanProcessor(Hanging()))
+    opened = OpenTelemetry(provider)
+    opened.start("completions", "id", []).end(CallRecord("id", "completions", "sql", 200, None, 1.0))
+    started = time.monotonic()
+    opened.close()
+    assert time.monotonic() - started < 5
+    assert "the last spans were not sent" in caplog.text
+    answers.set()
 
 
 def test_opentelemetry_is_imported_only_when_it_is_on() -> None:

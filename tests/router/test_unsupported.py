@@ -7,7 +7,7 @@ import pytest
 from openai.types import completion_create_params
 from openai.types.chat import completion_create_params as chat_create_params
 
-from prefillshare.router.admission import Endpoint
+from prefillshare.router.call import Endpoint
 from prefillshare.router.errors import RouterError
 from prefillshare.router.legs import PROMPT_FIELDS
 from prefillshare.router.unsupported import OF_THE_OTHER, REFUSED, check_fields, without_unused
@@ -77,3 +77,10 @@ def test_what_is_not_used_can_be_left_out() -> None:
     body = {"messages": [], "tools": [], "prompt": None}
     check_fields("chat/completions", body)
     assert without_unused("chat/completions", body) == {"messages": [], "tools": []}
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+def test_one_answer_may_be_asked_for_by_null(endpoint: Endpoint) -> None:
+    """OpenAI has it so; vLLM's completions want a number."""
+    assert without_unused(endpoint, {"model": "sql", "n": None, "stop": None}) == {"model": "sql", "stop": None}
+    assert without_unused(endpoint, {"n": 2}) == {"n": 2}

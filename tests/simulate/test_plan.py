@@ -48,7 +48,7 @@ ONE_A_SECOND = replace(PROFILE, cost=Cost(step_s=1e-6, token_s=0.5 / 1600, pair_
 PATIENT = Goal(ttft_s=60.0, tpot_s=1.0)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_a_system_has_to_keep_up_however_patient_the_goals(seed: int) -> None:
     """A goal of a minute is met by one worker with a tenth too much to do, for longer than is simulated."""
     need = plan(Demand(SECOND, ("planner",), 1.1), ONE_A_SECOND, PATIENT, "shared", seed=seed)
@@ -57,7 +57,7 @@ def test_a_system_has_to_keep_up_however_patient_the_goals(seed: int) -> None:
     assert need.prefill_busy == pytest.approx(0.55, abs=0.05)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_a_system_that_keeps_up_gets_no_more_workers(seed: int) -> None:
     need = plan(Demand(SECOND, ("planner",), 0.85), ONE_A_SECOND, PATIENT, "shared", seed=seed)
     assert (need.prefill_workers, need.decode_workers) == ((1,), (1,))

@@ -16,7 +16,7 @@ from prefillshare.errors import Refused, UserError
 
 KEY_VARIABLES = ("PREFILLSHARE_API_KEY", "OPENAI_API_KEY")
 TIMEOUT_S = 30.0  # beyond what the router is asked to wait
-JOIN_TIMEOUT_S = 180.0  # the router asks what joins, and then its peers, a minute each
+JOIN_TIMEOUT_S = 180.0  # a minute for what joins to say what it is, and for its peers; before these, who joins first
 
 _PATH = "/admin/v1"
 _KEY = re.compile(r"[!-~]+")

@@ -20,7 +20,7 @@ from prefillshare.identity import BaseMismatch, compute_identity
 from prefillshare.module import DecodeModule, load_module, verify_module
 from prefillshare.proven import unproven
 from prefillshare.router.placement.table import policies
-from prefillshare.router.tracing import check_installed
+from prefillshare.router.tracing import check_tracing
 from prefillshare.windows import windows_of
 
 _WORKER_GIB = 2.0  # a CPU worker without its KV cache: measured 3.0 GB PSS with 1 GB of KV
@@ -128,7 +128,7 @@ def _check_engine() -> Iterator[Finding]:
 
 def _check_tracing(deployment: Deployment) -> Iterator[Finding]:
     try:
-        check_installed(deployment.router.tracing, os.environ)
+        check_tracing(deployment.router.tracing, os.environ)
     except UserError as error:
         yield Finding("router.tracing", "problem", str(error))
 

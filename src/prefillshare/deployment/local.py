@@ -33,6 +33,7 @@ from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.route import ModelRoute
 from prefillshare.router.server import server_config
 from prefillshare.router.turned_away import TurnedAway
+from prefillshare.router.worker_facts import WorkerFacts
 from prefillshare.urls import http_url
 
 # Worker start-up is bound by the CPU, yet overlapping helps: four at once on two cores were ready in 100 s, where
@@ -178,14 +179,10 @@ class LocalDeployment:
                 create_app(
                     settings,
                     routes(self.deployment, specs),
-                    block_size=self.deployment.workers.block_size,
-                    worker_key=specs[0].worker_key,  # one for all workers of a deployment
+                    worker_facts(specs[0]),
                     drain=self._drain,
                     turned_away=self._turned_away,
                     listeners=[self._follow],
-                    max_num_seqs=self.deployment.workers.max_num_seqs,
-                    kv_lease_s=self.deployment.workers.kv_lease_s,
-                    pull_timeout_s=self.deployment.workers.pull_timeout_s,
                 ),
                 settings.limits,
                 unread_s=settings.request_timeout_s,
@@ -228,6 +225,17 @@ class LocalDeployment:
     def _report(self, event: Event) -> None:
         for listener in self.listeners:
             listener(event)
+
+
+def worker_facts(spec: WorkerSpec) -> WorkerFacts:
+    """What the router has to know of a deployment's workers, by any one of them."""
+    return WorkerFacts(
+        block_size=spec.block_size,
+        key=spec.worker_key,
+        max_num_seqs=spec.max_num_seqs,
+        kv_lease_s=spec.kv_lease_s,
+        pull_timeout_s=spec.pull_timeout_s,
+    )
 
 
 def routes(deployment: Deployment, specs: list[WorkerSpec]) -> dict[str, ModelRoute]:

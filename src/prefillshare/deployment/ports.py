@@ -120,7 +120,11 @@ def router_port_or_error(router: RouterConfig) -> Iterator[None]:
 
 
 def others_on(port: int, group: Collection[int]) -> str | None:
-    """Who listens on a port in the place of these processes, in words; None if one of them does, or none is seen to."""
+    """Who listens on a port in the place of these processes, in words; None if one of them does, or none is seen to.
+
+    Raises:
+        OSError: the system does not say, for want of a free file, say.
+    """
     for pid in group:
         try:
             own = psutil.Process(pid).net_connections(kind="tcp")

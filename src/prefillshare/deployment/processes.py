@@ -64,7 +64,7 @@ async def end(process: asyncio.subprocess.Process, *, grace_s: float) -> None:
             await asyncio.wait_for(process.wait(), grace_s)
     kill_group(group)
     await process.wait()
-    while members(group):
+    while _may_run(group):
         kill_group(group)
         await asyncio.sleep(_POLL_S)
 
@@ -75,8 +75,19 @@ def kill_group(group: int) -> None:
         os.killpg(group, signal.SIGKILL)
 
 
+def _may_run(group: int) -> bool:
+    try:
+        return bool(members(group))
+    except OSError:  # this process can open no file: it will see later, and the deployment's other workers go on
+        return True
+
+
 def members(group: int) -> list[int]:
-    """Pids of the group's processes, without zombies (nobody may be there to reap those)."""
+    """Pids of the group's processes, without zombies (nobody may be there to reap those).
+
+    Raises:
+        OSError: the system does not say, for want of a free file, say.
+    """
     found = []
     for process in psutil.process_iter(["status"]):
         with contextlib.suppress(ProcessLookupError):

@@ -171,9 +171,8 @@ class WorkerProcess:
             while time.monotonic() < deadline:
                 if process.returncode is not None:
                     return how_it_ended(process.returncode)
-                if await self._is_healthy(client):
-                    # vLLM's port is free to others as long as it loads: what is healthy there need not be this worker.
-                    if others := others_on(self.spec.port, members(process.pid)):
+                if await self._is_healthy(client) and (others := self._others(process)) is not None:
+                    if others:
                         return f"its port {self.spec.port} {others}; end that, or change workers.first_port"
                     self._enter("ready")
                     self.ready.set()
@@ -212,6 +211,14 @@ class WorkerProcess:
                 return answer.status == 200
         except (aiohttp.ClientError, TimeoutError) as error:
             return None if ran_out(error) else False
+
+    def _others(self, process: Process) -> str | None:
+        """Who answers on its port in its place: vLLM's port is free to others as long as it loads. Empty: nobody does;
+        None: that cannot be told, since this process has too many files open."""
+        try:
+            return others_on(self.spec.port, members(process.pid)) or ""
+        except OSError:
+            return None
 
     async def _wait(self, process: Process) -> None:
         """One probing interval, or less if the process ends."""

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from prefillshare.announcement import PATH, AnnouncedModel, Announcement
 from prefillshare.engine.handoff import HANDOFF_KEY_VARIABLE
+from prefillshare.engine.hooks import attention_isa
 from prefillshare.engine.version import installed_vllm
 from prefillshare.module import load_module, module_digest
 
@@ -53,13 +54,19 @@ def announce(state: Any) -> Announcement:
         block_size=config.cache_config.block_size,
         max_model_len=config.model_config.max_model_len,
         vllm=installed_vllm() or "unknown",
-        kv={
-            "dtype": str(config.model_config.dtype),
-            "cache_dtype": str(config.cache_config.cache_dtype),
-            "tensor_parallel_size": str(config.parallel_config.tensor_parallel_size),
-        },
+        kv=_kv(config),
         handoff_key=fingerprint(os.environ.get(HANDOFF_KEY_VARIABLE, "")),
     )
+
+
+def _kv(config: Any) -> dict[str, str]:
+    form = {
+        "dtype": str(config.model_config.dtype),
+        "cache_dtype": str(config.cache_config.cache_dtype),
+        "tensor_parallel_size": str(config.parallel_config.tensor_parallel_size),
+    }
+    isa = attention_isa(config)
+    return form if isa is None else form | {"attention_isa": isa}
 
 
 def fingerprint(key: str) -> str:

@@ -9,6 +9,7 @@ from prefillshare.engine.handoff import HANDOFF_KEY_VARIABLE
 from prefillshare.engine.version import is_cpu_build
 from prefillshare.engine.worker import WorkerSpec
 from prefillshare.engine.worker_key import WORKER_KEY_VARIABLE
+from prefillshare.engine_args import STRUCTURED_OUTPUTS
 from prefillshare.errors import UserError
 from prefillshare.instructions import Placement
 
@@ -60,6 +61,9 @@ def worker_command(spec: WorkerSpec) -> list[str]:
     command += ["--enable-prefix-caching"]  # on a decode worker, the connector keeps own KV out of it
     # A handoff is one list of blocks with all of a prompt's KV, also where layers have windows (`kv_groups.py`).
     command += ["--disable-hybrid-kv-cache-manager"]
+    # On "auto", the first answer with a structure decides which backend all later ones get. In parts, as `engine_args`
+    # adds others; to prefill workers as well, since vLLM refuses some of those without it.
+    command += [f"{STRUCTURED_OUTPUTS}.backend", "xgrammar"]
     command += ["--middleware", "prefillshare.engine.refusals.RefusalMiddleware"]
     command += ["--middleware", "prefillshare.engine.announcement.AnnouncementMiddleware"]
     command += ["--middleware", "prefillshare.engine.worker_key.WorkerKeyMiddleware"]  # the last one is outermost

@@ -10,6 +10,7 @@ Loaded inside a vLLM process through `kv_connector_module_path`. What it changes
   worker still holds the blocks. A missing field would raise in the engine's loop, and every running request would die.
 - A pull that a stopped prefill worker does not answer ends the request after a while; its blocks stay reserved until
   the read has ended, so that it never writes into another request's.
+- A prompt with a token that the model has no embedding for ends with a refusal, not with the engine.
 - Prefill and decode worker must agree on the base's identity, not on the path of a model.
 - A prompt's blocks hold the KV of all its positions, attention windows or not (`kv_groups`).
 - On a CPU the engine's loop and NIXL's progress thread leave the cores to the model, and LoRA layers take few products.
@@ -50,6 +51,7 @@ from prefillshare.engine.handoff import (
     prompt_refusal,
     seal,
     seal_refusal,
+    token_refusal,
 )
 from prefillshare.engine.kv_groups import require_whole_prompts
 from prefillshare.engine.provenance import cache_base_kv_only, key_blocks_by_base
@@ -121,6 +123,7 @@ class SharedPrefillConnector(NixlPullConnector):
         self._decodes = settings.kv_role == "kv_consumer"
         self._base_identity: str = extra["base_identity"]
         self._block_size: int = vllm_config.cache_config.block_size
+        self._vocabulary: int = vllm_config.model_config.get_vocab_size()
         self._used_handoffs: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._pulls: dict[str, tuple[int, float]] = {}  # scheduler side, by request: tokens, and since when
         self._refusing: set[str] = set()  # scheduler side: until the worker has reported them
@@ -253,9 +256,9 @@ class SharedPrefillConnector(NixlPullConnector):
         return held, params
 
     def _why_refuse(self, request: "Request") -> Refusal | None:
-        params = request.kv_transfer_params
+        params, prompt = request.kv_transfer_params, request.prompt_token_ids or []
         if not self._decodes:
-            return prefill_refusal(params)
+            return prefill_refusal(params) or token_refusal(prompt, self._vocabulary)
         refusal = decode_refusal(params) or seal_refusal(params, self._key)
         if refusal is not None:
             return refusal
@@ -263,7 +266,7 @@ class SharedPrefillConnector(NixlPullConnector):
         # Aborted at once: comes with another prompt, and only tells the prefill worker to let go. It uses the handoff
         # up all the same, and must not have blocks given away that a call is reading.
         if not request.abort_immediately:
-            refusal = prompt_refusal(params, request.prompt_token_ids or [], self._block_size)
+            refusal = prompt_refusal(params, prompt, self._block_size) or token_refusal(prompt, self._vocabulary)
             if refusal is None and (request.skip_reading_prefix_cache or request.resumable):
                 refusal = Refusal(
                     "local_prefill_asked",

@@ -21,6 +21,7 @@ Reason = Literal[
     "used_handoff",
     "local_prefill_asked",
     "grammar_failed",
+    "unknown_token",
     "another_base",
     "pull_failed",
     "lease_expired",
@@ -37,6 +38,7 @@ STATUS: dict[Reason, int] = {
     "used_handoff": 400,
     "local_prefill_asked": 400,
     "grammar_failed": 400,
+    "unknown_token": 400,
     "another_base": 503,
     "pull_failed": 503,
     "lease_expired": 503,
@@ -132,6 +134,22 @@ def seal_refusal(params: dict[str, Any], key: str) -> Refusal | None:
         "forged_handoff",
         "the seal does not match: kv_transfer_params were changed on their way, or the workers' "
         f"{HANDOFF_KEY_VARIABLE} differ",
+    )
+
+
+def token_refusal(prompt_ids: Sequence[int], vocabulary: int) -> Refusal | None:
+    """Why a model whose embedding has `vocabulary` rows cannot read the prompt; None when it can.
+
+    vLLM takes every token that the tokenizer knows, and some know more than their model has an embedding for (Gemma 3's
+    know image tokens, its text models do not). Computing one would end the engine, or read a row that means nothing.
+    """
+    highest = max(prompt_ids, default=0)
+    if highest < vocabulary:
+        return None
+    return Refusal(
+        "unknown_token",
+        f"the prompt has the token {highest}, which the tokenizer knows and the model does not: it has {vocabulary} "
+        "tokens, from 0 on; leave that token, or the text that stands for it, out of the prompt",
     )
 
 

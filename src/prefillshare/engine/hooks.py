@@ -22,6 +22,7 @@ from vllm.distributed.nixl_utils import NixlWrapper
 from vllm.logger import init_logger
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.platforms import current_platform
+from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
 from vllm.v1.engine.core import EngineCoreProc
 from vllm.v1.request import Request, RequestStatus
 
@@ -129,7 +130,7 @@ def announce_base(worker: NixlBaseConnectorWorker, base_identity: str) -> None:
 
 def kv_form(vllm_config: VllmConfig, backend_name: str) -> str:
     """Digest over what makes two workers' KV exchangeable, given the same base: versions, dtype, geometry, attention
-    backend (vLLM's own hash, with the model's path taken out), block size and rope."""
+    backend (vLLM's own hash, with the model's path taken out), block size, rope and the order within a block."""
     config = copy.copy(vllm_config)
     config.model_config = copy.copy(vllm_config.model_config)
     config.model_config.model = ""
@@ -138,8 +139,21 @@ def kv_form(vllm_config: VllmConfig, backend_name: str) -> str:
         "vllm": compute_nixl_compatibility_hash(config, backend_name),
         "block_size": vllm_config.cache_config.block_size,
         **{name: getattr(model, name, None) for name in _KV_FIELDS},
+        "attention_isa": attention_isa(vllm_config),
     }
     return hashlib.sha256(json.dumps(form, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def attention_isa(vllm_config: VllmConfig) -> str | None:
+    """The instructions that a CPU's attention uses, as vLLM calls them; None on other devices.
+
+    vLLM chooses them by the host. They decide how keys and values lie within a block, which nothing else tells: shapes,
+    strides and the backend's name are those of every CPU.
+    """
+    if not current_platform.is_cpu():
+        return None
+    model, cache = vllm_config.model_config, vllm_config.cache_config
+    return str(_get_attn_isa(model.dtype, cache.block_size, model.get_head_size(), cache.cache_dtype))
 
 
 def keep_listening(scheduler: NixlBaseConnectorScheduler) -> None:

@@ -6,9 +6,10 @@ Its modules, in the order in which a call meets them (docs/architecture.md has t
     gate, auth, tenants, rates, limits      who calls, and how much they may
     endpoint, exchange, record              one request from its body to its last byte, and what is noted of it
     drain, disconnect                       what ends it early: a router that stops, a client that leaves
-    admission, unsupported, sampling, sessions
+    admission, unsupported, sampling, sessions, call
                                             a body becomes a `Call`, or is refused by name
     choices                                 several answers to one request, a call each
+    serving                                 one call from its ticket to its last byte, over all that it tries
     flow/                                   the call waits for room on its workers, and gets a `Ticket`
     relay                                   runs the two legs
     route, tools, legs                      which pools serve the model, whether it calls tools, what each leg sends
@@ -21,11 +22,11 @@ Its modules, in the order in which a call meets them (docs/architecture.md has t
 
 What stands behind the calls:
 
-    pool, fleet                             the workers, and all that is served at the moment
+    pool, worker_facts, fleet               the workers, what they have in common, and all that is served at the moment
     health/                                 which workers are up
     admin/                                  they join, drain and leave while the router runs
     observer, metrics, worker_metrics, tenant_metrics, tracing, log_format, status/, about
                                             everything that the router tells of its calls and of itself
     errors, privacy                         what a client is told of a failure, and what a log may say of one
-    assembly, app                           all of it put together; `app.create_app` is where to begin reading
+    services, assembly, app                 all of it put together; `app.create_app` is where to begin reading
 """

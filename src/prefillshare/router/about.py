@@ -9,6 +9,7 @@ from starlette.routing import Route
 from prefillshare.router.drain import Drain
 from prefillshare.router.errors import RouterError, model_not_found
 from prefillshare.router.fleet import Fleet
+from prefillshare.router.flow.control import FlowControl
 from prefillshare.router.metrics import Metrics
 
 
@@ -26,13 +27,14 @@ class About:
         ]
 
     async def _models(self, request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [self._card(model) for model in self._callable_by(request)]})
+        cards = [self._card(request, model) for model in self._callable_by(request)]
+        return JSONResponse({"object": "list", "data": cards})
 
     async def _model(self, request: Request) -> Response:
         model = request.path_params["model"]
         if model not in (known := self._callable_by(request)):
             raise model_not_found(model, sorted(known))
-        return JSONResponse(self._card(model))
+        return JSONResponse(self._card(request, model))
 
     async def _health(self, request: Request) -> Response:
         """200 when every model can be served. Who is no operator learns nothing else."""
@@ -56,8 +58,18 @@ class About:
     def _callable_by(self, request: Request) -> tuple[str, ...]:
         return request.scope["user"].caller.may_call(self._fleet.models)
 
-    def _card(self, model: str) -> dict[str, object]:
-        return {"id": model, "object": "model", "created": self._created, "owned_by": "prefillshare"}
+    def _card(self, request: Request, model: str) -> dict[str, object]:
+        """With what vLLM's cards have besides OpenAI's, which its benchmark and LiteLLM read."""
+        flow: FlowControl = request.app.state.services.flow
+        return {
+            "id": model,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "prefillshare",
+            "root": model,  # at a worker the folder, which is nobody's business here
+            "parent": None,
+            "max_model_len": flow.longest_call(self._fleet.routes[model].decode),
+        }
 
 
 def check_operator(request: Request) -> None:

@@ -3,38 +3,19 @@
 import json
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 from starlette.requests import Request
 
+from prefillshare.router.call import Call, Endpoint
 from prefillshare.router.errors import RouterError, bad_request, model_not_found
 from prefillshare.router.flow.deadline import patience_s
-from prefillshare.router.flow.ticket import UNLIMITED, Ticket
 from prefillshare.router.sampling import check_sampling
-from prefillshare.router.sessions import SessionKey, session_key
+from prefillshare.router.sessions import session_key
 from prefillshare.router.unsupported import check_fields, without_unused
-
-Endpoint = Literal["chat/completions", "completions"]
 
 # Of these vLLM 0.32 refuses anything but an object with a 500, which looks like a worker that fails.
 _OBJECTS = ("structured_outputs",)
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One admitted request. `body` is the client's, less what it says it does not use; legs make copies of it."""
-
-    request_id: str
-    endpoint: Endpoint
-    model: str
-    body: Mapping[str, Any]
-    stream: bool
-    session: SessionKey | None
-    salt: str | None = None  # of the prefix caches; the router's, never the client's
-    patience_s: float | None = None  # how long the client waits for its answer, where it says so
-    goes_on: bool = False  # with a request that has been let in: it waits for room, and is not refused for want of it
-    ticket: Ticket = UNLIMITED
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:

@@ -1,7 +1,8 @@
 """What the client sees of a decode worker's answer.
 
 Passed through byte for byte, except: usage reports the cached tokens of the prefill side (a decode worker's own figure
-is always prompt - 1), what is internal to the two legs is removed, and an answer that broke off is an error.
+is always prompt - 1) and none that a cache was given (its own are pulled), what is internal to the two legs is removed,
+and an answer that broke off is an error.
 """
 
 import json
@@ -129,9 +130,9 @@ def _rewrite(answer: dict[str, Any], cached_tokens: int) -> dict[str, Any]:
         answer.pop(field, None)
     if isinstance(usage := answer.get("usage"), dict) and usage:
         details = usage.get("prompt_tokens_details")
-        usage["prompt_tokens_details"] = (details if isinstance(details, dict) else {}) | {
-            "cached_tokens": cached_tokens
-        }
+        details = dict(details) if isinstance(details, dict) else {}
+        details.pop("created_cache_tokens", None)
+        usage["prompt_tokens_details"] = details | {"cached_tokens": cached_tokens}
     return answer
 
 

@@ -22,6 +22,7 @@ from prefillshare.router.log_format import logging_as
 from prefillshare.router.route import ModelRoute
 from prefillshare.router.status.page import status_routes
 from prefillshare.router.turned_away import TurnedAway
+from prefillshare.router.worker_facts import WorkerFacts
 from prefillshare.router_config import RouterConfig
 
 MAX_BODY_BYTES = 8 * 2**20  # a prompt of a million tokens
@@ -30,31 +31,23 @@ MAX_BODY_BYTES = 8 * 2**20  # a prompt of a million tokens
 def create_app(
     settings: RouterConfig,
     routes: Mapping[str, ModelRoute],
+    workers: WorkerFacts,
     *,
-    block_size: int,
     max_body_bytes: int = MAX_BODY_BYTES,
-    worker_key: str | None = None,
     drain: Drain | None = None,
     turned_away: TurnedAway | None = None,
     listeners: Sequence[Listener] = (),
-    max_num_seqs: int | None = None,
-    kv_lease_s: float = 30.0,
-    pull_timeout_s: float = 8.0,
 ) -> Starlette:
     """The router as an ASGI application.
 
     Args:
         settings: keys, limits, timeouts and placement; host, port and connections are the server's business.
         routes: the decode modules by their names, which are the models that clients ask for; those at the start.
-        block_size: of the workers' KV caches, in tokens; for attributing reuse and placing the decode leg.
+        workers: what they have in common; those that join later, too.
         max_body_bytes: longer request bodies are refused with a 413.
-        worker_key: the secret that the workers ask for.
         drain: has it take no more calls, when that has begun.
         turned_away: counted by the server that the app is served by, for `/metrics`.
         listeners: are told of each worker that joins or leaves while the router runs.
-        max_num_seqs: how many calls a worker runs at a time, where that is known; more would queue inside it.
-        kv_lease_s: how long prefill workers keep KV that nobody pulls.
-        pull_timeout_s: how long a decode worker may take to pull it.
 
     Startup asks every worker for its health once, so that the first request finds the workers that are up. Startup
     succeeds whatever they say; `/health` tells.
@@ -69,15 +62,11 @@ def create_app(
     assembly = Assembly(
         settings,
         routes,
-        block_size=block_size,
+        workers,
         max_body_bytes=max_body_bytes,
-        worker_key=worker_key,
         drain=drain,
         turned_away=turned_away,
         listeners=listeners,
-        max_num_seqs=max_num_seqs,
-        kv_lease_s=kv_lease_s,
-        pull_timeout_s=pull_timeout_s,
     )
 
     @asynccontextmanager

@@ -17,8 +17,8 @@ from typing import Any
 
 from prefillshare.router import sse
 from prefillshare.router.accounting import Attribution
-from prefillshare.router.admission import Call
 from prefillshare.router.answer import dump
+from prefillshare.router.call import Call
 from prefillshare.router.errors import RouterError, bad_request
 from prefillshare.router.exchange import Exchange
 from prefillshare.router.record import CallRecord

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 import prometheus_client
 
 from prefillshare.instructions import Message, split_instructions
-from prefillshare.router.admission import Call
+from prefillshare.router.call import Call
 from prefillshare.router.legs import Prefilled
 from prefillshare.router.placement.chunks import (
     BYTES_PER_TOKEN,

@@ -15,9 +15,21 @@ WORKER_TIMED_OUT = "worker_timed_out"
 
 # What a worker's refusal of a handoff says of itself (`prefillshare.engine.refusals`).
 _REFUSED_HANDOFF = "handoff_refused"
-_CLIENTS_MISTAKES = {"local_prefill_asked": "unsupported_parameter", "grammar_failed": "invalid_grammar"}  # our code
+_CLIENTS_MISTAKES = {  # with our code for each
+    "local_prefill_asked": "unsupported_parameter",
+    "grammar_failed": "invalid_grammar",
+    "unknown_token": "invalid_value",
+}
 _LOST = frozenset({"another_base", "pull_failed", "lease_expired", "preempted"})
 PREFILLS_FAULT = frozenset({"another_base", "pull_failed"})  # of these: the KV is not to be had from that worker
+
+# How vLLM 0.32 refuses a prompt for its length. One that fills the context leaves 0 of the `max_tokens` that were asked
+# for; a client that asks for 0 is refused before.
+_TOO_LONG_PARAMS = ("input_tokens", "input_text")  # no fields of a request
+_TOO_LONG = "longer than the maximum model length"
+_NO_ROOM = "max_tokens must be at least 1, got 0"
+
+_NOT_AGAIN = {"x-should-retry": "false"}  # OpenAI's clients repeat every 5xx that does not say so
 
 RETRY_AFTER_S = 1  # workers' health is polled every second, so a worker that comes back is seen within it
 
@@ -47,6 +59,11 @@ def bad_request(message: str, param: str | None = None, code: str | None = None)
     return RouterError(400, message, param=param, code=code)
 
 
+def prompt_too_long(why: str, param: str | None = None) -> RouterError:
+    """LangChain and LiteLLM know it by "prompt is too long", for which they raise errors of their own."""
+    return bad_request(f"The prompt is too long: {why}", param, "context_length_exceeded")
+
+
 def model_not_found(model: str, known: list[str]) -> RouterError:
     message = f"The model {model[:128]!r} does not exist. Models served here: {', '.join(known)}."
     return RouterError(404, message, param="model", code="model_not_found")
@@ -69,7 +86,7 @@ def worker_lost(worker: str, reason: str) -> RouterError:
 def worker_timed_out(worker: str, seconds: float) -> RouterError:
     """Not tried again: the client has waited for as long as it was told to."""
     message = f"worker {worker}: nothing heard for {seconds:g} s"
-    return RouterError(504, message, type="server_error", code=WORKER_TIMED_OUT)
+    return RouterError(504, message, type="server_error", code=WORKER_TIMED_OUT, headers=_NOT_AGAIN)
 
 
 def not_connected(worker: str, reason: str) -> RouterError:
@@ -101,7 +118,8 @@ def _come_back(message: str, code: str, *, retry: str | None) -> RouterError:
 
 
 def internal() -> RouterError:
-    return RouterError(500, "The router failed; its log has the reason.", type="server_error", code="internal_error")
+    message = "The router failed; its log has the reason."
+    return RouterError(500, message, type="server_error", code="internal_error", headers=_NOT_AGAIN)
 
 
 def worker_refused(worker: str, status: int, body: bytes) -> RouterError:
@@ -114,6 +132,8 @@ def worker_refused(worker: str, status: int, body: bytes) -> RouterError:
     message = str(error.get("message") or f"answered {status}")
     if error.get("type") == _REFUSED_HANDOFF:
         return _handoff_refused(worker, str(error.get("code")), message)
+    if status == 400 and (why := _why_too_long(error.get("param"), message)):
+        return prompt_too_long(why)
     if status in (400, 413, 422):
         param, code = error.get("param"), error.get("code")
         return RouterError(
@@ -135,7 +155,15 @@ def _handoff_refused(worker: str, reason: str, message: str) -> RouterError:
         return bad_request(message, code=_CLIENTS_MISTAKES[reason])
     if reason in _LOST:
         return _come_back(f"worker {worker}: {reason}: {message}", KV_LOST, retry=reason)
-    return _bad_gateway(worker, f"{reason}: {message}", "handoff_refused", retry=None)
+    message = f"worker {worker}: {reason}: {message}"
+    return RouterError(502, message, type="server_error", code="handoff_refused", headers=_NOT_AGAIN)
+
+
+def _why_too_long(param: object, message: str) -> str | None:
+    """None for a refusal that has another reason."""
+    if message.startswith(_NO_ROOM):
+        return "it leaves no room for an answer in the model's context. Send a shorter one."
+    return message if param in _TOO_LONG_PARAMS or _TOO_LONG in message else None
 
 
 def _error_object(body: bytes) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from starlette.types import Send
 
-from prefillshare.router.admission import Endpoint
+from prefillshare.router.call import Endpoint
 from prefillshare.router.errors import RouterError
 from prefillshare.router.record import CallRecord
 from prefillshare.router.tenants import Visit

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefillshare.instructions import Placement, place_instructions
-from prefillshare.router.admission import Call
+from prefillshare.router.call import Call
 from prefillshare.router.errors import bad_request, worker_failed
 from prefillshare.router.placement.chunks import Chain
 from prefillshare.router.pool import Worker

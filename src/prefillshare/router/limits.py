@@ -10,6 +10,12 @@ from prefillshare.router_config import LimitsConfig
 
 MAX_CONTAINERS = 200_000  # objects and lists in a body; each takes some hundred bytes of memory
 
+# A worker goes through these in its loop with every token, while all of its answers wait: for some 40 ms with two
+# million tokens to stop at, for a second and more with patterns of up to 8,000 tokens, since that grows with the square
+# of their length. With these limits it is 20 us, and at most 1 ms.
+MAX_STOP_TOKEN_IDS = 1_024
+MAX_REPETITION = 256  # tokens at an answer's end that are compared: `max_pattern_size` x `min_count`
+
 _CONTAINERS = frozenset({dict, list})  # what JSON is parsed to, exactly
 _GRAMMARS = ("response_format", "structured_outputs")
 
@@ -24,7 +30,7 @@ def check_headers(headers: Sequence[tuple[bytes, bytes]], limits: LimitsConfig) 
 
 
 def check_body(body: Mapping[str, Any], limits: LimitsConfig) -> None:
-    """Raises RouterError (400), naming the field, when a field is too deep, lists too much or is too large a schema."""
+    """Raises RouterError (400), naming the field, when one is too deep, lists too much or costs a worker too much."""
     for field, most in (("messages", limits.max_messages), ("tools", limits.max_tools)):
         value = body.get(field)
         if isinstance(value, list) and len(value) > most:
@@ -35,6 +41,7 @@ def check_body(body: Mapping[str, Any], limits: LimitsConfig) -> None:
         if containers > MAX_CONTAINERS:
             raise bad_request(f"The request has more than {MAX_CONTAINERS} objects and lists.", field[:64])
     _check_schemas(body, limits)
+    _check_ends(body)
 
 
 def _check_schemas(body: Mapping[str, Any], limits: LimitsConfig) -> None:
@@ -49,6 +56,25 @@ def _check_schemas(body: Mapping[str, Any], limits: LimitsConfig) -> None:
             raise bad_request(
                 f"`{field}` has an object of {most} properties; at most {limits.max_properties} are accepted.", field
             )
+
+
+def _check_ends(body: Mapping[str, Any]) -> None:
+    tokens = body.get("stop_token_ids")
+    if isinstance(tokens, list) and len(tokens) > MAX_STOP_TOKEN_IDS:
+        raise bad_request(
+            f"`stop_token_ids` has {len(tokens)} entries; at most {MAX_STOP_TOKEN_IDS} are accepted.", "stop_token_ids"
+        )
+    field = "repetition_detection"
+    detection = body.get(field)
+    if not isinstance(detection, dict):
+        return
+    size, count = detection.get("max_pattern_size"), detection.get("min_count")
+    for name, value in (("max_pattern_size", size), ("min_count", count)):
+        if isinstance(value, str):  # a worker reads "8000" as a number
+            raise bad_request(f"`{field}.{name}` must be a number.", field)
+    if isinstance(size, int | float) and isinstance(count, int | float) and int(size) * int(count) > MAX_REPETITION:
+        found = f"`max_pattern_size` {size!r:.20} x `min_count` {count!r:.20}"
+        raise bad_request(f"`{field}` has {found}; at most {MAX_REPETITION} is accepted.", field)
 
 
 def _size(value: Any) -> int:

@@ -22,6 +22,10 @@ class Worker:
 # when asked for one, or the calls that it was given failed.
 Fault = Literal["health", "token", "calls"]
 
+# Of a client that gives up and tries again so soon, one call continues the other's wait: there is no time between them
+# in which the worker could be asked for a token instead.
+_SAME_WAIT_S = 2.0
+
 
 def _unchecked() -> dict[Fault, str]:
     return {"health": "not checked yet"}
@@ -40,6 +44,8 @@ class OnWorker:
 class _State:
     faults: dict[Fault, str] = field(default_factory=_unchecked)  # with the reasons; up means none
     heard: float = field(default_factory=time.monotonic)  # when it last sent something of an answer
+    awaited_since: float = 0.0  # when calls began to wait for it, by the same clock
+    awaited_until: float = 0.0  # when the last call left it
     calls: set[OnWorker] = field(default_factory=set)
     since: float = field(default_factory=time.time)  # when it went up or down, in seconds since 1970
     losses: int = 0  # how often it has gone down
@@ -173,8 +179,6 @@ class Pool:
     def lease(self, worker: Worker, tokens: int = 0) -> Iterator[None]:
         """Counts a call of that many tokens in flight on `worker` for as long as the block runs."""
         state = self._states[worker.name]
-        if not self.is_awaited(worker):
-            state.heard = time.monotonic()  # until now there was nothing to be heard
         state.in_flight += 1
         state.load += tokens
         state.chosen = next(self._choices)
@@ -187,6 +191,7 @@ class Pool:
     @contextmanager
     def waiting(self, worker: Worker, cut: Callable[[], None]) -> Iterator[OnWorker]:
         """Around a call in flight. `cut` is called when it must not wait for the worker any longer."""
+        self._begins_to_wait(worker)
         calls = self._states[worker.name].calls
         call = OnWorker(cut)
         calls.add(call)
@@ -194,12 +199,17 @@ class Pool:
             yield call
         finally:
             calls.discard(call)
+            self._states[worker.name].awaited_until = time.monotonic()
 
     def wait_for(self, worker: Worker, call: OnWorker) -> None:
         """From now on the call waits for the worker, which has had nothing to do for it until now."""
-        if not self.is_awaited(worker):
-            self.heard(worker)
+        self._begins_to_wait(worker)
         call.for_worker = True
+
+    def _begins_to_wait(self, worker: Worker) -> None:
+        state, now = self._states[worker.name], time.monotonic()
+        if not self.is_awaited(worker) and now - state.awaited_until > _SAME_WAIT_S:
+            state.awaited_since = now
 
     def is_awaited(self, worker: Worker) -> bool:
         """Whether a call waits for the worker, and not just for its client."""
@@ -219,8 +229,14 @@ class Pool:
             state.heard = time.monotonic()
 
     def silence_s(self, worker: Worker) -> float:
-        """For how long `worker` has sent nothing of any answer; from the first call on, if none waited before."""
+        """For how long `worker` has sent nothing of any answer. That nobody has asked it for one does not matter here:
+        a call that comes is no sign of life."""
         return time.monotonic() - self._states[worker.name].heard
+
+    def keeps_waiting_s(self, worker: Worker) -> float:
+        """For how long calls have waited for `worker` and it has sent nothing of any answer."""
+        state = self._states[worker.name]
+        return time.monotonic() - max(state.heard, state.awaited_since)
 
     def mark_up(self, worker: Worker, fault: Fault = "health") -> bool:
         """Takes the fault back. Returns whether the worker is up by that."""

@@ -1,6 +1,6 @@
 """The two legs of a call: prefill on the base, then decode on the module that was asked for.
 
-A leg is one try on one worker; what may follow on a failure is decided by `retry` and done by the endpoint. A leg ends
+A leg is one try on one worker; what may follow on a failure is decided by `retry` and done by `serving`. A leg ends
 with its worker: as soon as that is found down, though its connection be open. There is no path on which a decode worker
 prefills.
 """
@@ -16,8 +16,8 @@ from typing import Any
 import aiohttp
 
 from prefillshare.open_files import ran_out
-from prefillshare.router.admission import Call
 from prefillshare.router.answer import Usage, rewrite_answer, rewrite_stream
+from prefillshare.router.call import Call
 from prefillshare.router.errors import (
     KV_LOST,
     NOT_CONNECTED,
@@ -31,6 +31,7 @@ from prefillshare.router.errors import (
     worker_timed_out,
 )
 from prefillshare.router.fast_json import from_json, to_json
+from prefillshare.router.flow.ticket import Ticket
 from prefillshare.router.health.breaker import Breaker
 from prefillshare.router.hedge import first_of
 from prefillshare.router.legs import Prefilled, decode_body, prefill_body, read_prefill
@@ -147,7 +148,7 @@ class Relay:
         self._observe = observe
         self._turns = turns or Turns(0.0)
 
-    async def prefill(self, call: Call, attempts: Attempts) -> Prefilled:
+    async def prefill(self, call: Call, ticket: Ticket, attempts: Attempts) -> Prefilled:
         """Has the base compute the prompt's KV, or find it in its cache.
 
         Raises:
@@ -162,26 +163,25 @@ class Relay:
             # (`workers.kv_lease_s`).
             raise no_worker_up(route.decode.name, route.decode.why_down())
         body = prefill_body(call, route.base, route.instructions)
-        prompt = call.ticket.chain(body)
-        has_room = call.ticket.room_to_prefill()
+        has_room = ticket.room_to_prefill()
         placed = attempts.choose(
-            lambda failed: self._placement.prefill(call.model, call.session, prompt, failed, has_room)
+            lambda failed: self._placement.prefill(call.model, call.session, ticket.prompt, failed, has_room)
         )
         if placed is None:
             raise no_worker_up(route.prefill.name, route.prefill.why_down())
-        call.ticket.prefills_on(placed.worker)
+        ticket.prefills_on(placed.worker)
         if self._hedge_after_s is None:
             return await self._prefill_on(placed, call, route, body, attempts)
 
         def another() -> Coroutine[Any, Any, Prefilled] | None:
-            tried = {*attempts.failed_workers, placed.worker, *call.ticket.full()}
-            rival = self._placement.prefill(call.model, call.session, prompt, tried)
+            tried = {*attempts.failed_workers, placed.worker, *ticket.full()}
+            rival = self._placement.prefill(call.model, call.session, ticket.prompt, tried)
             return rival and self._prefill_on(rival, call, route, body, attempts)
 
         own = self._prefill_on(placed, call, route, body, attempts)
         prefilled = await first_of(own, another, self._hedge_after_s)
         if prefilled.worker is not placed.worker:
-            call.ticket.prefilled_by(prefilled.worker)
+            ticket.prefilled_by(prefilled.worker)
         self._placement.stay(route.prefill, call.session, prefilled.worker)
         return prefilled
 
@@ -202,7 +202,9 @@ class Relay:
             raise
 
     @asynccontextmanager
-    async def decode(self, call: Call, prefilled: Prefilled, attempts: Attempts) -> AsyncIterator[Decoding]:
+    async def decode(
+        self, call: Call, ticket: Ticket, prefilled: Prefilled, attempts: Attempts
+    ) -> AsyncIterator[Decoding]:
         """Has the module continue from the KV. Leaving the context early makes the worker abort the request.
 
         Raises:
@@ -210,15 +212,15 @@ class Relay:
                 the context, when the worker has gone down.
         """
         pool, chain = self._placement.routes[call.model].decode, prefilled.chain
-        has_room = call.ticket.room_to_decode()
+        has_room = ticket.room_to_decode()
         placed = attempts.choose(
             lambda failed: self._placement.decode(call.model, call.session, chain, failed, has_room)
         )
         if placed is None:
             raise no_worker_up(pool.name, pool.why_down())
-        placed = call.ticket.decodes_on(placed)
+        placed = ticket.decodes_on(placed)
         try:
-            body, sent = decode_body(call, prefilled.handoff), call.ticket.sent
+            body, sent = decode_body(call, prefilled.handoff), ticket.sent
             async with self._leg(call, pool, placed, body, sent) as (response, on_worker):
                 heard = partial(pool.heard, placed.worker)
                 yield Decoding(placed, response, prefilled.handoff.cached_tokens, self._timeout_s, on_worker, heard)
@@ -227,10 +229,10 @@ class Relay:
             if error.code == KV_LOST:
                 self._placement.lost(pool, call.session, placed.worker)
             if error.status < 500 or error.code in (NOT_CONNECTED, OUT_OF_FILES):
-                call.ticket.not_taken()
+                ticket.not_taken()
             raise
         finally:
-            call.ticket.decoded()
+            ticket.decoded()
 
     @asynccontextmanager
     async def _leg(

@@ -9,10 +9,10 @@ SessionKey = tuple[str, str]  # (where the key came from, its value): a user and
 
 
 def session_key(headers: Mapping[str, str], body: Mapping[str, Any]) -> SessionKey | None:
-    """The call's session, from the most specific sign there is, or None."""
+    """The call's session, from the most specific sign there is, or None. `session_id` is vLLM's field."""
     if value := headers.get("x-session-id"):
         return ("x-session-id", value)
-    for field in ("prompt_cache_key", "user"):
+    for field in ("session_id", "prompt_cache_key", "user"):
         value = body.get(field)
         if isinstance(value, str) and value:
             return (field, value)

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from prefillshare.access import Key
-from prefillshare.router.admission import Call
 from prefillshare.router.auth import Keyring
+from prefillshare.router.call import Call
 from prefillshare.router.rates import RateLimits, Rates
 from prefillshare.router.sessions import SessionKey
 

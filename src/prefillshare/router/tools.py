@@ -1,6 +1,6 @@
 """Which modules may be asked to call tools."""
 
-from prefillshare.router.admission import Call
+from prefillshare.router.call import Call
 from prefillshare.router.errors import bad_request
 from prefillshare.router.route import ModelRoute
 

@@ -6,6 +6,8 @@ conventions for generative AI where these have one. No span holds anything of a 
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +25,11 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.trace import Span
+
+LOG = logging.getLogger("prefillshare.router")
+
+# By itself OpenTelemetry goes on for 30 s when a router stops whose collector does not answer.
+_CLOSE_S = 3.0
 
 # The standard variables; the exporter reads them itself.
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
@@ -62,7 +69,7 @@ class Tracing:
         return CallTrace()
 
     def close(self) -> None:
-        """Sends what has not been sent yet; may take seconds."""
+        """Sends what has not been sent yet, for up to some seconds."""
 
 
 def is_asked_for(settings: TracingConfig, environment: Mapping[str, str]) -> bool:
@@ -71,27 +78,41 @@ def is_asked_for(settings: TracingConfig, environment: Mapping[str, str]) -> boo
     return not disabled and bool(settings.otlp_endpoint or any(environment.get(name) for name in _ENDPOINTS))
 
 
-def check_installed(settings: TracingConfig, environment: Mapping[str, str]) -> None:
-    """Raises UserError when spans are asked for and OpenTelemetry is not installed."""
-    if not is_asked_for(settings, environment):
-        return
-    wanted = ("opentelemetry.sdk.trace", f"opentelemetry.exporter.otlp.proto.{_protocol(environment)}")
-    for module in wanted:
-        if why := missing(module, "tracing"):
-            asked_by = next((name for name in _ENDPOINTS if environment.get(name)), "")
-            asked_by = "router.tracing.otlp_endpoint" if settings.otlp_endpoint else asked_by
-            raise UserError(f"{asked_by} asks for traces: {why}, or leave the endpoint out")
+def check_tracing(settings: TracingConfig, environment: Mapping[str, str]) -> None:
+    """Raises UserError when spans are asked for and `open_tracing` would raise; nothing is sent."""
+    if is_asked_for(settings, environment):
+        _provider(settings, environment).shutdown()
 
 
 def open_tracing(settings: TracingConfig, environment: Mapping[str, str]) -> Tracing:
-    """The router's tracing, sending to the endpoint that is configured, or to nowhere.
+    """The router's tracing, sending to the endpoint that is configured, or to nowhere. `environment` is the process's.
 
     Raises:
-        UserError: an endpoint is configured and OpenTelemetry is not installed.
+        UserError: an endpoint is configured, and OpenTelemetry is not installed or does not take one of its variables.
     """
-    check_installed(settings, environment)
     if not is_asked_for(settings, environment):
         return Tracing()
+    return OpenTelemetry(_provider(settings, environment))
+
+
+def _provider(settings: TracingConfig, environment: Mapping[str, str]) -> TracerProvider:
+    """Raises UserError as `open_tracing`."""
+    asked_by = next((name for name in _ENDPOINTS if environment.get(name)), "")
+    asked_by = "router.tracing.otlp_endpoint" if settings.otlp_endpoint else asked_by
+    wanted = ("opentelemetry.sdk.trace", f"opentelemetry.exporter.otlp.proto.{_protocol(environment)}")
+    for module in wanted:
+        if why := missing(module, "tracing"):
+            raise UserError(f"{asked_by} asks for traces: {why}, or leave the endpoint out")
+    try:
+        return _make_provider(settings, environment)
+    except Exception as error:  # its own kinds of errors among them
+        names = ", ".join(sorted(name for name in environment if name.startswith("OTEL_")))
+        raise UserError(
+            f"{asked_by} asks for traces: OpenTelemetry refuses one of the variables {names or 'OTEL_...'}: {error}"
+        ) from None
+
+
+def _make_provider(settings: TracingConfig, environment: Mapping[str, str]) -> TracerProvider:
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
@@ -108,7 +129,7 @@ def open_tracing(settings: TracingConfig, environment: Mapping[str, str]) -> Tra
     resource = Resource.create({"service.name": settings.service_name, "service.version": __version__})
     provider = TracerProvider(resource=resource)
     provider.add_span_processor(BatchSpanProcessor(exporter))
-    return OpenTelemetry(provider)
+    return provider
 
 
 class OpenTelemetry(Tracing):
@@ -160,7 +181,11 @@ class OpenTelemetry(Tracing):
         return {name: value for name, value in carrier.items() if name == "traceparent"}
 
     def close(self) -> None:
-        self._provider.shutdown()
+        sending = threading.Thread(target=self._provider.shutdown, name="last spans", daemon=True)
+        sending.start()
+        sending.join(_CLOSE_S)
+        if sending.is_alive():
+            LOG.warning("the last spans were not sent within %g s; does the collector run?", _CLOSE_S)
 
 
 class _OpenTelemetryCall(CallTrace):

@@ -1,17 +1,16 @@
 """What requests may not ask for, and why. docs/openai.md lists every field; tests compare the two.
 
-Fields that would break the two legs, that reach into a worker, or that vLLM 0.32 would silently ignore although the
-answer would then not be what was asked for. Every other field is safe: what shapes the prompt is rendered by the base
-alone (the decode worker is given its token ids), the rest only shapes sampling, or changes nothing of the answer.
+Fields that would break the two legs, that reach into a worker or into others' answers, or that vLLM 0.32 would silently
+ignore although the answer would then not be what was asked for. Every other field is safe: what shapes the prompt is
+rendered by the base alone (the decode worker is given its token ids), the rest only shapes sampling, or changes nothing
+of the answer.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+from prefillshare.router.call import Endpoint
 from prefillshare.router.errors import RouterError, bad_request
-
-if TYPE_CHECKING:
-    from prefillshare.router.admission import Endpoint  # which asks here
 
 
 class Refusal(NamedTuple):
@@ -29,6 +28,7 @@ _TEXT = "prompts and answers are text"
 _ONE_BEST = "every answer is sampled once; ask for several with `n`"
 _TOOLS = "send `tools` and `tool_choice`"
 _STRUCTURED = "vLLM would ignore it; send `response_format` or `structured_outputs`"
+_OTHERS_TOO = "vLLM changes the log-probabilities of other answers with it; ask for alternatives by their number"
 _NO_TEMPLATE = "no chat template reads this text; send messages to /v1/chat/completions"
 
 REFUSED: dict[str, Refusal] = {
@@ -38,6 +38,7 @@ REFUSED: dict[str, Refusal] = {
     "vllm_xargs": Refusal(_INTERNAL),
     "request_id": Refusal("the router names every request; read x-request-id in the response"),
     "data_parallel_rank": Refusal("the router chooses the worker"),
+    "logprob_token_ids": Refusal(_OTHERS_TOO, (None, [])),
     "priority": Refusal("workers serve in order of arrival", (None, 0)),
     # It decides whose prompts are found in the caches: with another tenant's salt, that tenant's (`tenants`).
     "cache_salt": Refusal("the router salts the caches by API key"),
@@ -74,7 +75,7 @@ REFUSED: dict[str, Refusal] = {
 
 # Fields of the other endpoint, which vLLM ignores without a word: the answer would be another than was asked for. Those
 # that would change nothing (`add_generation_prompt`, `parallel_tool_calls`, ...) are let through.
-OF_THE_OTHER: dict["Endpoint", dict[str, Refusal]] = {
+OF_THE_OTHER: dict[Endpoint, dict[str, Refusal]] = {
     "chat/completions": {
         "prompt": Refusal("a chat reads `messages`; send it to /v1/completions", (None, "", [])),
     },
@@ -101,7 +102,7 @@ _MEDIA_KEYS = frozenset({"input_image", "image_url", "image_embeds", "image_pil"
 }
 
 
-def check_fields(endpoint: "Endpoint", body: Mapping[str, Any]) -> None:
+def check_fields(endpoint: Endpoint, body: Mapping[str, Any]) -> None:
     """Raises RouterError (400), naming the field, when the body asks for what is refused."""
     for refused, where in ((REFUSED, ""), (OF_THE_OTHER[endpoint], f" by /v1/{endpoint}")):
         for field in body.keys() & refused.keys():
@@ -119,14 +120,15 @@ def check_fields(endpoint: "Endpoint", body: Mapping[str, Any]) -> None:
                 raise _unsupported("messages", found, _TEXT)
 
 
-def without_unused(endpoint: "Endpoint", body: Mapping[str, Any]) -> dict[str, Any]:
-    """A body that `check_fields` has passed, less what it says it does not use.
+def without_unused(endpoint: Endpoint, body: Mapping[str, Any]) -> dict[str, Any]:
+    """A body that `check_fields` has passed, less what it says it does not use, and less an `n` of null.
 
-    vLLM may have no such value for it; and what counts or places a prompt need not ask which endpoint it is for: of
-    `messages` and `prompt` there is only the one that it reads.
+    vLLM may have no such value for it, as its completions have none for that `n`, which OpenAI allows; and what counts
+    or places a prompt need not ask which endpoint it is for: of `messages` and `prompt` there is only the one that it
+    reads.
     """
     unused = REFUSED.keys() | OF_THE_OTHER[endpoint].keys()
-    return {field: value for field, value in body.items() if field not in unused}
+    return {field: value for field, value in body.items() if field not in unused and (field, value) != ("n", None)}
 
 
 def _not_text(part: Mapping[str, Any]) -> str | None:

@@ -20,7 +20,7 @@ from prefillshare.simulate.layout import Role
 
 
 class Room:
-    """What a call in flight takes of workers, from before leg 1 on: `ReservedTicket`, in simulated time."""
+    """What a call in flight takes of workers, from before leg 1 on: the router's `Ticket`, in simulated time."""
 
     __slots__ = ("_chain", "_decode", "_gate", "_output", "_parts", "_prefill")
 

@@ -109,6 +109,36 @@ def test_a_prefill_worker_decodes_nothing(site: Site) -> None:
     assert error(answer) == (409, "worker_mismatch", "url")
 
 
+def test_workers_of_a_new_module_are_asked_at_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prefillshare.router.admin.joining.ANSWER_S", 1.0)
+    new = [site.start(name, announcement("decode", "chat")) for name in ("chat-0", "chat-1")]
+    for name in ("chat-0", "chat-1"):
+        site.cluster.workers[name].digests_s = 30.0
+    assert error(add(site, "chat", *new)) == (502, "worker_unreachable", "url")
+    assert [site.cluster.workers[name].digests_s for name in ("chat-0", "chat-1")] == [0.0, 0.0]
+    assert add(site, "chat", *new).status_code == 201
+
+
+def test_a_name_that_is_taken_while_its_workers_are_asked_is_refused(site: Site) -> None:
+    slow, quick = (site.start(name, announcement("decode", "chat")) for name in ("chat-0", "chat-1"))
+    site.cluster.workers["chat-0"].digests_s = 0.5
+    adding = site.threads.submit(add, site, "chat", slow)
+    wait_for(lambda: site.cluster.workers["chat-0"].digests_s == 0.0)
+    assert add(site, "chat", quick).status_code == 201
+    assert error(adding.result()) == (409, "module_exists", "name")
+
+
+def test_a_worker_that_joins_while_those_of_its_pool_are_asked_must_host_the_module_too(site: Site) -> None:
+    hosts = site.cluster.workers["sql-0"]
+    hosts.announces, hosts.digests_s = announcement("decode", "sql", "csv"), 0.5
+    site.cluster.workers["sql-1"].announces = announcement("decode", "sql", "csv")
+    adding = site.threads.submit(add, site, "csv", pool="decode/sql")
+    wait_for(lambda: hosts.digests_s == 0.0)
+    new = site.start("sql-2", announcement("decode", "sql")) | {"pool": "decode/sql"}
+    assert site.admin("POST", "/workers", json=new).status_code == 201
+    assert error(adding.result()) == (409, "worker_mismatch", "url")
+
+
 def test_workers_with_different_manifests_are_not_one_module(site: Site) -> None:
     answer = add(
         site, "chat", site.start("chat-0", behind("chat")), site.start("chat-1", announcement("decode", "chat"))
@@ -224,7 +254,8 @@ def test_by_force_a_module_goes_at_once_and_its_calls_end_with_a_404(site: Site)
 
 
 def test_by_force_calls_that_wait_end_at_once_and_other_modules_go_on(start_site: Callable[..., Site]) -> None:
-    site = start_site(router={"keys": KEYS, "flow": {"decode_calls": 1, "queue_share": 100.0}}, kv_lease_s=1.0)
+    flow = {"decode_calls": 1, "queue_share": 100.0}
+    site = start_site(router={"keys": KEYS, "flow": flow}, facts={"kv_lease_s": 1.0})
     prefill = [site.cluster.workers[name] for name in ("prefill-0", "prefill-1")]
     for worker in prefill:
         worker.behaviour = "held"

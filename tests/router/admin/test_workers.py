@@ -59,6 +59,26 @@ def test_a_pool_that_goes_while_a_worker_is_asked_takes_none(site: Site) -> None
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "pool_not_found")
 
 
+def test_nobody_waits_for_another_that_is_asked_what_it_is(site: Site) -> None:
+    slow, quick = site.start("sql-2", SQL), site.start("sql-3", SQL)
+    site.cluster.workers["sql-2"].digests_s = 3.0
+    adding = site.threads.submit(add, site, "decode/sql", slow)
+    wait_for(lambda: site.cluster.workers["sql-2"].digests_s == 0.0)  # it has been asked
+    assert add(site, "decode/sql", quick).status_code == 201
+    assert not adding.done()
+    assert adding.result().status_code == 201
+
+
+def test_a_name_that_is_taken_while_its_worker_is_asked_is_refused(site: Site) -> None:
+    slow, quick = site.start("sql-2", SQL), site.start("sql-3", SQL)
+    site.cluster.workers["sql-2"].digests_s = 0.5
+    adding = site.threads.submit(add, site, "decode/sql", slow)
+    wait_for(lambda: site.cluster.workers["sql-2"].digests_s == 0.0)
+    assert add(site, "decode/sql", quick | {"name": "sql-2"}).status_code == 201
+    answer = adding.result()
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "worker_exists")
+
+
 def test_other_weights_are_kept_out_while_the_peers_still_read_theirs(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,6 +166,17 @@ def test_a_prefill_worker_is_not_idle_before_its_kv_was_fetched(site: Site) -> N
     assert site.admin("DELETE", f"/workers/{used}").status_code == 200
 
 
+def test_a_prefill_worker_is_idle_when_a_pull_would_have_ended_whenever_the_answer_comes(
+    start_site: Callable[..., Site],
+) -> None:
+    site = start_site(facts={"pull_timeout_s": 0.2})
+    calls = keep_busy(site)  # answers that are not streamed begin with their end
+    used = [name for name in ("prefill-0", "prefill-1") if site.cluster.workers[name].bodies]
+    wait_for(lambda: all(site.worker(name)["idle"] for name in used))
+    assert {site.worker(name)["handoffs"] for name in used} == {0}
+    let_go(site, calls)
+
+
 @pytest.mark.parametrize(("method", "path"), [("POST", "/workers/sql-0/drain"), ("DELETE", "/workers/sql-0")])
 def test_the_last_worker_that_is_ready_goes_by_force_alone(site: Site, method: str, path: str) -> None:
     site.admin("POST", "/workers/sql-1/drain")
@@ -228,6 +259,18 @@ def test_a_removal_that_is_refused_does_not_undo_one_that_waits(site: Site) -> N
     assert site.worker("sql-0")["state"] == "draining"
     let_go(site, calls)
     assert leaving.result().status_code == 200
+
+
+def test_a_removal_that_waits_takes_no_other_worker_of_that_name(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prefillshare.router.admin.waiting._POLL_S", 1.0)
+    calls = keep_busy(site)
+    leaving = site.threads.submit(refused, site, "DELETE", "/workers/sql-0?wait_s=10")
+    wait_for(lambda: site.worker("sql-0")["state"] == "draining")
+    assert site.admin("DELETE", "/workers/sql-0?force=true").status_code == 200
+    let_go(site, calls)
+    assert add(site, "decode/sql", site.start("sql-2", SQL) | {"name": "sql-0"}).status_code == 201
+    assert leaving.result()[:2] == (404, "worker_not_found")
+    assert site.worker("sql-0")["url"] == site.cluster.servers["sql-2"].url
 
 
 def test_force_removes_at_once_and_leaves_the_calls_under_way_alone(site: Site) -> None:

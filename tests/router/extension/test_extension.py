@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 from starlette.types import Message
 
 from prefillshare.access import KeyConfig, digest
-from prefillshare.router.admission import Call
+from prefillshare.router.call import Call
 from prefillshare.router.extension import extension as extension_module
 from prefillshare.router.extension.extension import Extension
 from prefillshare.router.extension.metrics import ExtensionMetrics, Outcome

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from prefillshare.instructions import Placement, place_instructions
-from prefillshare.router.admission import Call
+from prefillshare.router.call import Call
 from prefillshare.router.extension.next_prompt import adds_blocks, next_prompt
 
 ROLE = {"role": "system", "content": "You write SQL."}

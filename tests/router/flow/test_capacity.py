@@ -11,11 +11,14 @@ from starlette.types import ASGIApp
 
 from prefillshare.router.flow import capacity
 from prefillshare.router.flow.capacity import Capacities, Capacity, context_in, keep_asking, kv_tokens_in
+from prefillshare.router.flow.held import HeldKV
+from prefillshare.router.placement.chunks import chain_of_request
 from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.relay import open_http
 from prefillshare.router_config import FlowConfig, RouterConfig
 from tests.router.fakes import Served, decode_worker, prefill_worker
 
+PROMPT = chain_of_request({"prompt": [1] * 2010})
 INFO = (
     "# TYPE vllm:cache_config_info gauge\n"
     'vllm:cache_config_info{block_size="128",engine="0",kv_cache_size_tokens="SIZE",num_gpu_blocks="364"} 1.0\n'
@@ -139,6 +142,50 @@ async def test_a_worker_that_joins_under_the_name_of_one_that_left_is_asked(serv
         assert capacities.of(new) == Capacity()
         await capacities.ask()
         assert capacities.of(new).kv_tokens == 20_000
+
+
+async def test_a_worker_that_joins_gets_one_call_at_a_time_until_it_has_been_asked(
+    serve: Callable[[ASGIApp], Served],
+) -> None:
+    url = serve(worker_app([])).url
+    async with open_http(RouterConfig()) as http:
+        for worker in (prefill_worker("p", url), decode_worker("d", url)):
+            for settings in (FlowConfig(), FlowConfig(decode_tokens=5000)):
+                pool = Pool("pool", [worker])
+                pool.mark_up(worker)
+                capacities = Capacities(http, [pool], settings, 4)
+                held = HeldKV(capacities.kv_limit)
+                assert held.has_room(worker, PROMPT)
+                held.hold(worker, PROMPT)
+                assert not held.has_room(worker, PROMPT)
+                await capacities.ask()
+                assert held.has_room(worker, PROMPT)
+
+
+async def test_a_worker_whose_answers_fail_is_asked_on_and_said_to(
+    serve: Callable[[ASGIApp], Served], caplog: pytest.LogCaptureFixture
+) -> None:
+    asked: list[str] = []
+    pool = Pool("sql", [decode_worker("d", serve(worker_app(asked, status=503)).url)])
+    worker = pool.workers[0]
+    async with open_http(RouterConfig()) as http:
+        capacities = Capacities(http, [pool], FlowConfig(), None)
+
+        async def ask_again() -> list[str]:
+            caplog.clear()
+            for _ in range(3):
+                await capacities.ask()
+            return caplog.messages
+
+        pool.mark_up(worker)
+        why = "worker=d does not say what it has room for (ClientResponseError); until then"
+        assert await ask_again() == [f"{why} one call at a time"]
+        assert (len(asked), capacities.kv_limit(worker)) == (3, 0)
+        pool.mark_down(worker, "gone")
+        pool.mark_up(worker)
+        capacities._known["d"] = (0, Capacity(10_000, 4096))
+        assert await ask_again() == [f"{why} the limits of its last start"]
+        assert capacities.kv_limit(worker) == 9000
 
 
 async def test_asking_goes_on_after_a_failure(

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from prefillshare.router.admission import Call
+from prefillshare.router.call import Call
 from prefillshare.router.errors import RouterError
 from prefillshare.router.fleet import Routes
 from prefillshare.router.flow.capacity import Capacity
@@ -178,8 +178,7 @@ async def test_kv_that_is_not_pulled_takes_room_on_the_prefill_worker() -> None:
     seen: list[Ticket] = []
 
     async def legs(call: Call, ticket: Ticket, end: asyncio.Event) -> None:
-        chain = ticket.chain(call.body)
-        place_prefill(ticket, lambda room: bench.placement.prefill("sql", None, chain, has_room=room))
+        place_prefill(ticket, lambda room: bench.placement.prefill("sql", None, ticket.prompt, has_room=room))
         ticket.prefilled()
         seen.append(ticket)
         await end.wait()
@@ -327,7 +326,7 @@ async def test_a_prompt_longer_than_any_context_takes_no_more_room_than_a_contex
     bench.placement.prefill("sql", None, short)
 
     async def legs(call: Call, ticket: Ticket, end: asyncio.Event) -> None:
-        place_prefill(ticket, lambda room: bench.placement.prefill("sql", None, ticket.chain({}), has_room=room))
+        place_prefill(ticket, lambda room: bench.placement.prefill("sql", None, ticket.prompt, has_room=room))
         await end.wait()
 
     bench.call("first")
@@ -768,8 +767,7 @@ async def test_the_legs_take_the_place_of_the_reservations() -> None:
 
     async def legs(call: Call, ticket: Ticket, end: asyncio.Event) -> None:
         loads.append(now())
-        chain = ticket.chain(call.body)
-        placed = place_prefill(ticket, lambda room: bench.placement.prefill("sql", None, chain, has_room=room))
+        placed = place_prefill(ticket, lambda room: bench.placement.prefill("sql", None, ticket.prompt, has_room=room))
         assert placed
         with bench.prefill.lease(placed.worker, placed.tokens):
             loads.append(now())
@@ -839,8 +837,9 @@ async def play(steps: list[Step]) -> None:
     async def legs(call: Call, ticket: Ticket, end: asyncio.Event) -> None:
         """Both legs, with an end to be waited for in each, on which the outcome may say that it failed."""
         route = bench.routes[call.model]
-        chain = ticket.chain(call.body)
-        placed = place_prefill(ticket, lambda room: bench.placement.prefill(call.model, None, chain, has_room=room))
+        placed = place_prefill(
+            ticket, lambda room: bench.placement.prefill(call.model, None, ticket.prompt, has_room=room)
+        )
         if placed is None:
             raise RouterError(503, "nobody")
         with route.prefill.lease(placed.worker, placed.tokens):
@@ -936,9 +935,7 @@ class Contexts(Bench):
         return asyncio.create_task(self.serve(call, tenant), name=name)
 
     async def legs(self, call: Call, ticket: Ticket, end: asyncio.Event) -> None:
-        placed = place_prefill(
-            ticket, lambda room: self.placement.prefill(call.model, call.session, ticket.chain(call.body))
-        )
+        placed = place_prefill(ticket, lambda room: self.placement.prefill(call.model, call.session, ticket.prompt))
         assert placed is not None
         with self.prefill.lease(placed.worker, placed.tokens):
             await end.wait()

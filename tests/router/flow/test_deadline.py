@@ -11,6 +11,10 @@ from prefillshare.router.flow.deadline import patience_s
         ({"x-request-timeout-s": "2.5"}, 2.5),
         ({"x-stainless-read-timeout": "600"}, 600.0),
         ({"x-stainless-read-timeout": "600", "x-request-timeout-s": "3"}, 3.0),
+        ({"x-stainless-timeout": "20"}, 20.0),
+        ({"x-stainless-timeout": "0"}, None),  # what Node's makes of less than a second
+        ({"x-stainless-timeout": "20", "x-request-timeout-s": "3"}, 3.0),
+        ({"x-stainless-read-timeout": "600", "x-stainless-timeout": "20"}, 600.0),
         ({"x-stainless-read-timeout": "Timeout(None)"}, None),
         ({"x-stainless-read-timeout": "nan"}, None),
         ({"x-stainless-read-timeout": "-1"}, None),

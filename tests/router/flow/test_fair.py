@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefillshare.router.flow.fair import FairQueue
+from prefillshare.router.flow.fair import FairQueue, Shares
 
 
 def served(queue: FairQueue[str], calls: int | None = None) -> list[str]:
@@ -54,6 +54,43 @@ def test_who_was_away_has_saved_nothing_up() -> None:
     for _ in range(20):
         queue.push("b", 10, "b")
     assert served(queue, 20).count("b") == pytest.approx(10, abs=1)
+
+
+def test_by_shares_the_next_key_is_the_one_that_had_least_of_all_queues() -> None:
+    shares, queue = Shares({"gold": 2.0}), FairQueue[str]()
+    for key in ("gold", "other"):
+        for _ in range(20):
+            queue.push(key, 10, key)
+    shares.serve("gold", 100)  # elsewhere
+    found = []
+    while len(found) < 20 and (entry := queue.first(shares=shares)):
+        queue.serve(entry)
+        shares.serve(entry.key, entry.tokens)
+        found.append(entry.item)
+    assert found[:5] == ["other"] * 5
+    assert found[5:].count("gold") == pytest.approx(10, abs=1)
+
+
+def test_by_shares_who_could_not_be_served_has_saved_nothing_up() -> None:
+    shares = Shares({})
+    for _ in range(50):
+        shares.serve("a", 10)
+    assert shares.tag("b") == 490
+    assert shares.tag("a") == 500
+
+
+def test_who_stood_back_by_shares_has_saved_nothing_up_in_the_queue() -> None:
+    shares, queue = Shares({}), FairQueue[str]()
+    for key in ("a", "b"):
+        for _ in range(40):
+            queue.push(key, 10, key)
+    shares.serve("a", 10**6)
+    for _ in range(20):
+        entry = queue.first(shares=shares)
+        assert entry is not None
+        assert entry.key == "b"
+        queue.serve(entry)
+    assert served(queue, 20).count("a") == pytest.approx(10, abs=1)
 
 
 def test_a_call_that_leaves_unserved_costs_its_key_nothing() -> None:

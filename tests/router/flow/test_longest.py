@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from prefillshare.router.admission import Call, Endpoint
+from prefillshare.router.call import Call, Endpoint
 from prefillshare.router.errors import RouterError
 from prefillshare.router.flow.capacity import Capacity
 from prefillshare.router.flow.longest import bounded, cut
@@ -31,7 +31,11 @@ def test_an_answer_ends_where_the_longest_workers_call_does() -> None:
 
 
 def test_a_prompt_that_no_worker_can_hold_is_too_long() -> None:
-    assert refusal(SMALL, prompt=80).code == "context_length_exceeded"
+    error = refusal(SMALL, prompt=80)
+    assert (error.param, error.code) == ("prompt", "context_length_exceeded")
+    assert "at least 80 tokens" in error.message
+    assert "maximum context length is 80 tokens" in error.message
+    assert refusal(SMALL, prompt=80, endpoint="chat/completions").param == "messages"
     assert need(SMALL, LARGE, prompt=80).output == 16
 
 

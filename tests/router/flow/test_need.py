@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from prefillshare.router.admission import Endpoint
+from prefillshare.router.call import Endpoint
 from prefillshare.router.flow.need import Need, need_of
 
 

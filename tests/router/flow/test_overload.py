@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pytest
 
-from prefillshare.router.admission import Call
+from prefillshare.router.call import Call
 from prefillshare.router.errors import RouterError
 from tests.router.clocks import in_jumping_time
 from tests.router.flow.placing import place_decode, place_prefill
@@ -42,8 +42,9 @@ class Simulation(Bench):
         try:
             call = Call("id", "completions", "sql", body, True, None)
             async with self.flow.ticket(call, "") as ticket:
-                chain = ticket.chain(body)
-                placed = place_prefill(ticket, lambda room: self.placement.prefill("sql", None, chain, has_room=room))
+                placed = place_prefill(
+                    ticket, lambda room: self.placement.prefill("sql", None, ticket.prompt, has_room=room)
+                )
                 assert placed
                 with self.prefill.lease(placed.worker, placed.tokens):
                     async with self.prefilling:

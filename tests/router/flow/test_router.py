@@ -11,7 +11,6 @@ import openai
 import pytest
 
 from prefillshare.router.flow import control
-from prefillshare.router.flow import ticket as tickets
 from prefillshare.router.placement.chunks import Chain, chain_of_request
 from tests.router.conftest import Cluster
 from tests.router.fakes import wait_for
@@ -129,8 +128,7 @@ def test_a_prompt_is_made_a_chain_once_however_often_it_is_tried(
         chains.append(chain_of_request(body, *density))
         return chains[-1]
 
-    for module in (control, tickets):
-        monkeypatch.setattr(module, "chain_of_request", noted)
+    monkeypatch.setattr(control, "chain_of_request", noted)
     busy.decode["sql"][0].refusals = ["pull_failed"]
     assert busy.http.post("/v1/completions", json=BODY | {"stream": False}).status_code == 200
     assert len(busy.prefill[0].bodies) == 2

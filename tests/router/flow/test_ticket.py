@@ -8,7 +8,7 @@ import pytest
 
 from prefillshare.router.flow.held import HeldKV
 from prefillshare.router.flow.need import Need
-from prefillshare.router.flow.ticket import ReservedTicket, Ticket
+from prefillshare.router.flow.ticket import Ticket
 from prefillshare.router.placement.chunks import Chain, chain_of_request
 from prefillshare.router.placement.placement import Placed
 from prefillshare.router.pool import Pool, Worker
@@ -17,8 +17,7 @@ from tests.router.fakes import decode_worker, prefill_worker
 from tests.router.flow.placing import Choose, place_decode, place_prefill
 
 P, D0, D1 = prefill_worker("p"), decode_worker("d-0"), decode_worker("d-1")
-BODY = {"prompt": "word " * 400}
-PROMPT = chain_of_request(BODY)
+PROMPT = chain_of_request({"prompt": "word " * 400})
 OUTPUT = 10
 LEASE_S = 0.05
 
@@ -46,7 +45,7 @@ class Site:
         self.rooms = Rooms({{"d0": D0, "d1": D1, "p": P}[name]: limit for name, limit in limits.items()})
         self.route = ModelRoute("base", Pool("prefill", [P]), Pool("decode", [D0, D1]))
 
-    def ticket(self, pull_timeout_s: float = 8.0) -> ReservedTicket:
+    def ticket(self, pull_timeout_s: float = 8.0, taken: Callable[[], None] = lambda: None) -> Ticket:
         """As `FlowControl` reserves it, on D0."""
         need = Need(PROMPT.tokens, 1, OUTPUT)
         reserved = {
@@ -55,11 +54,12 @@ class Site:
             "parked": self.rooms.hold(P, PROMPT),
             "kv": self.rooms.hold(D0, PROMPT, OUTPUT),
         }
-        return ReservedTicket(self.rooms, self.route, need, PROMPT, reserved, 0.0, LEASE_S, pull_timeout_s)
+        times = LEASE_S, pull_timeout_s
+        return Ticket(self.rooms, self.route, need, PROMPT, reserved, 0.0, *times, taken=taken)
 
-    def decoding(self, pull_timeout_s: float = 8.0) -> ReservedTicket:
+    def decoding(self, pull_timeout_s: float = 8.0, taken: Callable[[], None] = lambda: None) -> Ticket:
         """Leg 1 is over and a worker chosen for leg 2, which is not sent yet."""
-        ticket = self.ticket(pull_timeout_s)
+        ticket = self.ticket(pull_timeout_s, taken)
         place_prefill(ticket, first_of(P))
         ticket.prefilled()
         place_decode(ticket, first_of(D0))
@@ -196,6 +196,17 @@ async def test_kv_counts_while_its_call_waits_for_its_turn() -> None:
     ticket.close()
 
 
+async def test_who_waits_for_the_pull_is_told_when_none_can_be_under_way() -> None:
+    site, told = Site(), []
+    ticket = site.decoding(pull_timeout_s=0.01, taken=lambda: told.append(True))
+    await asyncio.sleep(0.03)
+    assert told == []
+    ticket.sent()
+    await asyncio.sleep(0.03)
+    assert told == [True]
+    ticket.close()
+
+
 async def test_kv_that_is_lost_does_not_wait_for_its_lease() -> None:
     """What is prefilled once more is counted; what the first try left is not."""
     site = Site()
@@ -240,8 +251,3 @@ def test_where_there_is_no_room_for_the_kv_no_second_leg_1_goes() -> None:
     assert list(ticket.full()) == []
     site.rooms.hold(P, chain_of_request({"prompt": "another " * 400}))
     assert list(ticket.full()) == [P]
-
-
-def test_the_prompt_of_a_ticket_is_not_made_a_chain_again() -> None:
-    assert Site().ticket().chain({"prompt": "never looked at"}) is PROMPT
-    assert Ticket().chain(BODY) == PROMPT

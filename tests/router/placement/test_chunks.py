@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from prefillshare.router.admission import Call
+from prefillshare.router.call import Call
 from prefillshare.router.legs import prefill_body
 from prefillshare.router.placement.chunks import CHUNK_BYTES, block_hashes, chain_of_request, chain_of_tokens
 

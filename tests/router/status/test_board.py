@@ -16,9 +16,10 @@ from tests.router.fakes import decode_worker, prefill_worker
 
 @dataclass
 class Desk:
-    """A board with a clock that the test turns."""
+    """A board with clocks that the test turns. That of the wall goes along, unless it is set."""
 
     now: float = 1_000_000.0
+    set_by: float = 10**9
     pools: list[Pool] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -27,7 +28,9 @@ class Desk:
         self.pools = [prefill, *decode.values()]
         routes = {name: ModelRoute("base", prefill, pool) for name, pool in decode.items()}
         self.notices: list[Notice] = []
-        self.board = Board(routes, lambda: self.now, notices=lambda: self.notices)
+        self.board = Board(
+            routes, lambda: self.now, notices=lambda: self.notices, wall_clock=lambda: self.now + self.set_by
+        )
 
     def call(self, **fields: Any) -> None:
         known = {"request_id": "id", "endpoint": "completions", "model": "sql", "status": 200, "reason": None}
@@ -128,6 +131,18 @@ def test_sessions_are_counted_while_they_are_active() -> None:
     desk.call(session=("user", "b"))
     desk.now += 20
     assert desk.show()["sessions"] == 1
+
+
+def test_a_wall_clock_that_is_set_changes_no_figure() -> None:
+    desk = Desk()
+    desk.now += 100
+    desk.call(session=("user", "a"))
+    desk.set_by -= 10**6
+    shown = desk.show()
+    assert shown["window"]["calls_per_second"] == pytest.approx(1 / 101)
+    assert (shown["sessions"], sum(calls for calls, _ in shown["window"]["bars"])) == (1, 1)
+    assert shown["now"] == desk.now + desk.set_by
+    assert shown["now"] - shown["started"] == 101
 
 
 def test_notices_are_shown_as_they_are_now() -> None:

@@ -45,35 +45,48 @@ class Joining:
         self._fleet = fleet
         self._block_size = block_size
 
-    async def check_for_pool(self, worker: Worker, pool: Pool) -> None:
-        """Raises RouterError unless the worker is one of those that the pool needs."""
+    async def ask(self, *workers: Worker) -> dict[Worker, Announcement]:
+        """What they say of themselves, all asked at once.
+
+        Raises:
+            RouterError: one does not say; as the function `ask`.
+        """
+        answers = await asyncio.gather(*(ask(self._http, worker) for worker in workers), return_exceptions=True)
+        found: dict[Worker, Announcement] = {}
+        for worker, answer in zip(workers, answers, strict=True):
+            if isinstance(answer, BaseException):
+                raise answer
+            found[worker] = answer
+        return found
+
+    async def check_for_pool(self, said: Mapping[Worker, Announcement], pool: Pool) -> None:
+        """Raises RouterError unless the workers are such as the pool needs."""
         base = self._fleet.base_of(pool)
         if pool is base.prefill:
             models: dict[str, Placement | None] = {base.name: None}
         else:
             models = {name: route.instructions for name, route in self._fleet.modules_of(pool).items()}
-        await self._check(worker, base, models)
+        await self._check(said, base, models)
 
-    async def check_for_module(self, worker: Worker, base: Base, module: str, said: Placement | None) -> AnnouncedModel:
-        """The module as the worker has it; its instructions must be as `said` if that is given.
+    async def check_for_module(
+        self, said: Mapping[Worker, Announcement], base: Base, module: str, instructions: Placement | None
+    ) -> dict[AnnouncedModel, Worker]:
+        """The module as the workers have it: one, if all have the same. Its instructions must be these if given.
 
         Raises:
-            RouterError: the worker is no decode worker of the base that serves the module.
+            RouterError: a worker is no decode worker of the base that serves the module.
         """
-        announced = await self._check(worker, base, {module: said})
-        return next(model for model in announced.models if model.name == module)
+        await self._check(said, base, {module: instructions})
+        return {model: worker for worker, each in said.items() for model in each.models if model.name == module}
 
-    async def _check(self, worker: Worker, base: Base, models: Mapping[str, Placement | None]) -> Announcement:
-        said = await ask(self._http, worker)
+    async def _check(
+        self, said: Mapping[Worker, Announcement], base: Base, models: Mapping[str, Placement | None]
+    ) -> None:
         pools = [base.prefill, *(route.decode for route in self._fleet.modules_of(base.prefill).values())]
-        peers = dict.fromkeys(peer for pool in pools for peer in pool.up() if peer != worker)
-        judge(
-            worker,
-            said,
-            Expected(worker.role, base.identity, self._block_size, models),
-            await ask_those_up(self._http, peers),
-        )
-        return said
+        peers = await ask_those_up(self._http, dict.fromkeys(peer for pool in pools for peer in pool.up()))
+        for worker, announced in said.items():
+            others = {name: peer for name, peer in peers.items() if name != worker.name}
+            judge(worker, announced, Expected(worker.role, base.identity, self._block_size, models), others)
 
 
 async def ask(http: aiohttp.ClientSession, worker: Worker) -> Announcement:

@@ -15,7 +15,10 @@ FIRST_HEALTH_S = 5.0  # how long a worker that joins is given for its first heal
 
 
 class WorkerChanges:
-    """`adding` is held while something joins, since that is checked against all that are there."""
+    """`adding` is held while something joins, since that is checked against all that are there.
+
+    What joins is asked what it is before that, which can take a minute: nobody else waits for it.
+    """
 
     def __init__(self, fleet: Fleet, joining: Joining, adding: asyncio.Lock) -> None:
         self._fleet = fleet
@@ -27,7 +30,7 @@ class WorkerChanges:
         for pool, worker in self._fleet.workers():
             if worker.name == name:
                 return pool, worker
-        raise RouterError(404, f"No worker is called {name[:128]!r}.", param="name", code="worker_not_found")
+        raise _not_found(f"No worker is called {name[:128]!r}.")
 
     async def add(self, new: NewWorker) -> tuple[Pool, Worker]:
         """The worker gets calls from its first healthy answer on, which this waits for a little.
@@ -36,19 +39,24 @@ class WorkerChanges:
             RouterError: there is no such pool (404), the name or address is taken (409), the worker does not answer
                 (502), or it is not what the pool needs (409).
         """
+        said = await self._joining.ask(self._place_for(new)[1])
         async with self._adding:
-            pool = next((pool for pool in self._fleet.pools if pool.name == new.pool), None)
-            if pool is None:
-                known = ", ".join(pool.name for pool in self._fleet.pools)
-                message = f"There is no pool {new.pool!r}; there is {known}."
-                raise RouterError(404, message, param="pool", code="pool_not_found")
-            role: Literal["prefill", "decode"] = "prefill" if pool is self._fleet.base_of(pool).prefill else "decode"
-            worker = distinct_worker(self._fleet, new, role)
-            await self._joining.check_for_pool(worker, pool)
+            pool, worker = self._place_for(new)  # others may have joined or left meanwhile
+            await self._joining.check_for_pool(said, pool)
             check_still_there(self._fleet, pool)
             self._fleet.add_worker(pool, worker)
         await until(lambda: pool.is_up(worker), FIRST_HEALTH_S)
         return pool, worker
+
+    def _place_for(self, new: NewWorker) -> tuple[Pool, Worker]:
+        """Raises RouterError: there is no such pool (404), or the name or address is taken (409)."""
+        pool = next((pool for pool in self._fleet.pools if pool.name == new.pool), None)
+        if pool is None:
+            known = ", ".join(pool.name for pool in self._fleet.pools)
+            message = f"There is no pool {new.pool!r}; there is {known}."
+            raise RouterError(404, message, param="pool", code="pool_not_found")
+        role: Literal["prefill", "decode"] = "prefill" if pool is self._fleet.base_of(pool).prefill else "decode"
+        return pool, distinct_worker(self._fleet, new, role)
 
     async def drain(self, name: str, options: Options) -> tuple[Pool, Worker]:
         """Gives the worker no more calls, and waits up to `wait_s` until nothing is under way on it."""
@@ -67,7 +75,8 @@ class WorkerChanges:
         """Waits, without giving it new calls, until nothing is under way on it; `force` then removes it all the same.
 
         Raises:
-            RouterError: 409, calls are under way, or it is the last one that is ready.
+            RouterError: 409, calls are under way, or it is the last one that is ready; 404, somebody else has removed
+                it, also if another worker has its name by now.
         """
         pool, worker = self.find(name)
         self._check_not_the_last(pool, worker, options)
@@ -76,7 +85,8 @@ class WorkerChanges:
             if not (idle or options.force):
                 raise busy(f"Worker {name}", pool.in_flight(worker) + self._fleet.handoffs(worker))
         # Nothing happens between here and the end, so it is given no call.
-        self.find(name)  # somebody else may have removed it
+        if self.find(name)[1] is not worker:
+            raise _not_found(f"The worker {name[:128]!r} was removed meanwhile; another one has its name.")
         self._check_not_the_last(pool, worker, options)  # the others may have gone down meanwhile
         self._fleet.remove_worker(pool, worker)
 
@@ -87,6 +97,10 @@ class WorkerChanges:
                 "models answer 503. Add another one first, or do it all the same with ?force=true."
             )
             raise RouterError(409, message, code="last_worker")
+
+
+def _not_found(message: str) -> RouterError:
+    return RouterError(404, message, param="name", code="worker_not_found")
 
 
 def check_still_there(fleet: Fleet, pool: Pool) -> None:

@@ -13,7 +13,7 @@ import aiohttp
 from starlette.types import Send
 
 from prefillshare.router.accounting import Ledger
-from prefillshare.router.admission import Call
+from prefillshare.router.call import Call
 from prefillshare.router.extension.metrics import ExtensionMetrics, Outcome
 from prefillshare.router.extension.next_prompt import adds_blocks, next_prompt
 from prefillshare.router.extension.overheard import Overheard, read_choice

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from prefillshare.instructions import Placement, split_instructions
-from prefillshare.router.admission import Call
+from prefillshare.router.call import Call
 from prefillshare.router.legs import prefill_body
 from prefillshare.router.placement.chunks import BYTES_PER_TOKEN
 

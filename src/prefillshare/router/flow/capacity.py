@@ -55,13 +55,20 @@ class Capacities:
         self._calls = settings.decode_calls or calls
         self._told = told
         self._known: dict[str, tuple[int, Capacity]] = {}  # with the losses of the worker when it was asked
+        self._failing: dict[str, int] = {}  # workers whose answers fail, with their losses: said once for each start
 
     def of(self, worker: Worker) -> Capacity:
         known = self._known.get(worker.name)
         return known[1] if known else Capacity()
 
     def kv_limit(self, worker: Worker) -> int | None:
-        """How many tokens of KV calls in flight may need on the worker; None while it has not told its size."""
+        """How many tokens of KV calls in flight may need on the worker; None where it does not tell its size.
+
+        0 until it has been asked for the first time, when the other limits are not set either: it gets one call at a
+        time, as any worker with nothing in flight does, and not the whole queue.
+        """
+        if worker.name not in self._known:
+            return 0
         if worker.role == "decode" and self._settings.decode_tokens:
             return self._settings.decode_tokens
         kv_tokens = self.of(worker).kv_tokens
@@ -70,6 +77,7 @@ class Capacities:
     def forget(self, worker: Worker) -> None:
         """The worker has left: another that joins under its name is asked for its own."""
         self._known.pop(worker.name, None)
+        self._failing.pop(worker.name, None)
 
     async def ask(self) -> None:
         """Asks every worker that is up and has not been asked since it started."""
@@ -86,13 +94,15 @@ class Capacities:
         timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
         try:
             async with self._http.get(f"{worker.url}/metrics", timeout=timeout) as answer:
-                kv_tokens = kv_tokens_in(await answer.text()) if answer.status == 200 else None
+                kv_tokens = kv_tokens_in(await answer.text()) if _says(answer) else None
             async with self._http.get(f"{worker.url}/v1/models", timeout=timeout) as answer:
-                context = context_in(await answer.json()) if answer.status == 200 else None
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
-            return  # asked again soon; its health check says what is wrong with it
+                context = context_in(await answer.json()) if _says(answer) else None
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            self._note_failure(worker, losses, error)
+            return
         if worker not in pool.workers:
             return
+        self._failing.pop(worker.name, None)
         self._known[worker.name] = (losses, Capacity(kv_tokens, context))
         if kv_tokens is not None:
             self._told(worker, kv_tokens)
@@ -105,6 +115,14 @@ class Capacities:
             context,
         )
 
+    def _note_failure(self, worker: Worker, losses: int, error: Exception) -> None:
+        """It is asked again soon."""
+        if self._failing.get(worker.name) != losses:
+            self._failing[worker.name] = losses
+            until_then = "the limits of its last start" if worker.name in self._known else "one call at a time"
+            why = type(error).__name__
+            LOG.warning("worker=%s does not say what it has room for (%s); until then %s", worker.name, why, until_then)
+
     def _limit(self, pool: Pool, worker: Worker) -> None:
         """A decode worker's tokens are limited by their KV alone, which the pool does not know."""
         if worker.role == "decode":
@@ -112,6 +130,13 @@ class Capacities:
             return
         most, usable = self._settings.prefill_tokens, self.kv_limit(worker)
         pool.set_limit(worker, most if usable is None else min(most, usable))
+
+
+def _says(answer: aiohttp.ClientResponse) -> bool:
+    """Whether there is something to read. Raises aiohttp.ClientResponseError: there may be, another time."""
+    if answer.status >= 500:
+        answer.raise_for_status()
+    return answer.status == 200
 
 
 def kv_tokens_in(metrics: str) -> int | None:

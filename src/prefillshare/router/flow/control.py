@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 
-from prefillshare.router.admission import Call
+from prefillshare.router.call import Call
 from prefillshare.router.errors import RouterError, model_removed, no_worker_up
 from prefillshare.router.flow.bounds import excess_of
 from prefillshare.router.flow.capacity import Capacities
@@ -14,12 +14,12 @@ from prefillshare.router.flow.density import Density
 from prefillshare.router.flow.errors import Reason, overloaded
 from prefillshare.router.flow.fair import Entry
 from prefillshare.router.flow.held import HeldKV
-from prefillshare.router.flow.longest import bounded, cut
+from prefillshare.router.flow.longest import bounded, cut, longest
 from prefillshare.router.flow.metrics import FlowMetrics
 from prefillshare.router.flow.need import is_token_ids, need_of
 from prefillshare.router.flow.queues import QueuedCall, Queues
 from prefillshare.router.flow.service import ServiceTimes
-from prefillshare.router.flow.ticket import ReservedTicket
+from prefillshare.router.flow.ticket import Ticket
 from prefillshare.router.legs import prefill_body
 from prefillshare.router.placement.chunks import Chain, chain_of_request
 from prefillshare.router.placement.placement import Placement
@@ -29,7 +29,7 @@ from prefillshare.router_config import FlowConfig
 
 
 class FlowControl:
-    """Of one router. A call is let in once, for all that it tries: see `ReservedTicket`."""
+    """Of one router. A call is let in once, for all that it tries: see `Ticket`."""
 
     def __init__(
         self,
@@ -42,7 +42,9 @@ class FlowControl:
         kv_lease_s: float,
         pull_timeout_s: float,
         clock: Callable[[], float] = time.monotonic,
+        taken: Callable[[str], None] = lambda call_id: None,
     ) -> None:
+        """`taken` is told of each call whose KV no decode worker will read from its prefill worker any more."""
         self._settings = settings
         self._routes = routes
         self._placement = placement
@@ -50,13 +52,14 @@ class FlowControl:
         self._metrics = metrics
         self._kv_times = (kv_lease_s, pull_timeout_s)
         self._clock = clock
+        self._taken = taken
         self._queues = Queues(settings.weights)
         self._held = HeldKV(capacities.kv_limit)
         self._service = ServiceTimes()
         self._density = Density()
 
     @asynccontextmanager
-    async def ticket(self, call: Call, tenant: str) -> AsyncIterator[ReservedTicket]:
+    async def ticket(self, call: Call, tenant: str) -> AsyncIterator[Ticket]:
         """Around all that is done for a call. Leaving gives everything back; so does being cancelled while waiting.
 
         Raises:
@@ -76,7 +79,7 @@ class FlowControl:
         # Here, where an error is this call's alone, and once: whatever counts or places the call goes by this chain.
         prompt = chain_of_request(prefill_body(call, route.base, route.instructions), density)
         size = None if is_token_ids(call.body) else prompt.tokens * density
-        future: asyncio.Future[ReservedTicket] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Ticket] = asyncio.get_running_loop().create_future()
         queued = QueuedCall(call, tenant, route, need, cut(prompt, capacities), size, self._clock(), future)
         ticket = await self._wait(queued)
         self._metrics.let_in(route.decode, ticket.waited_s)
@@ -92,6 +95,10 @@ class FlowControl:
         queue = self._queues.of(pool)
         return len(queue), queue.tokens
 
+    def longest_call(self, pool: Pool) -> int | None:
+        """Tokens of prompt and answer that a decode pool takes; None while none is up, or one has not said it."""
+        return longest(self._capacities.of(worker).longest_call for worker in pool.ready())
+
     def kv(self, worker: Worker) -> tuple[int, int | None]:
         """Tokens of KV that calls in flight need on the worker, what they share once, and how many it may be."""
         return self._held.tokens(worker), self._capacities.kv_limit(worker)
@@ -103,6 +110,7 @@ class FlowControl:
     def freed(self) -> None:
         """Lets in whoever has room now. To be called when that may have changed."""
         blocked: set[Pool] = set()
+        full_decode: set[Pool] = set()
         while entry := self._next(blocked):
             queued = entry.item
             if queued.outcome.done():  # it was cancelled and has not run since
@@ -111,6 +119,8 @@ class FlowControl:
                 self._refuse(entry, "no_worker", no_worker_up(down.name, down.why_down()))
             elif full := self._let_in(entry):
                 blocked |= {full, queued.route.decode}
+                full_decode |= {full} & {queued.route.decode}
+        self._queues.full = full_decode
 
     def removed(self, model: str) -> None:
         """The model is served no longer. Its calls that wait learn it now: no room that gets free would help them."""
@@ -130,7 +140,7 @@ class FlowControl:
 
     # Arrival
 
-    async def _wait(self, queued: QueuedCall) -> ReservedTicket:
+    async def _wait(self, queued: QueuedCall) -> Ticket:
         entry = self._queues.push(queued)
         try:  # from here on: whatever fails, no entry and no ticket may stay behind with nobody waiting for it
             self.freed()
@@ -161,20 +171,23 @@ class FlowControl:
     # Letting in
 
     def _next(self, blocked: set[Pool]) -> Entry[QueuedCall] | None:
-        """The first call of the next queue whose pools are not `blocked`; those that `_goes_first` before the others.
+        """The first call of the tenant that is next, of queues whose pools are not `blocked`; one that `_goes_first`
+        before others.
 
-        While there are calls that go first, no other gets the room that they wait for, whichever queues they are in.
+        While the tenant has calls that go first, no other of its calls gets the room that they wait for, whichever
+        queues they are in.
         """
-        heads = {
-            pool: head
+        heads = [
+            head
             for pool in self._queues
             if pool not in blocked
-            and (head := self._queues.of(pool).first())
+            and (head := self._queues.first(pool))
             and head.item.route.prefill not in blocked
             and not _is_full(head.item.route)  # so that few looks at a long queue are long
-        }
-        preferred = (self._queues.of(pool).first(self._goes_first) for pool in heads)
-        return next((entry for entry in preferred if entry), None) or next(iter(heads.values()), None)
+        ]
+        heads = self._queues.next_of(head for head in heads if head.item.route.prefill is heads[0].item.route.prefill)
+        preferred = (self._queues.first(head.item.route.decode, self._goes_first) for head in heads)
+        return next((entry for entry in preferred if entry), None) or next(iter(heads), None)
 
     def _goes_first(self, queued: QueuedCall) -> bool:
         """Calls whose prompts are mostly cached go first, and those that have waited long for these.
@@ -205,12 +218,12 @@ class FlowControl:
             "kv": self._held.hold(decoder, queued.prompt, need.output),
         }
         waited_s = self._clock() - queued.since
-        if self._queues.of(decode).first() is not entry:
+        if self._queues.first(decode) is not entry:
             self._metrics.overtook(decode)
         self._queues.serve(entry)
-        measured = partial(self._measured, queued)
+        told = partial(self._measured, queued), partial(self._taken, queued.call.request_id)
         queued.outcome.set_result(
-            ReservedTicket(self, queued.route, need, queued.prompt, reserved, waited_s, *self._kv_times, measured)
+            Ticket(self, queued.route, need, queued.prompt, reserved, waited_s, *self._kv_times, *told)
         )
         return None
 
@@ -256,7 +269,7 @@ class FlowControl:
             if newcomer in excess.entries:
                 return
         ahead = queue.ahead_of(newcomer) + _own_part(newcomer, in_flight)
-        # Pools take turns.
+        # Tenants have equal shares, and the pools of one take turns: of each pool, about as much goes first.
         others = sum(min(self._queues.of(rival).tokens, ahead) for rival in rivals if rival is not pool)
         if self._service.expect(pool, ahead + others, in_flight) > self._limit_s(queued):
             self._refuse(newcomer, "deadline", self._too_late(newcomer))
@@ -268,7 +281,7 @@ class FlowControl:
         other models of the base; what is in flight in its own decode pool, which may be nothing, then says nothing.
         """
         decode = route.decode
-        first = self._queues.of(decode).first()
+        first = self._queues.first(decode)
         if first is None or next(self._decoders(first.item), None) is None:
             return [decode]
         served = (other.decode for other in self._routes.values() if other.prefill is route.prefill)
@@ -321,6 +334,6 @@ def _own_part(entry: Entry[QueuedCall], in_flight: int) -> int:
     return min(entry.tokens, in_flight)
 
 
-def _given(queued: QueuedCall) -> ReservedTicket | None:
+def _given(queued: QueuedCall) -> Ticket | None:
     future = queued.outcome
     return future.result() if future.done() and not future.cancelled() and future.exception() is None else None

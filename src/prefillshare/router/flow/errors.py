@@ -3,7 +3,7 @@
 import math
 from typing import Literal
 
-from prefillshare.router.errors import RouterError, bad_request
+from prefillshare.router.errors import RouterError, prompt_too_long
 
 Reason = Literal["queue_full", "tenant_limit", "deadline", "too_long", "no_worker", "removed"]
 
@@ -17,7 +17,10 @@ def overloaded(message: str, retry_after_s: float) -> RouterError:
     return RouterError(429, message, type="overloaded_error", code="overloaded", headers=headers)
 
 
-def too_long(tokens: int, most: int) -> RouterError:
-    """A 400: no worker has room for such a call, however long it waits."""
-    message = f"The prompt has at least {tokens} tokens, a worker takes at most {most} for prompt and answer together."
-    return bad_request(message, code="context_length_exceeded")
+def too_long(tokens: int, most: int, field: str) -> RouterError:
+    """A 400: no worker has room for such a call, however long it waits. `field` is where the prompt is."""
+    why = (
+        f"it has at least {tokens} tokens. This model's maximum context length is {most} tokens, for prompt and answer "
+        f"together; send fewer in `{field}`."
+    )
+    return prompt_too_long(why, field)

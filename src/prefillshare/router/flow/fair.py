@@ -31,19 +31,40 @@ class _Line(Generic[Item]):
     """The waiting calls of one key, of which there is at least one."""
 
     start: float  # tag of the first
-    turn: int  # of lines with the same tag, the one that began earlier comes first
+    turn: int  # of lines with the same tag, the one that began earlier, or was served longer ago, comes first
     entries: deque[Entry[Item]] = field(default_factory=deque)
     tokens: int = 0
 
 
+class Shares:
+    """The start tags of keys that share something beside their queue, which calls of other queues wait for, too.
+
+    Where who is first by them cannot be served, for want of something else, others are, and the clock goes on. A key
+    has saved nothing up by that: its tag is never behind the clock.
+    """
+
+    def __init__(self, weights: Mapping[str, float]) -> None:
+        self._weights = weights
+        self._clock = 0.0
+        self._next: dict[str, float] = {}  # tags that are ahead of the clock
+
+    def tag(self, key: str) -> float:
+        return self._next.get(key, self._clock)
+
+    def serve(self, key: str, tokens: int) -> None:
+        self._clock = self.tag(key)
+        self._next[key] = self._clock + tokens / self._weights.get(key, 1.0)
+        self._next = {key: tag for key, tag in self._next.items() if tag > self._clock}
+
+
 class FairQueue(Generic[Item]):
-    def __init__(self, weights: Mapping[str, float] | None = None) -> None:
-        """`weights` are the keys' shares; 1 for a key that is not in it."""
+    def __init__(self, weights: Mapping[str, float] | None = None, turns: Iterator[int] | None = None) -> None:
+        """`weights` are the keys' shares; 1 for a key that is not in it. Queues with one `turns` share it."""
         self._weights = weights or {}
         self._lines: dict[str, _Line[Item]] = {}
         self._clock = 0.0  # the start tag of the call served last
         self._finished: dict[str, float] = {}  # of keys that are served but do not wait: where their next tag begins
-        self._turns = count()
+        self._turns = count() if turns is None else turns
         self._staying = 0  # calls that stay: few queues have any, and limits are asked for with every call that waits
 
     def __len__(self) -> int:
@@ -73,23 +94,32 @@ class FairQueue(Generic[Item]):
         self._staying += stays
         return entry
 
-    def first(self, preferred: Callable[[Item], bool] | None = None) -> Entry[Item] | None:
+    def first(
+        self, preferred: Callable[[Item], bool] | None = None, shares: Shares | None = None
+    ) -> Entry[Item] | None:
         """Whose turn it is: of the key that is next, the call that came first, or the first `preferred` one.
 
-        None where nobody waits or, with `preferred`, where none of that key's first calls is.
+        With `shares` the next key is that with the lowest tag there, else here. None where nobody waits or, with
+        `preferred`, where none of that key's first calls is.
         """
         if not self._lines:
             return None
-        entries = min(self._lines.values(), key=lambda line: (line.start, line.turn)).entries
+        tags = {key: shares.tag(key) if shares else max(line.start, self._clock) for key, line in self._lines.items()}
+        entries = self._lines[min(tags, key=lambda key: (tags[key], self._lines[key].turn))].entries
         if preferred is None:
             return entries[0]
         return next((entry for entry in islice(entries, LOOKED_AT) if preferred(entry.item)), None)
 
+    def turn(self, entry: Entry[Item]) -> int:
+        """When the entry's key was served last or, if it was not, began to wait: a number that counts up, over all
+        queues that share `turns`."""
+        return self._lines[entry.key].turn
+
     def serve(self, entry: Entry[Item]) -> None:
         """Takes out what `first` has returned; its key then has had its tokens."""
         line = self._lines[entry.key]
-        self._clock = line.start
-        line.start += entry.tokens / self._weights.get(entry.key, 1.0)
+        self._clock = max(line.start, self._clock)  # a key that stood back by `shares` has saved nothing up
+        line.start = self._clock + entry.tokens / self._weights.get(entry.key, 1.0)
         line.turn = next(self._turns)
         self.remove(entry)
 

@@ -2,13 +2,11 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from prefillshare.router.call import Endpoint
 from prefillshare.router.placement.chunks import BYTES_PER_TOKEN
 from prefillshare.router.sampling import COMPLETION_TOKENS, length_field
-
-if TYPE_CHECKING:
-    from prefillshare.router.admission import Endpoint  # whose calls have tickets, and these a need
 
 # No ordinary text has longer tokens on average: one that would need them to fit is too long.
 MAX_CHARACTERS_PER_TOKEN = 16
@@ -31,9 +29,7 @@ class Need:
         return self.prompt + self.output
 
 
-def need_of(
-    endpoint: "Endpoint", body: Mapping[str, Any], guess: int, bytes_per_token: float = BYTES_PER_TOKEN
-) -> Need:
+def need_of(endpoint: Endpoint, body: Mapping[str, Any], guess: int, bytes_per_token: float = BYTES_PER_TOKEN) -> Need:
     """`guess` is taken for an answer whose length the client does not bound, `bytes_per_token` for text."""
     if endpoint == "completions" and body.get("max_tokens") is None:
         guess = COMPLETION_TOKENS
@@ -45,7 +41,7 @@ def need_of(
     return Need(max(1, int(size / bytes_per_token)), least, output)
 
 
-def asked_of(endpoint: "Endpoint", body: Mapping[str, Any]) -> int | None:
+def asked_of(endpoint: Endpoint, body: Mapping[str, Any]) -> int | None:
     """How long an answer the client asks for; None where it says nothing that a worker would read."""
     return _count(body.get(length_field(endpoint, body)))
 
@@ -67,7 +63,7 @@ def _count(value: object) -> int | None:
     return min(count, MOST_TOKENS) if count > 0 else None
 
 
-def _texts_for_sure(endpoint: "Endpoint", body: Mapping[str, Any]) -> Iterator[str]:
+def _texts_for_sure(endpoint: Endpoint, body: Mapping[str, Any]) -> Iterator[str]:
     """Those that are in the prompt whatever the base's chat template makes of the request: of a chat what users say.
 
     Templates leave out what they do not know (`documents`, a role), all but the first or the last system message, and

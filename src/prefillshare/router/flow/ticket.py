@@ -1,74 +1,18 @@
 """A call's right to run both legs: room on a decode worker and on a prefill worker, reserved before leg 1 begins."""
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Collection
+from typing import Protocol
 
 from prefillshare.router.flow.need import Need
-from prefillshare.router.placement.chunks import Chain, chain_of_request
+from prefillshare.router.placement.chunks import Chain
 from prefillshare.router.placement.placement import HasRoom, Placed
 from prefillshare.router.pool import Pool, Worker
 from prefillshare.router.route import ModelRoute
 
 
-class Ticket:
-    """One that reserves nothing, for calls that nobody limits."""
-
-    waited_s = 0.0  # in the queue
-
-    def chain(self, body: Mapping[str, Any]) -> Chain:
-        """That of the call's prompt, of which `body` is the prefill body."""
-        return chain_of_request(body)
-
-    def room_to_prefill(self) -> HasRoom | None:
-        """Which workers have room for leg 1, now that the room that was reserved for it is given up; None for all.
-
-        What is chosen by it goes to `prefills_on` before anybody else can take the room, so without an await between.
-        """
-        return None
-
-    def prefills_on(self, worker: Worker) -> None:
-        """`worker` was chosen for leg 1."""
-
-    def full(self) -> Collection[Worker]:
-        """Prefill workers that have no room for a second leg 1 beside the first."""
-        return ()
-
-    def prefilled_by(self, worker: Worker) -> None:
-        """Another worker than the first was faster in leg 1, and has the KV."""
-
-    def room_to_decode(self) -> HasRoom | None:
-        """The same for leg 2 and `decodes_on`."""
-        return None
-
-    def decodes_on(self, placed: Placed) -> Placed:
-        """What was chosen for leg 2. Returns it with all that the leg puts on the worker, the answer included."""
-        return placed
-
-    def prefilled(self) -> None:
-        """Leg 1 is over: its KV waits for a decode worker."""
-
-    def sent(self) -> None:
-        """Leg 2 goes to its worker now."""
-
-    def not_taken(self) -> None:
-        """The decode worker has not taken leg 2 up: the KV still waits."""
-
-    def pulled(self) -> None:
-        """A decode worker has the KV: the prefill worker needs no room for it any more. May be told often."""
-
-    def decoded(self) -> None:
-        """Leg 2 has ended or failed: the decode worker has nothing of the call any more."""
-
-    def close(self) -> None:
-        """No worker is needed any more, however the call has ended. Leases must have ended; may be told twice."""
-
-
-UNLIMITED = Ticket()
-
-
 class Rooms(Protocol):
-    """What a `ReservedTicket` knows of limits; `FlowControl` has them."""
+    """What a `Ticket` knows of limits; `FlowControl` has them."""
 
     def has_room(self, pool: Pool, worker: Worker, tokens: int, prompt: Chain, more: int = 0) -> bool:
         """For a leg that puts so many tokens on the worker, and for KV of the prompt and `more` tokens."""
@@ -80,7 +24,7 @@ class Rooms(Protocol):
         """Something has been released."""
 
 
-class ReservedTicket(Ticket):
+class Ticket:
     """Reservations on one worker of each pool.
 
     They hold the room, not the worker: placement may choose another that has as much, and the leg's lease takes the
@@ -100,6 +44,7 @@ class ReservedTicket(Ticket):
         kv_lease_s: float,
         pull_timeout_s: float,
         measured: Callable[[int], None] = lambda tokens: None,
+        taken: Callable[[], None] = lambda: None,
     ) -> None:
         """
         Args:
@@ -111,75 +56,90 @@ class ReservedTicket(Ticket):
             pull_timeout_s: for so long after leg 2 was sent, the KV is counted on the prefill worker if no answer
                 begins: one that is not streamed begins with its end, and a pull that takes longer is refused.
             measured: told how many tokens the prompt has in truth.
+            taken: told when no decode worker will read the prompt's KV from the prefill worker any more.
         """
-        self.waited_s = waited_s
+        self.prompt = prompt
+        self.waited_s = waited_s  # in the queue
         self._rooms = rooms
         self._route = route
         self._need = need
-        self._prompt = prompt
         self._reserved = reserved
         self._kv_lease_s = kv_lease_s
         self._pull_timeout_s = pull_timeout_s
         self._measured = measured
+        self._taken = taken
         self._lease_end: float | None = None  # that of the last leg 1, by the event loop's clock
         self._timer: asyncio.TimerHandle | None = None
 
-    def chain(self, body: Mapping[str, Any]) -> Chain:
-        return self._prompt
-
     def room_to_prefill(self) -> HasRoom:
-        pool, prompt = self._route.prefill, self._prompt
+        """Which workers have room for leg 1, now that the room that was reserved for it is given up.
+
+        What is chosen by it goes to `prefills_on` before anybody else can take the room, so without an await between.
+        """
+        pool, prompt = self._route.prefill, self.prompt
         self._release("prefill", "parked")
         self._stop_timer()
         self._lease_end = None
         return lambda worker, tokens: self._rooms.has_room(pool, worker, tokens, prompt)
 
     def prefills_on(self, worker: Worker) -> None:
-        self._reserved["parked"] = self._rooms.hold(worker, self._prompt)
+        """`worker` was chosen for leg 1."""
+        self._reserved["parked"] = self._rooms.hold(worker, self.prompt)
 
     def full(self) -> Collection[Worker]:
+        """Prefill workers that have no room for a second leg 1 beside the first."""
         pool, tokens = self._route.prefill, self._need.prompt
-        return [worker for worker in pool.workers if not self._rooms.has_room(pool, worker, tokens, self._prompt)]
+        return [worker for worker in pool.workers if not self._rooms.has_room(pool, worker, tokens, self.prompt)]
 
     def prefilled_by(self, worker: Worker) -> None:
+        """Another worker than the first was faster in leg 1, and has the KV."""
         self._release("parked")
         self.prefills_on(worker)
 
     def room_to_decode(self) -> HasRoom:
-        pool, prompt, output = self._route.decode, self._prompt, self._need.output
+        """The same for leg 2 and `decodes_on`."""
+        pool, prompt, output = self._route.decode, self.prompt, self._need.output
         self._release("decode", "kv")
         return lambda worker, tokens: self._rooms.has_room(pool, worker, tokens + output, prompt, self._more(tokens))
 
     def decodes_on(self, placed: Placed) -> Placed:
-        self._reserved["kv"] = self._rooms.hold(placed.worker, self._prompt, self._more(placed.tokens))
+        """What was chosen for leg 2. Returns it with all that the leg puts on the worker, the answer included."""
+        self._reserved["kv"] = self._rooms.hold(placed.worker, self.prompt, self._more(placed.tokens))
         self._measured(placed.tokens)
         return placed._replace(tokens=placed.tokens + self._need.output)
 
     def _more(self, tokens: int) -> int:
         """What the prompt, of so many tokens in truth, needs beyond its estimate, and the answer."""
-        return max(0, tokens - self._prompt.tokens) + self._need.output
+        return max(0, tokens - self.prompt.tokens) + self._need.output
 
     def prefilled(self) -> None:
+        """Leg 1 is over: its KV waits for a decode worker."""
         self._lease_end = asyncio.get_running_loop().time() + self._kv_lease_s
         self._rooms.freed()
 
     def sent(self) -> None:
+        """Leg 2 goes to its worker now."""
         self._stop_timer()
         self._timer = asyncio.get_running_loop().call_later(self._pull_timeout_s, self.pulled)
 
     def not_taken(self) -> None:
+        """The decode worker has not taken leg 2 up: the KV still waits."""
         self._stop_timer()
 
     def pulled(self) -> None:
+        """A decode worker has the KV: the prefill worker needs no room for it any more. May be told often."""
         self._stop_timer()
+        self._taken()
         if "parked" in self._reserved:
             self._release("parked")
             self._rooms.freed()
 
     def decoded(self) -> None:
+        """Leg 2 has ended or failed: the decode worker has nothing of the call any more."""
         self._release("kv")
 
     def close(self) -> None:
+        """No worker is needed any more, however the call has ended. Leases must have ended; may be told twice."""
         if "parked" in self._reserved and self._lease_end is not None and self._timer is None:
             self._leave_parked(self._lease_end)
         self._stop_timer()

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import aiohttp
 
 from prefillshare.open_files import ran_out
-from prefillshare.router.admission import Call
+from prefillshare.router.call import Call
 from prefillshare.router.errors import KV_LOST, RouterError, worker_refused
 from prefillshare.router.fleet import Fleet
 from prefillshare.router.legs import Handoff, decode_body, prefill_body, read_prefill

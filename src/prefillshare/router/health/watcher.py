@@ -130,7 +130,7 @@ class Watcher:
     async def _judge_progress(self) -> None:
         """Calls wait for it, so its engine must move: by `stalled_after_s`, the second half of it watched."""
         half = self._settings.stalled_after_s / 2
-        if self._pool.silence_s(self._worker) < half:
+        if self._pool.keeps_waiting_s(self._worker) < half:
             self._seen = None
             return
         progress = await self._progress()
@@ -139,7 +139,7 @@ class Watcher:
             return  # then /health does not answer either
         if self._seen is None or progress.blocked or progress != self._seen.progress:
             self._seen = _Seen(progress, now)
-        elif now - self._seen.since >= half and self._pool.silence_s(self._worker) >= 2 * half:
+        elif now - self._seen.since >= half and self._pool.keeps_waiting_s(self._worker) >= 2 * half:
             self._seen = None
             self._down(f"calls wait, and it has done nothing for {self._settings.stalled_after_s:g} s", "token")
             self._cut()

@@ -45,14 +45,17 @@ class Board:
     def __init__(
         self,
         routes: Mapping[str, ModelRoute],
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
         pools: Sequence[Pool] | None = None,
         notices: Callable[[], Sequence[Notice]] = list,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        """`clock` gives seconds since 1970. Routes and pools may change; without `pools` they are the routes'."""
+        """`wall_clock`, which may be set at any time, gives seconds since 1970, for what is shown as such; all else
+        goes by `clock`. Routes and pools may change; without `pools` they are the routes'."""
         self._routes = routes
         self._pools = pools_of(routes.values()) if pools is None else pools
         self._clock = clock
+        self._wall_clock = wall_clock
         self._notices = notices
         self._started = clock()
         self._calls: deque[_Seen] = deque(maxlen=MAX_CALLS)
@@ -88,7 +91,7 @@ class Board:
         """The page's JSON. Times are seconds since 1970, durations seconds; null where nothing was measured."""
         now = self._clock()
         taken, snapshot = self._kept
-        if now - taken >= KEPT_S or now < taken:
+        if now - taken >= KEPT_S:
             snapshot = self._take(now)
             self._kept = (now, snapshot)
         return snapshot
@@ -101,11 +104,11 @@ class Board:
         self._bars[-1][2] += not ok
 
     def _take(self, now: float) -> dict[str, Any]:
-        models = list(self._routes)
+        models, shown_now = list(self._routes), self._wall_clock()
         return {
             "version": __version__,
-            "now": now,
-            "started": self._started,
+            "now": shown_now,
+            "started": shown_now - (now - self._started),
             "workers": [row for pool in self._pools for row in _workers(pool)],
             "models": [
                 {"name": name, "base": route.base, "prefill": route.prefill.name, "decode": route.decode.name}
