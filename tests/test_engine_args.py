@@ -75,6 +75,13 @@ def test_the_value_of_a_letter_may_follow_without_a_space() -> None:
     assert why_refused(["-pp", "1", "-n1"]) is None
 
 
+@pytest.mark.parametrize("part", ["reasoning_parser", "reasoning-parser", "reasoning_parser_plugin"])
+def test_parsers_are_named_by_bases_and_modules_alone(part: str) -> None:
+    why = why_refused([f"--structured-outputs-config.{part}=deepseek_r1"])
+    assert why is not None
+    assert "say it as `tool_call_parser` or `reasoning_parser` of a base or module" in why
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -83,6 +90,7 @@ def test_the_value_of_a_letter_may_follow_without_a_space() -> None:
         ["--specialize-active-lora", "--model-loader-extra-config", "{}", "--load-format", "runai_streamer"],
         ["--kv-cache-dtype-skip-layers", "0", "--watermark", "0.1", "--logprobs-mode", "raw_logits"],
         ["--structured-outputs-config.backend", "guidance", "--structured_outputs_config.enable_in_reasoning=true"],
+        ["--structured-outputs-config.backend", '"guidance"'],
         ["--", "-", "", "x", "-tp", "2"],
     ],
 )

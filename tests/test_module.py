@@ -96,19 +96,20 @@ def test_a_lora_module_needs_its_adapter_files(module_folder: Path) -> None:
         load_module(module_folder)
 
 
-@pytest.mark.parametrize(("kind", "other"), [("full", "adapter_config.json"), ("lora", "config.json")])
-def test_files_of_another_kind_are_refused(module_folder: Path, kind: str, other: str) -> None:
-    file = module_folder / MANIFEST_NAME
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"kind": kind}))
-    for name in ("adapter_config.json", "config.json"):
-        (module_folder / name).write_text("{}")
-    write_safetensors(module_folder / "adapter_model.safetensors", {"a": b"1"})
+def test_an_adapter_beside_a_full_module_is_refused(module_folder: Path) -> None:
+    (module_folder / "adapter_config.json").write_text("{}")
     with pytest.raises(
-        UserError, match=rf"module: {module_folder} is a {kind} module that also has {other}, .*; move "
+        UserError, match=rf"module: {module_folder} is a full module that also has adapter_config\.json"
     ):
         load_module(module_folder)
-    (module_folder / other).unlink()
-    assert load_module(module_folder).kind == kind
+
+
+def test_a_config_beside_an_adapter_is_nobodys(module_folder: Path) -> None:
+    file = module_folder / MANIFEST_NAME
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"kind": "lora"}))
+    (module_folder / "adapter_config.json").write_text("{}")
+    write_safetensors(module_folder / "adapter_model.safetensors", {"a": b"1"})
+    assert load_module(module_folder).kind == "lora"
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -98,6 +98,8 @@ def why_refused(arguments: Sequence[str]) -> str | None:
     words = [word for argument in arguments for word in argument.split("=", 1)]
     if any(pair[1] == "dummy" and meant(pair[0], ("--load-format",)) for pair in pairwise(words)):
         return "--load-format dummy: weights are then drawn at random; leave it out"
+    if any(argument.replace("_", "-").startswith(f"{STRUCTURED_OUTPUTS}.reasoning-parser") for argument in arguments):
+        return f"{STRUCTURED_OUTPUTS}.reasoning_parser: {_FROM_PARSERS}"
     if not all(map(_backend_stays, arguments, [*arguments[1:], ""])):
         return f"{STRUCTURED_OUTPUTS}: {_FIRST_DECIDES}"
     return None
@@ -111,7 +113,7 @@ def _backend_stays(argument: str, following: str) -> bool:
     option, _, part = name.partition(".")
     if option.replace("_", "-") != STRUCTURED_OUTPUTS or not part:
         return False
-    return part != "backend" or (value or following) in BACKENDS
+    return part != "backend" or (value or following).strip('"') in BACKENDS
 
 
 def meant(argument: str, options: Collection[str]) -> str | None:

@@ -112,12 +112,11 @@ def load_module(folder: Path) -> DecodeModule:
             raise UserError(f"module: {folder} is a {manifest.kind} module without {pattern}; copy it again")
     if manifest.kind == "full":
         require_one_format(folder, "module")
-    for kind, config in _CONFIG_NAME.items():
-        if kind != manifest.kind and (folder / config).exists():
-            raise UserError(
-                f"module: {folder} is a {manifest.kind} module that also has {config}, of another module or model, "
-                "which could be loaded in its place or on top of it; move that one's files out of the folder"
-            )
+    if manifest.kind == "full" and (folder / _CONFIG_NAME["lora"]).exists():
+        raise UserError(
+            f"module: {folder} is a full module that also has {_CONFIG_NAME['lora']}, of an adapter which would be "
+            "loaded on top of it; move the adapter's files out of the folder"
+        )
     return DecodeModule(folder, manifest)
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from prefillshare.router.admission import admit
 from prefillshare.router.errors import RouterError
 from prefillshare.router.legs import prefill_body
-from prefillshare.router.limits import MAX_CONTAINERS, MAX_REPETITION, MAX_STOP_TOKEN_IDS, check_body, check_headers
+from prefillshare.router.limits import MAX_CONTAINERS, MAX_STOP_TOKEN_IDS, check_body, check_headers
 from prefillshare.router_config import LimitsConfig
 
 LIMITS = LimitsConfig(max_headers=8, max_header_bytes=1024, max_depth=10, max_messages=3, max_tools=2)
@@ -97,10 +97,11 @@ def test_a_worker_looks_through_no_more_tokens_to_stop_at_than_it_can_between_tw
 @pytest.mark.parametrize(
     ("size", "count", "says"),
     [
-        (129, 2, "`max_pattern_size` 129 x `min_count` 2; at most 256 is accepted"),
-        (2, 129, "`max_pattern_size` 2 x `min_count` 129"),
-        (8000.0, 2.0, "`max_pattern_size` 8000.0 x"),  # a worker reads it as 8000
-        (10**400, 2.5, "at most 256"),
+        (129, 2, "`max_pattern_size` 129 and `min_count` 2; their product may be 1024 at most"),
+        (1, 1025, "`max_pattern_size` 1 and `min_count` 1025"),
+        (33, 31, "`max_pattern_size` 33 and `min_count` 31"),
+        (8000.0, 2.0, "`max_pattern_size` 8000.0 and"),  # a worker reads it as 8000
+        (10**400, 2.5, "1024 at most"),
         ("8000", 2, "`repetition_detection.max_pattern_size` must be a number"),
         (8000, "2", "`repetition_detection.min_count` must be a number"),
     ],
@@ -111,14 +112,15 @@ def test_a_worker_looks_for_no_longer_repetitions_than_it_can_between_two_tokens
     error = refusal({"repetition_detection": {"max_pattern_size": size, "min_count": count}})
     assert (error.status, error.param) == (400, "repetition_detection")
     assert says in error.message
-    assert len(error.message) < 200
+    assert len(error.message) < 300
 
 
 @pytest.mark.parametrize(
     "detection",
     [
-        {"max_pattern_size": MAX_REPETITION // 2, "min_count": 2, "min_pattern_size": 1},
-        {"max_pattern_size": 20, "min_count": 4},
+        {"max_pattern_size": 128, "min_count": 2, "min_pattern_size": 1},
+        {"max_pattern_size": 20, "min_count": 20},
+        {"max_pattern_size": 1, "min_count": 1024},
         {"max_pattern_size": -(10**400), "min_count": 2.5},  # this and the rest a worker refuses, or does not use
         {"max_pattern_size": 8000},
         {"max_pattern_size": None, "min_count": [2]},

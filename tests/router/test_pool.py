@@ -103,6 +103,24 @@ def test_a_worker_keeps_calls_waiting_from_the_first_of_them_on_and_since_its_la
         assert pool.keeps_waiting_s(A) == 0
 
 
+def test_nobody_goes_on_with_the_wait_of_a_call_that_was_refused(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, pool_module)
+    clock.now += 50
+    before = pool.waiting(A, lambda: None)
+    call = before.__enter__()
+    for _ in range(30):  # the next one comes before the last one has its refusal
+        clock.now += 1
+        after = pool.waiting(A, lambda: None)
+        following = after.__enter__()
+        clock.now += 1
+        call.refused = True
+        before.__exit__(None, None, None)
+        before, call = after, following
+        assert pool.keeps_waiting_s(A) == 1
+    before.__exit__(None, None, None)
+    assert pool.keeps_waiting_s(A) == 0
+
+
 def test_what_is_said_of_a_worker_that_was_removed_is_ignored(pool: Pool) -> None:
     pool.remove(A)
     pool.heard(A)

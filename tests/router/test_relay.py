@@ -521,6 +521,10 @@ async def test_a_worker_that_refuses_ends_the_leg(bench: Bench, leg: str, behavi
     error = await failure(bench.relay(workers["base"], workers["sql"]))
     assert error.status == status
     assert "no such thing" in error.message
+    ended_at, pool = time.monotonic(), bench.pools[leg == "sql"]
+    for worker in workers[leg]:  # it has answered: the next call does not go on with that one's wait
+        with pool.waiting(worker, lambda: None) as following:
+            assert following.since >= ended_at
     assert sum(len(fake.bodies) for fake in fakes[leg]) == 1
     if leg == "base":
         assert not any(fake.bodies for fake in fakes["sql"])

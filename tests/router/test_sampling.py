@@ -50,7 +50,7 @@ def test_a_number_that_a_worker_would_refuse_is_refused_by_its_name(
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
 @pytest.mark.parametrize("field", EDGES)
 def test_all_else_is_left_to_the_worker(endpoint: Endpoint, field: str) -> None:
-    for value in (*EDGES[field][0], None, "-9", False, [-9]):
+    for value in (*EDGES[field][0], None, "-9", [-9], *[False] * (field != "max_tokens")):
         check_sampling(endpoint, {field: value})
 
 
@@ -80,6 +80,14 @@ TEXT: Endpoint = "completions"
         (CHAT, {"min_tokens": 6, "max_completion_tokens": 5, "max_tokens": 9}, "min_tokens", "`max_completion_tokens`"),
         (TEXT, {"min_tokens": 17}, "min_tokens", "which is 16"),
         (TEXT, {"min_tokens": 17, "max_tokens": None}, "min_tokens", "which is 16"),
+        (
+            CHAT,
+            {"max_tokens": " 0"},
+            "max_tokens",
+            "is ' 0'; it must be at least 1",
+        ),  # which a worker reads as a number
+        (CHAT, {"max_completion_tokens": "-0"}, "max_completion_tokens", "is '-0'"),
+        (TEXT, {"max_tokens": False}, "max_tokens", "is False"),
         (CHAT, {"top_logprobs": 3}, "top_logprobs", "is there without `logprobs`; it needs `logprobs: true`"),
         (CHAT, {"top_logprobs": -1, "logprobs": False}, "top_logprobs", "logprobs: true"),
         (CHAT, {"stop": ""}, "stop", "has an empty text"),
@@ -87,9 +95,9 @@ TEXT: Endpoint = "completions"
         (CHAT, {"bad_words": [""]}, "bad_words", "has an empty text"),
         (TEXT, {"allowed_token_ids": []}, "allowed_token_ids", "is empty"),
         (CHAT, {"stop": list("abcde")}, "stop", "has 5 texts; it must have at most 4"),
-        (CHAT, {"tool_choice": "auto"}, "tool_choice", "is there without `tools`; it must be left out then"),
-        (CHAT, {"tool_choice": "required", "tools": None}, "tool_choice", "without `tools`"),
-        (CHAT, {"tool_choice": NAMED}, "tool_choice", "without `tools`"),
+        (CHAT, {"tool_choice": "auto"}, "tool_choice", "has no `tools` to choose from; it must be left out then"),
+        (CHAT, {"tool_choice": "required", "tools": []}, "tool_choice", "has no `tools`"),
+        (CHAT, {"tool_choice": NAMED}, "tool_choice", "has no `tools`"),
         (CHAT, {"tool_choice": NAMED, "tools": [tool("g"), 7, {}]}, "tool_choice", "of one of `tools`"),
         (CHAT, {"tool_choice": {"type": "allowed_tools"}, "tools": TOOLS}, "tool_choice", "is {'type': 'allowed_"),
         (CHAT, {"tool_choice": "any", "tools": TOOLS}, "tool_choice", "is 'any'; it must be"),

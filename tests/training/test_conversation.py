@@ -130,6 +130,22 @@ def test_what_is_served_is_the_context_that_was_trained(marker: str, content: st
     assert second.ids[: second.spans[0][0]] == render_prompt([USER, served, USER], tokenizer)
 
 
+def test_white_space_between_a_templates_own_end_and_the_bases_is_not_said() -> None:
+    """The end-of-sequence token stands behind the conversation alone, after the line break of its last message."""
+    own = CHATML.replace("<|im_end|>\n", "<|im_start|>\n")
+    ended = tokenizer_with(own + "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}")
+    (example,) = read_row({"messages": [USER, ANSWER]}, ended)
+    assert responses(example, ended) == ["Three.<|im_start|><|im_end|>"]
+
+
+def test_white_space_of_a_message_behind_what_the_template_puts_before_it_stays() -> None:
+    unmarked = CHATML.replace("<|im_end|>\n", "\n")
+    tokenizer = tokenizer_with(unmarked.replace("+ message['content'] +", "+ '> ' + message['content'] +"))
+    answer = {"role": "assistant", "content": "Three.\n"}
+    (example,) = read_row({"messages": [USER, answer]}, tokenizer)
+    assert responses(example, tokenizer) == ["> Three.\n<|im_end|>"]
+
+
 def test_white_space_at_the_end_of_calls_is_the_templates() -> None:
     tokenizer = tokenizer_with(templates.TOOLS.replace("<|im_end|>\\n", "\\n\\n"))
     (example,) = read_row({"messages": [USER, CALL]}, tokenizer)

@@ -72,10 +72,23 @@ def test_a_readme_may_name_a_folder_or_one_split(tmp_path: Path) -> None:
     assert names_of(tmp_path) == ["two/train.jsonl"]
 
 
-@pytest.mark.parametrize("text", ["# Rows\n", "---\nlicense: mit\n---\n# Rows\n", "---\nunfinished", "", "\xff"])
-def test_a_readme_that_says_nothing_of_files_changes_nothing(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"# Rows\n",
+        b"---\nlicense: mit\n---\n# Rows\n",
+        b"---\nlicense: mit\n---\nconfigs: are explained below\n",
+        b"---\nunfinished",
+        b"---\n\tno YAML: [\n---\n",
+        b"---\nA rule, and then text.\n---\n",
+        b"---\nlicense: mit\n---\nR\xe4der\n",
+        b"",
+        b"\xff",
+    ],
+)
+def test_a_readme_that_says_nothing_of_files_changes_nothing(tmp_path: Path, text: bytes) -> None:
     folder_with(tmp_path, "train.jsonl", "test.jsonl")
-    (tmp_path / "README.md").write_text(text)
+    (tmp_path / "README.md").write_bytes(text)
     assert names_of(tmp_path) == ["train.jsonl"]
 
 

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from prefillshare.errors import UserError
 from prefillshare.training.tokens import other_tokens
-from tests.training.tiny import CHATML, byte_tokenizer, save_base
+from tests.training.tiny import CHATML, byte_tokenizer, save_base, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,16 @@ def test_the_same_tokens_may_be_written_in_another_way(base: Path, tuned: Path) 
 def test_a_folder_without_a_tokenizer_says_nothing(base: Path, tuned: Path) -> None:
     (tuned / "tokenizer.json").unlink()
     assert other_tokens("start_from", base, tuned) is None
+
+
+def test_an_adapters_folder_without_a_config_is_read_as_the_base(tuned: Path, tmp_path: Path) -> None:
+    """Without one, the class is that of tokenizer_config.json, which may cut text in another way."""
+    named = save_base(tmp_path / "base", tiny_model(architecture="mistral"))
+    for folder in (named, tuned):
+        file = folder / "tokenizer_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"tokenizer_class": "LlamaTokenizer"}))
+    (tuned / "config.json").unlink()
+    assert other_tokens("start_from", named, tuned) is None
 
 
 def without_pre_tokenizer(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -57,7 +57,7 @@ def create_app(
 
     Raises:
         UserError: a key is missing or cannot be read, `settings.placement` names a rule that does not exist or gives it
-            what it does not take, or traces are asked for and OpenTelemetry is not installed.
+            what it does not take, or traces are asked for and OpenTelemetry is not installed or refuses a variable.
     """
     assembly = Assembly(
         settings,

@@ -11,10 +11,11 @@ from prefillshare.router_config import LimitsConfig
 MAX_CONTAINERS = 200_000  # objects and lists in a body; each takes some hundred bytes of memory
 
 # A worker goes through these in its loop with every token, while all of its answers wait: for some 40 ms with two
-# million tokens to stop at, for a second and more with patterns of up to 8,000 tokens, since that grows with the square
-# of their length. With these limits it is 20 us, and at most 1 ms.
+# million tokens to stop at, for a second and more with patterns of up to 8,000 tokens, since it looks for every length.
+# With these limits it is 20 us, and at most 1 ms.
 MAX_STOP_TOKEN_IDS = 1_024
-MAX_REPETITION = 256  # tokens at an answer's end that are compared: `max_pattern_size` x `min_count`
+MAX_REPETITION_TOKENS = 1_024  # at an answer's end: `max_pattern_size` x `min_count`
+MAX_REPETITION_WORK = 32_768  # so many tokens are compared: those, for each length up to `max_pattern_size`
 
 _CONTAINERS = frozenset({dict, list})  # what JSON is parsed to, exactly
 _GRAMMARS = ("response_format", "structured_outputs")
@@ -72,9 +73,15 @@ def _check_ends(body: Mapping[str, Any]) -> None:
     for name, value in (("max_pattern_size", size), ("min_count", count)):
         if isinstance(value, str):  # a worker reads "8000" as a number
             raise bad_request(f"`{field}.{name}` must be a number.", field)
-    if isinstance(size, int | float) and isinstance(count, int | float) and int(size) * int(count) > MAX_REPETITION:
-        found = f"`max_pattern_size` {size!r:.20} x `min_count` {count!r:.20}"
-        raise bad_request(f"`{field}` has {found}; at most {MAX_REPETITION} is accepted.", field)
+    if not isinstance(size, int | float) or not isinstance(count, int | float):
+        return
+    tokens = int(size) * int(count)
+    if tokens > min(MAX_REPETITION_TOKENS, MAX_REPETITION_WORK // max(int(size), 1)):
+        raise bad_request(
+            f"`{field}` has `max_pattern_size` {size!r:.20} and `min_count` {count!r:.20}; their product may be "
+            f"{MAX_REPETITION_TOKENS} at most, and that times `max_pattern_size` again {MAX_REPETITION_WORK}.",
+            field,
+        )
 
 
 def _size(value: Any) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
+from math import inf
 from typing import Literal
 
 
@@ -38,14 +39,16 @@ class OnWorker:
     cut: Callable[[], None]
     for_worker: bool = True  # False while the client has yet to take what the worker has sent, or before its turn
     turn_s: float | None = None  # how long it has waited for its turn, where there are any
+    since: float = 0.0  # when its wait for the worker began, or that of a call that it goes on for
+    refused: bool = False  # the worker has answered, though with no sign that its engine lives
 
 
 @dataclass(slots=True)
 class _State:
     faults: dict[Fault, str] = field(default_factory=_unchecked)  # with the reasons; up means none
     heard: float = field(default_factory=time.monotonic)  # when it last sent something of an answer
-    awaited_since: float = 0.0  # when calls began to wait for it, by the same clock
-    awaited_until: float = 0.0  # when the last call left it
+    # Of the calls that have left it without an answer: when their wait began, and when the last one left.
+    given_up: tuple[float, float] = (0.0, -inf)
     calls: set[OnWorker] = field(default_factory=set)
     since: float = field(default_factory=time.time)  # when it went up or down, in seconds since 1970
     losses: int = 0  # how often it has gone down
@@ -191,25 +194,27 @@ class Pool:
     @contextmanager
     def waiting(self, worker: Worker, cut: Callable[[], None]) -> Iterator[OnWorker]:
         """Around a call in flight. `cut` is called when it must not wait for the worker any longer."""
-        self._begins_to_wait(worker)
-        calls = self._states[worker.name].calls
-        call = OnWorker(cut)
-        calls.add(call)
+        state = self._states[worker.name]
+        call = OnWorker(cut, since=self._wait_began(state))
+        state.calls.add(call)
         try:
             yield call
         finally:
-            calls.discard(call)
-            self._states[worker.name].awaited_until = time.monotonic()
+            state.calls.discard(call)
+            if call.for_worker and not call.refused:
+                state.given_up = (min(call.since, self._wait_began(state)), time.monotonic())
 
     def wait_for(self, worker: Worker, call: OnWorker) -> None:
         """From now on the call waits for the worker, which has had nothing to do for it until now."""
-        self._begins_to_wait(worker)
+        call.since = self._wait_began(self._states[worker.name])
         call.for_worker = True
 
-    def _begins_to_wait(self, worker: Worker) -> None:
-        state, now = self._states[worker.name], time.monotonic()
-        if not self.is_awaited(worker) and now - state.awaited_until > _SAME_WAIT_S:
-            state.awaited_since = now
+    @staticmethod
+    def _wait_began(state: _State) -> float:
+        """Of a call that begins to wait now."""
+        now = time.monotonic()
+        since, left = state.given_up
+        return since if now - left <= _SAME_WAIT_S else now
 
     def is_awaited(self, worker: Worker) -> bool:
         """Whether a call waits for the worker, and not just for its client."""
@@ -234,9 +239,10 @@ class Pool:
         return time.monotonic() - self._states[worker.name].heard
 
     def keeps_waiting_s(self, worker: Worker) -> float:
-        """For how long calls have waited for `worker` and it has sent nothing of any answer."""
-        state = self._states[worker.name]
-        return time.monotonic() - max(state.heard, state.awaited_since)
+        """For how long a call has waited for `worker` and it has sent nothing of any answer; 0 without such a call."""
+        state, now = self._states[worker.name], time.monotonic()
+        since = min((call.since for call in state.calls if call.for_worker), default=now)
+        return now - max(state.heard, since)
 
     def mark_up(self, worker: Worker, fault: Fault = "health") -> bool:
         """Takes the fault back. Returns whether the worker is up by that."""

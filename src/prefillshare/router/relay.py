@@ -254,6 +254,7 @@ class Relay:
                     try:
                         if response.status != 200:
                             refusal = await _read(response, worker, self._timeout_s)
+                            on_worker.refused = True
                             raise worker_refused(worker.name, response.status, refusal)
                         yield response, on_worker
                     finally:

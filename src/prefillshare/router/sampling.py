@@ -48,6 +48,8 @@ def check_sampling(endpoint: Endpoint, body: Mapping[str, Any]) -> None:
         value = _number(body.get(field))
         if value is not None and not allowed.holds(value):
             raise out_of_range(field, f"is {value!r:.20}", f"must be {allowed.text}")
+    if _reads_as_zero(body.get(length)):
+        raise out_of_range(length, f"is {body[length]!r:.20}", f"must be {_LENGTH.text}")
     _check_least_length(endpoint, body, length)
     _check_log_probabilities(endpoint, body)
     for field in ("stop", "bad_words"):
@@ -90,7 +92,9 @@ def _check_tool_choice(choice: object, tools: object) -> None:
     if choice in (None, "none"):
         return
     if not tools:
-        raise out_of_range("tool_choice", "is there without `tools`", 'must be left out then, or be "none"')
+        raise out_of_range(
+            "tool_choice", "has no `tools` to choose from", "must be left out then, as an empty list must"
+        )
     named = choice.get("function") if isinstance(choice, dict) else None
     name = named.get("name") if isinstance(named, dict) else None
     if choice not in ("auto", "required") and isinstance(tools, list) and name not in map(_name_of, tools):
@@ -114,6 +118,11 @@ def _check_schema(form: object) -> None:
         if not isinstance(given, dict) or given.get(part) is None:
             what = f"is of the type json_schema and has no `json_schema.{part}`"
             raise out_of_range("response_format", what, "must have one")
+
+
+def _reads_as_zero(value: object) -> bool:
+    """To a worker, whose refusal would look like that of a prompt that fills the context."""
+    return value is False or (isinstance(value, str) and value.strip().strip("+-0") == "" != value.strip())
 
 
 def _number(value: object) -> float | None:

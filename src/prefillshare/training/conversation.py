@@ -174,11 +174,10 @@ def _without_white_space(prompt: str, whole: str, content: str, tokenizer: PreTr
     (`<|im_end|>` of a base that ends in `<|endoftext|>`), but not the line break behind them: the client's next request
     would have it in the answer, where the contexts of training have none.
     """
-    response = whole[len(prompt) :]
-    if tokenizer.eos_token in response:
-        return whole  # and is cut there
-    own = len(content) if response.startswith(content) else 0  # white space that the message itself ends in stays
-    return whole[: len(prompt) + max(own, len(response.rstrip()))]
+    response, eos, _ = whole[len(prompt) :].partition(tokenizer.eos_token)
+    begin = response.rfind(content) if content else -1
+    own = begin + len(content) if begin >= 0 else 0  # white space that the message itself ends in stays
+    return whole[: len(prompt)] + response[: max(own, len(response.rstrip()))] + eos
 
 
 def _check_end(response: str, field: str, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -5,6 +5,7 @@ Without one, names decide (train.jsonl, test-00000-of-00002.parquet), and where 
 are for training.
 """
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ _OTHER_ROWS = (
     ".csv", ".tsv", ".arrow", ".feather", ".xlsx", ".pkl", ".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip", ".tar", ".7z",
 )  # fmt: skip
 _README = "README.md"
+_CONFIGS = re.compile(r"---\s*\n(?:(?!---).*\n)*?configs:")  # in the front matter
 
 
 class _Splits(NamedTuple):
@@ -82,7 +84,7 @@ def _by_name(folder: Path, place: Path) -> dict[str, list[str]]:
 def _told(folder: Path, place: Path) -> _Splits | None:
     """What the README says; None where it says nothing of files."""
     file = folder / _README
-    if not file.is_file():
+    if not file.is_file() or not _CONFIGS.match(file.read_text(encoding="utf-8", errors="replace")):
         return None
     from datasets import data_files
     from datasets.utils.metadata import MetadataConfigs

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from prefillshare.errors import UserError
 from prefillshare.training.models import some_of
@@ -28,9 +28,11 @@ def other_tokens(field: str, base: Path, folder: Path) -> str | None:
     """
     if not (folder / "tokenizer.json").is_file():
         return None
-    ours = AutoTokenizer.from_pretrained(base)
+    # By the base's config, which no adapter's folder has, and without Mistral's own files: both decide the class.
+    alike = {"config": AutoConfig.from_pretrained(base), "mistral_format": False}
+    ours = AutoTokenizer.from_pretrained(base, **alike)
     try:
-        theirs = AutoTokenizer.from_pretrained(folder)
+        theirs = AutoTokenizer.from_pretrained(folder, **alike)
     except Exception as error:  # of several libraries
         raise UserError(
             f"{field}: cannot read the tokenizer in {folder}: {error}; take its files out if it is the base's"

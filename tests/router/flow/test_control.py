@@ -32,6 +32,7 @@ TOKENS = 100  # of a call: 90 of its prompt, 10 of its answer
 class FakeCapacities:
     def __init__(self) -> None:
         self.kv: dict[str, int] = {}
+        self.silent: set[str] = set()
         self.capacity = Capacity()
 
     def kv_limit(self, worker: Worker) -> int | None:
@@ -39,6 +40,9 @@ class FakeCapacities:
 
     def of(self, worker: Worker) -> Capacity:
         return self.capacity
+
+    def has_told(self, worker: Worker) -> bool:
+        return worker.name not in self.silent
 
 
 class Bench:
@@ -414,6 +418,17 @@ async def test_a_key_that_floods_the_queue_starves_nobody() -> None:
     await bench.end("flood 0")
     await bench.end(bench.log[-1])
     assert "quiet" in bench.log[:3]
+
+
+@pytest.mark.parametrize("silent", ["sql-0", "p"])
+async def test_nobody_is_refused_by_the_room_of_workers_that_have_not_said_what_they_hold(silent: str) -> None:
+    bench = Bench(queue_share=1.0)
+    bench.capacities.silent.add(silent)
+    calls = [bench.call(str(number)) for number in range(9)]
+    await settle()
+    assert not any(call.done() for call in calls)
+    bench.capacities.silent.clear()
+    assert (await refusal(bench.call("one more"))).code == "overloaded"
 
 
 async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:

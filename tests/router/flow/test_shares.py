@@ -1,10 +1,13 @@
 """Equal shares of tokens, whichever models tenants call."""
 
+import asyncio
 from collections import Counter, deque
 from typing import Any, NamedTuple
 
 import pytest
 
+from prefillshare.router.call import Call
+from prefillshare.router.flow.ticket import Ticket
 from tests.router.flow.test_control import Bench, settle
 
 TOKENS = 30_000
@@ -88,3 +91,47 @@ async def test_what_a_tenant_gets_elsewhere_costs_it_nothing_where_a_decode_pool
     shares = await let_in(bench, [Wish("a", "json", 100), Wish("a", "sql", 100), Wish("b", "sql", 100)])
     assert shares["a", "json"] > 5 * shares["b", "sql"]
     assert shares["a", "sql"] == pytest.approx(shares["b", "sql"], abs=300)
+
+
+class InLegs(Bench):
+    """Its calls give back what they hold on the prefill worker before they end."""
+
+    def __init__(self, **config: Any) -> None:
+        super().__init__(**config)
+        self.prefilling: dict[str, asyncio.Event] = {}
+
+    async def legs(self, call: Call, ticket: Ticket, end: asyncio.Event) -> None:
+        prefilled = self.prefilling[call.request_id] = asyncio.Event()
+        await prefilled.wait()
+        ticket.prefilled()
+        await end.wait()
+
+
+async def test_a_full_decode_pool_is_shared_by_what_tenants_had_of_it_though_prefill_workers_are_full_too() -> None:
+    """One of them floods another model: it must not stand back here for that."""
+    bench = InLegs(decode=10**6, prefill=900, max_wait_s=10_000.0)
+    bench.capacities.kv["sql-0"] = 300
+    wishes = [Wish("a", "json", 300), Wish("a", "sql", 100), Wish("b", "sql", 100)]
+    calls = [
+        bench.call(f"{wish.tenant}-{wish.model}-{n}", wish.model, wish.tenant, wish.tokens)
+        for wish in wishes
+        for n in range(600)
+    ]
+    await settle()
+    decoding = deque[tuple[int, str]]()
+    for step in range(500):
+        name = next(iter(bench.prefilling))
+        bench.prefilling.pop(name).set()
+        await settle()
+        if "-json-" in name:
+            await bench.end(name)
+        else:
+            decoding.append((step, name))
+        while decoding and decoding[0][0] <= step - 8:
+            await bench.end(decoding.popleft()[1])
+    found = Counter(name.rpartition("-")[0] for name in bench.log)
+    for call in calls:
+        call.cancel()
+    assert found["a-json"] > 200
+    assert found["a-sql"] + found["b-sql"] > 100
+    assert found["a-sql"] == pytest.approx(found["b-sql"], rel=0.1)

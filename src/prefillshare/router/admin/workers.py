@@ -81,8 +81,8 @@ class WorkerChanges:
         pool, worker = self.find(name)
         self._check_not_the_last(pool, worker, options)
         with pool.leaving(worker):
-            idle = await until(lambda: self._fleet.is_idle(pool, worker), options.wait_s)
-            if not (idle or options.force):
+            done = await until(lambda: not _is_here(pool, worker) or self._fleet.is_idle(pool, worker), options.wait_s)
+            if not (done or options.force):
                 raise busy(f"Worker {name}", pool.in_flight(worker) + self._fleet.handoffs(worker))
         # Nothing happens between here and the end, so it is given no call.
         if self.find(name)[1] is not worker:
@@ -97,6 +97,11 @@ class WorkerChanges:
                 "models answer 503. Add another one first, or do it all the same with ?force=true."
             )
             raise RouterError(409, message, code="last_worker")
+
+
+def _is_here(pool: Pool, worker: Worker) -> bool:
+    """The worker itself, not another of its name."""
+    return any(each is worker for each in pool.workers)
 
 
 def _not_found(message: str) -> RouterError:

@@ -61,13 +61,17 @@ class Capacities:
         known = self._known.get(worker.name)
         return known[1] if known else Capacity()
 
+    def has_told(self, worker: Worker) -> bool:
+        """Whether it has been asked, whatever it has said."""
+        return worker.name in self._known
+
     def kv_limit(self, worker: Worker) -> int | None:
         """How many tokens of KV calls in flight may need on the worker; None where it does not tell its size.
 
         0 until it has been asked for the first time, when the other limits are not set either: it gets one call at a
         time, as any worker with nothing in flight does, and not the whole queue.
         """
-        if worker.name not in self._known:
+        if not self.has_told(worker):
             return 0
         if worker.role == "decode" and self._settings.decode_tokens:
             return self._settings.decode_tokens
@@ -98,7 +102,8 @@ class Capacities:
             async with self._http.get(f"{worker.url}/v1/models", timeout=timeout) as answer:
                 context = context_in(await answer.json()) if _says(answer) else None
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-            self._note_failure(worker, losses, error)
+            if worker in pool.workers:
+                self._note_failure(worker, losses, error)
             return
         if worker not in pool.workers:
             return

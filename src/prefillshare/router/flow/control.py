@@ -110,17 +110,25 @@ class FlowControl:
     def freed(self) -> None:
         """Lets in whoever has room now. To be called when that may have changed."""
         blocked: set[Pool] = set()
-        full_decode: set[Pool] = set()
         while entry := self._next(blocked):
             queued = entry.item
             if queued.outcome.done():  # it was cancelled and has not run since
                 self._queues.remove(entry)
             elif down := next((pool for pool in (queued.route.decode, queued.route.prefill) if not pool.ready()), None):
                 self._refuse(entry, "no_worker", no_worker_up(down.name, down.why_down()))
-            elif full := self._let_in(entry):
-                blocked |= {full, queued.route.decode}
-                full_decode |= {full} & {queued.route.decode}
-        self._queues.full = full_decode
+            else:
+                full = self._let_in(entry)
+                blocked |= {full, queued.route.decode} if full else set()
+                self._note_room(queued.route.decode, full)
+
+    def _note_room(self, decode: Pool, full: Pool | None) -> None:
+        """Whether the pool's calls wait for decode workers, by the last one of them that was looked at; while nobody
+        can be prefilled, none is."""
+        waiting = self._queues.first(decode)
+        if full is decode:
+            self._queues.full.add(decode)
+        elif full or not waiting or next(self._decoders(waiting.item), None):
+            self._queues.full.discard(decode)
 
     def removed(self, model: str) -> None:
         """The model is served no longer. Its calls that wait learn it now: no room that gets free would help them."""
@@ -258,6 +266,8 @@ class FlowControl:
         """Keeps the queue within its limits; who has to go need not be the newcomer."""
         queued, settings = newcomer.item, self._settings
         pool = queued.route.decode
+        if not all(map(self._capacities.has_told, (*pool.ready(), *queued.route.prefill.ready()))):
+            return  # what they hold is known in a second; by one call at a time, nearly all of these would have to go
         queue, rivals = self._queues.of(pool), self._rivals(queued.route)
         in_flight = _in_flight(rivals)
         limited = sum(self._queues.of(rival).limited().tokens for rival in rivals)

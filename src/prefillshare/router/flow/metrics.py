@@ -92,7 +92,8 @@ class _Gauges(Collector):
             "of prompts until they are pulled (prefill), of prompts and answers (decode).",
         )
         most_held = worker(
-            "prefillshare_worker_kv_limit_tokens", "How many may be; absent where the worker does not tell its size."
+            "prefillshare_worker_kv_limit_tokens",
+            "How many may be: 0 until it has been asked, absent where the worker does not tell its size.",
         )
         density = GaugeMetricFamily(
             "prefillshare_prompt_bytes_per_token",
