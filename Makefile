@@ -85,7 +85,7 @@ accuracy: setup  ## The table of docs/accuracy.md (hours on a small CPU; resumes
 	$(BIN)/python -m experiments.accuracy run
 	$(BIN)/python -m experiments.accuracy table
 
-simulation: setup  ## The figures of docs/simulation.md, but for the cluster's (about 12 minutes)
+simulation: setup  ## The figures of docs/simulation.md, but for the cluster's (about 20 minutes)
 	$(BIN)/python -m experiments.simulation react
 	$(BIN)/python -m experiments.simulation reflexion
 	$(BIN)/python -m experiments.simulation tool_heavy

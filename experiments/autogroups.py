@@ -8,6 +8,7 @@ whose `runs` then take the place of those there:
     prefillshare bench run artifacts/autogroups/on --base artifacts/base --matrix docs/results/autogroups/matrix.json
 """
 
+import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -40,6 +41,11 @@ def table(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 
 
 def main() -> int:
+    argparse.ArgumentParser(
+        prog="python -m experiments.autogroups",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args()
     try:
         runs = {name: rows for name in ("on", "off") for _, rows in recorded(RESULTS / name)}
     except UserError as error:

@@ -28,7 +28,7 @@ def details(families: list[FamilyResult], records: list[Record]) -> str:
 
 
 def _seeds_table(families: list[FamilyResult]) -> list[str]:
-    lines = ["", "## By seed", "", "Test items as above; each interval is over this seed's items alone:", ""]
+    lines = ["", "## By seed", "", "Test items; each interval is over this seed's items alone:", ""]
     head = "| family | seed | " + " | ".join(NAMES[key] for key in ("full", "naive", "decode"))
     lines += [f"{head} | decode - full | naive - full |", "|---" * 7 + "|"]
     for result in families:

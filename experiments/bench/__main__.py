@@ -19,8 +19,7 @@ limits | models | float32 | small-steps | short-contexts | repeats | publish | g
                     tables.md with all figures beside the records, from these in docs/results/bench, or from those of a
                     folder, which are copied there, with the runs of further folders in place of its own
                     (`publish artifacts/bench/full artifacts/bench/together`). All but `full` and `together` have
-                    folders and tables of their own, but for `short` and `models`, which have none: their reports are
-                    in artifacts/bench/
+                    folders and tables of their own, but for `short`, which has none: its report is in artifacts/bench/
     glance          the tables of all machines: in README.md the ranges, in docs/bench.md what sharing is worth on each,
                     in docs/bench-results.md what they are; `publish` writes them too
 

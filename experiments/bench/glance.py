@@ -41,12 +41,12 @@ def glance(page: Path) -> str:
 
 
 def ranges(_: Path) -> str:
-    """A row a workload, closed loops alone: the lowest and the highest of all machines and repeats, each at the highest
-    load at which `shared` stands beside the baseline."""
+    """A row a workload, closed loops of four models alone: the lowest and the highest of all machines and repeats, each
+    at the highest load at which `shared` stands beside the baseline."""
     loads: dict[str, set[str]] = defaultdict(set)
     found: dict[tuple[str, SystemName, str], list[tuple[list[float], bool]]] = defaultdict(list)
     for folder in MACHINES:
-        for name, panel, load, within in _compared(folder):
+        for name, panel, load, within in _compared(folder, models=4):
             if not panel.is_open:
                 loads[name].add(in_figures(load))
                 for baseline in BASELINES:
@@ -71,9 +71,10 @@ def _head() -> str:
     return " | ".join(f"against {each}: {name}" for each in BASELINES.values() for name in _BETTER.values())
 
 
-def _compared(folder: str) -> Iterator[tuple[str, Panel, str, list[Figures]]]:
-    """The rows of one machine: the workload's name, where it is shown, its load, and the runs."""
-    runs = read_runs(places.PUBLISHED.with_name(folder), Slo())
+def _compared(folder: str, models: int | None = None) -> Iterator[tuple[str, Panel, str, list[Figures]]]:
+    """The rows of one machine: the workload's name, where it is shown, its load, and the runs. With `models`, of so
+    many alone."""
+    runs = [run for run in read_runs(places.PUBLISHED.with_name(folder), Slo()) if models in (None, run.models)]
     for panel, shown in by_panel(runs).items():
         for load, within in _highest_beside_baselines(panel, shown).items():
             yield title(panel, runs), panel, load, within

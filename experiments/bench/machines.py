@@ -21,9 +21,20 @@ MACHINES = {
     "bench-float32": ("AVX2, float32", "on-cores-without-bfloat16-units"),
     "bench-small-steps": ("AVX2, float32, steps of 256 tokens", "ordinary-vllms-with-short-steps"),
     "bench-short-contexts": ("AVX2, float32", "short-contexts-without-bfloat16-units"),
-    "bench-repeats": ("AVX2, float32", "react-with-repeats-and-one-ordinary-vllm-with-all-adapters"),
+    "bench-repeats": ("AVX2, float32, repeats", "react-with-repeats-and-one-ordinary-vllm-with-all-adapters"),
+    "bench-models": ("Xeon without bfloat16 units, float32", "one-two-and-four-models"),
 }
-_HEAD = ("runs", "folder", "processor", "runs of", "costs of", "decode step, ms", "prompt, s", "autogroups", "turns")
+_HEAD = (
+    "runs",
+    "folder",
+    "processor",
+    "measured on",
+    "costs measured on",
+    "decode step, ms",
+    "prompt, s",
+    "autogroups",
+    "turns",
+)
 _TOKENS = 1000  # of the prompt, and before the decode step
 
 

@@ -78,7 +78,8 @@ def all_tables(runs: Sequence[Figures]) -> str:
 
 def title(panel: Panel, runs: Sequence[Figures]) -> str:
     """Without the number of models where all runs have the same."""
-    models = f", {panel.models} models" if len({each.models for each in runs}) > 1 else ""
+    several = len({each.models for each in runs}) > 1
+    models = f", {panel.models} model{'s' * (panel.models > 1)}" if several else ""
     return f"{panel.workload}{models}{', open loop' if panel.is_open else ''}{panel.how}"
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from experiments.bench import glance
 from experiments.bench.machines import MACHINES
-from experiments.bench.matrices import BOTH_CORES, FLOAT32, LIMITS, REPEATS, SHORT_CONTEXTS, SMALL_STEPS
+from experiments.bench.matrices import BOTH_CORES, FLOAT32, LIMITS, MODELS, REPEATS, SHORT_CONTEXTS, SMALL_STEPS
 from experiments.bench.places import ALL_FIGURES, PAGES, ROOT
 from experiments.bench.publish import OWN_START, START, all_figures
 from experiments.bench.summary import summary
@@ -24,6 +24,7 @@ PUBLISHED = {
     "both-cores": BOTH_CORES,
     "limits": LIMITS,
     "small-steps": SMALL_STEPS,
+    "models": MODELS,
 }
 
 
