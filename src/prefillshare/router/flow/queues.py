@@ -63,7 +63,8 @@ class Queues:
         """
         by_turn = sorted(heads, key=lambda head: self._queues[head.item.route.decode].turn(head))
         tags = [self._tag(head) for head in by_turn]
-        return [head for head, tag in zip(by_turn, tags, strict=True) if tag == min(tags)]
+        lowest = min(tags, default=0.0)
+        return [head for head, tag in zip(by_turn, tags, strict=True) if tag == lowest]
 
     def _tag(self, entry: Entry[QueuedCall]) -> float:
         return self._of_prefill(entry.item.route.prefill).tag(entry.key)
